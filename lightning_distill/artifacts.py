@@ -1,0 +1,121 @@
+"""What is worth making once: trained teachers, tokenizers, tokenized data.
+
+An artifact is a folder `<outputs>/artifacts/<kind>/<key>/`. Its key is a hash of everything that
+determines its content, so a change of any setting makes another artifact and never overwrites one.
+It is written under a lock into `<key>.partial/` and renamed when complete: what has the final name
+is whole. Its manifest holds a checksum of every file, which is compared before each use.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def key_of(made_from: dict[str, Any]) -> str:
+    """16 hexadecimal digits that change whenever anything in `made_from` does."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    folder: Path
+    key: str
+    seconds: float  # spent on making it now; 0 where it was there already
+
+
+class Store:
+    """The artifacts below one outputs folder, shared by all jobs and processes that use it."""
+
+    def __init__(self, outputs: str | Path) -> None:
+        self.root = Path(outputs).resolve() / "artifacts"
+
+    def folder(self, kind: str, made_from: dict[str, Any]) -> Path:
+        return self.root / kind / key_of(made_from)
+
+    def find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
+        """The artifact if it exists and is undamaged."""
+        folder = self.folder(kind, made_from)
+        return Artifact(folder, folder.name, 0.0) if _intact(folder) else None
+
+    def get(
+        self, kind: str, made_from: dict[str, Any], make: Callable[[Path], None]
+    ) -> Artifact:
+        """The artifact, made by `make(folder)` unless it exists; made once however many ask.
+
+        `make` may find what an interrupted attempt left in its folder, and go on from there.
+        """
+        if found := self.find(kind, made_from):
+            return found
+        folder = self.folder(kind, made_from)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, kind):
+            if found := self.find(kind, made_from):  # made by another process while we waited
+                return found
+            if folder.exists():
+                log.warning("%s is damaged and is made again", folder)
+                shutil.rmtree(folder)
+            partial = folder.with_name(f"{folder.name}.partial")
+            partial.mkdir(exist_ok=True)
+            start = time.perf_counter()
+            make(partial)
+            seconds = time.perf_counter() - start
+            _write_manifest(partial, kind, made_from, seconds)
+            os.replace(partial, folder)
+        return Artifact(folder, folder.name, seconds)
+
+@contextmanager
+def _locked(folder: Path, kind: str) -> Iterator[None]:
+    # The operating system frees the lock of a process that died.
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for the %s %s, which another process is making", kind, folder.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return all(hash_of(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _write_manifest(folder: Path, kind: str, made_from: dict[str, Any], seconds: float) -> None:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    manifest = {
+        "kind": kind,
+        "made_from": made_from,
+        "seconds": round(seconds, 3),
+        "versions": {p: version(p) for p in ("lightning_distill", "torch", "transformers")},
+        "files": {str(f.relative_to(folder)): hash_of(f) for f in files},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

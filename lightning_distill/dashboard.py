@@ -1,0 +1,131 @@
+"""What a person watches while it runs: the trackers and the progress bar."""
+
+import logging
+import netrc
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import transformers
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+# Said once for each trainer or model of a sweep, and nothing to act on.
+for message in (".*logs directory.*not empty.*", ".*LeafSpec.*", ".*does not have many workers.*"):
+    warnings.filterwarnings("ignore", message)
+transformers.utils.logging.disable_progress_bar()
+
+INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
+
+
+class Progress(TQDMProgressBar):
+    """One bar for the whole of a training run, with the time left."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(refresh_rate=10)
+        self.role = role
+
+    @property
+    def train_description(self) -> str:
+        return f"training {self.role}"
+
+    @property
+    def test_description(self) -> str:
+        return f"evaluating {self.role}"
+
+
+    def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        # Lightning says "Epoch 0"; a run is one epoch, so that says nothing.
+        self.train_progress_bar.set_description(self.train_description)
+
+
+def progress(role: str) -> list[Callback]:
+    """A progress bar where somebody can see it move; none in a file."""
+    return [Progress(role)] if sys.stderr.isatty() else []
+
+
+def start_loggers(
+    cfg: DictConfig, job_type: str, folder: Path, name: str, group: str
+) -> list[Logger]:
+    """The loggers of `logger=`, writing below `folder`; W&B offline if there is no key.
+
+    job_type: teacher or student. group: a sweep's jobs share one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = []
+    for node in cfg.logger.values():
+        if node["_target_"].endswith("WandbLogger"):
+            loggers.append(_start_wandb(cfg, node, job_type, folder, name, group))
+        else:
+            loggers.append(instantiate(node, save_dir=str(folder)))
+    return loggers
+
+
+def finish_loggers(loggers: list[Logger], results: dict[str, Any]) -> None:
+    """Writes the final numbers to W&B's summary and closes its run, so that the next job of a
+    sweep in this process does not go on writing into it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(results)
+            logger.experiment.finish()
+
+
+def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and samples:
+            columns = list(samples[0])
+            logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
+
+
+def _start_wandb(
+    cfg: DictConfig, node: Any, job_type: str, folder: Path, name: str, group: str
+) -> WandbLogger:
+    import wandb
+
+    def start(offline: bool) -> WandbLogger:
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT)
+        logger: WandbLogger = instantiate(node, _partial_=True)(
+            name=name,
+            save_dir=str(folder),
+            offline=offline,
+            group=group,
+            job_type=job_type,
+            config=OmegaConf.to_container(cfg, resolve=True),
+            settings=settings,
+            reinit="finish_previous",
+        )
+        _ = logger.experiment  # starts the run
+        return logger
+
+    offline = os.environ.get("WANDB_MODE") == "offline" or not _has_wandb_key()
+    try:
+        logger = start(offline)
+    except Exception as error:  # a refused key, a server that is away: of many kinds
+        if offline:
+            raise
+        log.warning("W&B cannot be reached (%s): this run is logged offline", error)
+        logger = start(offline=True)
+    run = logger.experiment
+    if run.offline:
+        log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)
+    else:
+        log.info("W&B: %s", run.url)
+    return logger
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,58 @@
+"""Documents into one stream of tokens, and the stream into blocks of equal length."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+IGNORED = -100  # a label that carries no loss
+
+
+@dataclass(frozen=True)
+class Blocks(Dataset[dict[str, Tensor]]):
+    """A split, cut into blocks of T tokens and the T that follow each of them.
+
+    tokens: [S] all documents of the split, each closed by the end-of-text token.
+    documents: [S] the number of the document that a token belongs to.
+    A block's label at t is the token after its input at t, also over the block's end, so that
+    every token of the split but the first is predicted once.
+    """
+
+    tokens: Tensor
+    documents: Tensor
+    sequence_length: int
+    isolate_documents: bool
+
+    def __len__(self) -> int:
+        # The last block may be short; it is filled up with labels that carry no loss.
+        return -(-(len(self.tokens) - 1) // self.sequence_length)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """input_ids, labels and position_ids of one block, each [T]."""
+        T = self.sequence_length
+        start = index * T
+        stop = min(start + T, len(self.tokens) - 1)
+        filler = torch.zeros(T - (stop - start), dtype=torch.long)
+        input_ids = self.tokens[start:stop].long()
+        labels = self.tokens[start + 1 : stop + 1].long()
+        position_ids = torch.arange(T)
+        if self.isolate_documents:
+            # A first token is not predicted from another document, and each document's
+            # positions start at 0, which is how transformers' attention knows them apart.
+            documents = self.documents[start : stop + 1]
+            labels = labels.masked_fill(documents[1:] != documents[:-1], IGNORED)
+            position_ids[: stop - start] -= _starts(documents[:-1])
+        return {
+            "input_ids": torch.cat([input_ids, filler]),
+            "labels": torch.cat([labels, filler + IGNORED]),
+            "position_ids": position_ids,
+        }
+
+
+def _starts(documents: Tensor) -> Tensor:
+    """For each position the index at which its document begins: [T] to [T]."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[1:] = documents[1:] != documents[:-1]
+    index = torch.arange(len(documents))
+    return torch.where(begins, index, 0).cummax(0).values

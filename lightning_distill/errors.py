@@ -1,0 +1,104 @@
+"""What went wrong, in a line that says what to type instead."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lightning_distill import ConfigError
+
+# In a wheel the configs lie inside the package, in a checkout beside it.
+HERE = Path(__file__).resolve().parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+def explain(error: BaseException) -> str | None:
+    """The message for a mistake that the user can mend; None for any other error."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, ConfigError):
+            return str(link)
+        if isinstance(link, MissingMandatoryValue):
+            key = str(link).removeprefix("Missing mandatory value:").split()[0]
+            return f"{key} is not set; give {key}=<value>."
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            return _no_such_option(link)
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException) and "is not in struct" in str(link):
+            return _no_such_key(error, str(link.full_key))
+        if type(link).__name__ == "MisconfigurationException":  # Lightning's; not imported here
+            return f"trainer: {_first_line(link)}"
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__
+        if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
+            return f"{_first_line(error)} ({cause})"
+        return None
+    if isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException):
+        return _first_line(error)
+    return None
+
+
+def nearest(key: str, value: Any, names: Iterable[str]) -> ConfigError:
+    """For a value that is none of a few names."""
+    return ConfigError(f"{key}={value} does not exist.{_did_you_mean(str(value), list(names))}")
+
+
+def _did_you_mean(word: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(word, names, 1, 0.5)
+    return (f" Did you mean {near[0]}?" if near else "") + f" There is: {', '.join(sorted(names))}."
+
+
+def _no_such_option(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    names = [str(name) for name in error.options or []]
+    if not group:
+        return _first_line(error)
+    return f"{group}={option} does not exist.{_did_you_mean(option, names)}"
+
+
+def _no_such_key(error: BaseException, key: str) -> str:
+    near = difflib.get_close_matches(key, set(_all_keys()), 1, 0.6)
+    hint = f" Did you mean {near[0]}?" if near else " `lightning-distill --cfg job` shows all."
+    return f"There is no setting {key}.{hint}"
+
+
+def _all_keys() -> Iterator[str]:
+    """Every dotted key that some choice of the committed configs has."""
+    yield from _keys(OmegaConf.load(CONF / "config.yaml"))
+    for file in CONF.rglob("*.yaml"):
+        group = file.relative_to(CONF).parts[0]
+        roles = {"model": ("teacher", "student"), "optimizer": ("optimizer", "teacher.optimizer")}
+        roles["schedule"] = ("schedule", "teacher.schedule")
+        if group not in ("config.yaml", "experiment", "sweep", "hydra"):
+            for role in roles.get(group, (group,)):
+                yield role
+                yield from _keys(OmegaConf.load(file), f"{role}.")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key not in ("defaults", "_target_", "_partial_"):
+                yield f"{prefix}{key}"
+                if not OmegaConf.is_missing(node, key):
+                    yield from _keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else repr(error)

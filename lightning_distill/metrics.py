@@ -1,0 +1,71 @@
+"""What is measured on the held-out split, over torchmetrics' accumulators."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassCalibrationError
+
+from lightning_distill.data.packing import IGNORED
+from lightning_distill.losses import forward_kl
+
+BINS = 15  # of the calibration error (Guo et al. 2017)
+
+
+class Quality(nn.Module):
+    """One model against the text: nll in nats a token, perplexity, bits a byte, calibration error.
+
+    The calibration error is the expected one (ECE, Guo et al. 2017, eq. 3): |accuracy −
+    confidence| of the most probable token, averaged over 15 bins of confidence.
+    """
+
+    def __init__(self, vocab_size: int, bytes_per_token: float) -> None:
+        super().__init__()
+        self.bytes_per_token = bytes_per_token
+        self.nll = MeanMetric()
+        self.calibration = MulticlassCalibrationError(
+            vocab_size, n_bins=BINS, norm="l1", validate_args=False
+        )
+
+    def update(self, log_probs: Tensor, labels: Tensor) -> None:
+        """log_probs: [N, V], labels: [N]."""
+        self.nll.update(-log_probs.gather(1, labels[:, None]))
+        self.calibration.update(log_probs.exp(), labels)
+
+    def compute(self) -> dict[str, float]:
+        nll = float(self.nll.compute())
+        return {
+            "nll": nll,
+            "perplexity": math.exp(min(nll, 700.0)),
+            "bits_per_byte": nll / math.log(2) / self.bytes_per_token,
+            "calibration_error": float(self.calibration.compute()),
+        }
+
+
+class Likeness(nn.Module):
+    """A student against its teacher: how often both favour the same token, and KL(p ‖ q)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.agreement = MeanMetric()
+        self.kl = MeanMetric()
+
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        """Log-probabilities, both [N, V]."""
+        self.agreement.update((student.argmax(-1) == teacher.argmax(-1)).float())
+        self.kl.update(forward_kl(student, teacher))
+
+    def compute(self) -> dict[str, float]:
+        return {
+            "teacher_agreement": float(self.agreement.compute()),
+            "teacher_kl": float(self.kl.compute()),
+        }
+
+
+def kept_log_probs(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """[B, T, V'] and [B, T] to log-probabilities [N, V] and labels [N] of the counted positions."""
+    kept = labels != IGNORED
+    logits = logits[kept][:, :vocab_size]
+    return F.log_softmax(logits.to(torch.float32), dim=-1), labels[kept]

@@ -1,0 +1,60 @@
+"""Models that somebody else trained, from a local folder or the hub."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lightning_distill import ConfigError
+from lightning_distill.artifacts import hash_of
+
+
+def load(
+    name: str,
+    revision: str | None,
+    dtype: str,
+    trust_remote_code: bool,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedModel:
+    """`AutoModelForCausalLM`, from safetensors only: a pickle can run any code when it is read."""
+    return _try(
+        AutoModelForCausalLM,
+        name,
+        revision=revision,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+
+
+def load_tokenizer(
+    name: str, revision: str | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    return _try(AutoTokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def fingerprint(name: str, revision: str | None) -> str:
+    """Changes when the weights do: a hash of a local folder, or the hub's name and revision."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return f"{name}@{revision or 'main'}"
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
+    return hashlib.sha256(" ".join(hash_of(f) for f in files).encode()).hexdigest()
+
+
+def _try(auto: Any, name: str, **settings: Any) -> Any:
+    folder = Path(name).expanduser()
+    what = "tokenizer" if auto is AutoTokenizer else "weights (model.safetensors)"
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise ConfigError(f"name={name}: there is no such folder.")
+    try:
+        return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"name={name}: its {what} cannot be loaded: {reason}") from error

@@ -1,0 +1,52 @@
+"""Small models built from four numbers, with an initialisation made for small models.
+
+The architecture is transformers' Granite: a Llama (rotary positions, RMSNorm, SwiGLU) whose
+config can scale the embedding. transformers initialises every matrix at std 0.02, which suits
+wide models: in a narrow one the embedding enters the residual stream at 2 % of the size of what
+the layers add, and learning stalls. (Perplexity after 320 steps of our 0.5 M student: 319 for a
+default Llama with tied embeddings, 242 with the scaled embedding, 141 with all of the below.)
+"""
+
+import torch
+from torch import nn
+from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerBase
+
+EMBEDDING_STD = 0.02  # small, because the same matrix makes the logits
+
+
+def build(
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    max_position_embeddings: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> GraniteForCausalLM:
+    """An untrained decoder. Its weights follow torch's random state."""
+    config = GraniteConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=-(-8 * hidden_size // 24) * 8,  # 8/3 of the width, in eights
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_attention_heads,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=True,
+        embedding_multiplier=1 / EMBEDDING_STD,  # unit variance in the residual stream
+        attention_multiplier=(hidden_size // num_attention_heads) ** -0.5,
+        residual_multiplier=1.0,
+        logits_scaling=1.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    model = GraniteForCausalLM(config)
+    with torch.no_grad():
+        for name, module in model.model.named_modules():
+            if isinstance(module, nn.Embedding):
+                module.weight.normal_(std=EMBEDDING_STD)
+            elif isinstance(module, nn.Linear):
+                std = module.in_features**-0.5
+                if name.endswith(("o_proj", "down_proj")):
+                    std *= 0.4  # each layer adds a little to the residual stream
+                module.weight.normal_(std=std)
+    return model

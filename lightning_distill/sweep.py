@@ -1,0 +1,244 @@
+"""A sweep's jobs side by side: what each gained over its baseline, and which failed."""
+
+import csv
+import logging
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from lightning_distill.artifacts import key_of
+
+log = logging.getLogger(__name__)
+
+
+class Summary(Callback):
+    """Hydra calls it when all jobs of a sweep have ended: table, results.csv and report.html."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.stage not in ("distill", "teacher"):
+            return
+        folder = Path(config.hydra.sweep.dir)
+        compare_with_late_teachers(folder, config.paths.outputs)
+        rows = summarise(folder)
+        failed = [row for row in rows if row.results["status"] == "failed"]
+        for row in failed:
+            print(f"failed: {row.name}: {row.results['error']} ({row.folder / 'job.log'})")
+        if failed:
+            # Hydra turns a callback's exceptions into warnings, this one excepted.
+            sys.exit(2 if all(row.results["mendable"] for row in failed) else 1)
+
+
+@dataclass
+class Row:
+    """A job, as its folder shows it."""
+
+    folder: Path
+    name: str
+    cfg: dict[str, Any]
+    results: dict[str, Any]
+    gap_closed: float | None = None  # over the same job without a teacher
+    gap_closed_best: float | None = None  # over the best without one in this sweep
+    curves: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def is_baseline(self) -> bool:
+        loss = self.cfg["loss"]
+        return loss["alpha"] == 0 and (loss["hard_target"] == "labels")
+
+    @property
+    def nll(self) -> float | None:
+        student = self.results.get("student")
+        return student["nll"] if student else None
+
+
+def summarise(folder: Path) -> list[Row]:
+    """Writes results.csv and report.html, prints the table, and returns the rows."""
+    from lightning_distill.report import write_report
+
+    rows = gather(folder)
+    write_csv(rows, folder / "results.csv")
+    write_report(rows, folder / "report.html")
+    print_table(rows)
+    print(f"results: {folder / 'results.csv'}\nreport:  {folder / 'report.html'}")
+    return rows
+
+
+def gather(folder: Path) -> list[Row]:
+    """All jobs below a folder, with the share of the gap that each closes."""
+    from lightning_distill.results import RESULTS, read_results
+
+    rows = []
+    for file in sorted(folder.rglob(RESULTS)):
+        cfg = OmegaConf.to_container(OmegaConf.load(file.parent / ".hydra/config.yaml"))
+        assert isinstance(cfg, dict)
+        name = str(file.parent.relative_to(folder))
+        row = Row(file.parent, name, {str(k): v for k, v in cfg.items()}, read_results(file.parent))
+        if (curves := file.parent / "metrics.csv").exists():
+            with curves.open() as lines:
+                row.curves = list(csv.DictReader(lines))
+        rows.append(row)
+    for row in rows:
+        row.gap_closed, row.gap_closed_best = _gaps(row, rows)
+    return rows
+
+
+def _gaps(row: Row, rows: list[Row]) -> tuple[float | None, float | None]:
+    """(baseline − student) / (baseline − teacher) in nll, for the twin and the best baseline."""
+    teacher = row.results.get("teacher")
+    if row.nll is None or not teacher or row.is_baseline:
+        return None, None
+    baselines = [r for r in rows if r.is_baseline and r.nll is not None]
+    twins = [r.nll for r in baselines if _twin_key(r) == _twin_key(row)]
+    rivals = [r.nll for r in baselines if _rival_key(r) == _rival_key(row)]
+    found = []
+    for candidates in (twins, rivals):
+        best = min((nll for nll in candidates if nll is not None), default=None)
+        gap = best - teacher["nll"] if best is not None else 0.0
+        found.append((best - row.nll) / gap if best is not None and gap > 0 else None)
+    return found[0], found[1]
+
+
+def _twin_key(row: Row) -> str:
+    """Equal for jobs that differ in their loss alone."""
+    same = ("seed", "data", "student", "transfer", "optimizer", "schedule", "trainer")
+    return key_of({k: row.cfg[k] for k in same})
+
+
+def _rival_key(row: Row) -> str:
+    """Equal for jobs that train the same student on the same text, however long or well."""
+    student = {k: v for k, v in row.cfg["student"].items() if k != "max_steps"}
+    return key_of({"student": student} | {k: row.cfg[k] for k in ("seed", "data", "transfer")})
+
+
+def write_csv(rows: list[Row], file: Path) -> None:
+    """A row a job: its settings and results.json, flattened to dotted columns."""
+    table = []
+    for row in rows:
+        loss = {f"loss.{k}": v for k, v in row.cfg["loss"].items() if not isinstance(v, dict)}
+        flat = {"job": row.name} | _flat({k: v for k, v in row.results.items() if v is not None})
+        flat["overrides"] = " ".join(row.results["overrides"])
+        gaps = {"gap_closed": row.gap_closed, "gap_closed_best_baseline": row.gap_closed_best}
+        table.append(flat | loss | gaps)
+    columns = list(dict.fromkeys(key for line in table for key in line))
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def print_table(rows: list[Row]) -> None:
+    table = Table(title="on the held-out test split", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "job" else "right", overflow="fold")
+    for cells in table_cells(rows):
+        table.add_row(*cells)
+    Console().print(table)
+
+
+COLUMNS = (
+    "job",
+    "parameters",
+    "nll",
+    "perplexity",
+    "agreement",
+    "ECE",
+    "gap closed",
+    "… of best baseline",
+    "seconds",
+)
+
+
+def table_cells(rows: list[Row]) -> list[tuple[str, ...]]:
+    """The teachers, then each job, or the mean ± deviation of the seeds of one; best nll first."""
+    lines: list[tuple[float, tuple[str, ...]]] = []
+    teachers = {}
+    for row in rows:
+        if found := row.results.get("teacher"):
+            seconds = row.results.get("cost", {}).get("teacher_seconds", 0.0)
+            before = teachers.get(found["nll"], (found, 0.0))
+            teachers[found["nll"]] = (found, max(before[1], seconds))
+    for nll, (found, seconds) in teachers.items():
+        lines.append((-math.inf, ("teacher", *_scores([found], "parameters", "nll", "perplexity"), "", _number([found["calibration_error"]], 3), "", "", _number([seconds], 0))))
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_without_seed(row), []).append(row)
+    for name, members in groups.items():
+        done = [r for r in members if r.nll is not None]
+        if not done:
+            status = ", ".join(sorted({r.results["status"] for r in members}))
+            if members[0].results["status"] != "finished":
+                lines.append((math.inf, (name, status, *[""] * (len(COLUMNS) - 2))))
+            continue
+        students = [r.results["student"] for r in done]
+        costs = [r.results["cost"]["student_seconds"] for r in done]
+        lines.append(
+            (
+                mean(s["nll"] for s in students),
+                (
+                    name + (f"  ({len(done)} seeds)" if len(done) > 1 else ""),
+                    *_scores(students, "parameters", "nll", "perplexity"),
+                    _number([s.get("teacher_agreement") for s in students], 2),
+                    _number([s["calibration_error"] for s in students], 3),
+                    _number([r.gap_closed for r in done], 2),
+                    _number([r.gap_closed_best for r in done], 2),
+                    _number(costs, 0),
+                ),
+            )
+        )
+    return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
+
+
+def _scores(found: list[dict[str, Any]], *keys: str) -> list[str]:
+    digits = {"parameters": 0, "nll": 3, "perplexity": 1}
+    return [_number([f[key] for f in found], digits[key]) for key in keys]
+
+
+def _number(values: list[Any], digits: int) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return ""
+    text = f"{mean(known):,.{digits}f}"
+    if len(known) > 1 and stdev(known) > 0.5 * 10**-digits:
+        text += f" ± {stdev(known):.{digits}f}"
+    return text
+
+
+def _without_seed(row: Row) -> str:
+    parts = [part for part in row.name.split(",") if not part.startswith("seed=")]
+    return ",".join(parts) or row.name
+
+
+def compare_with_late_teachers(folder: Path, outputs: str) -> None:
+    """A baseline that ran before the sweep's teacher was there is measured against it now."""
+    rows = [r for r in gather(folder) if r.nll is not None]
+    if not any(r.results.get("teacher") for r in rows):
+        return
+    from lightning_distill.pipeline import evaluate_run
+
+    for row in rows:
+        if not row.results.get("teacher"):
+            log.info("%s ran before its teacher was there: comparing them now", row.name)
+            evaluate_run(row.folder, outputs)
+
+
+def record_failure(folder: Path, overrides: list[str], reason: str, mendable: bool) -> None:
+    """A failed job's results.json: the first line of why, and whether the user can mend it."""
+    from lightning_distill.results import write_results
+
+    results = {"status": "failed", "overrides": overrides, "error": reason, "mendable": mendable}
+    write_results(folder, results)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,121 @@
+"""What training a teacher and training a student have in common."""
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from lightning_distill.losses import Objective, Terms
+
+# Keeps sums over tokens within the range of 16-bit gradients; a power of two rounds nothing.
+UNIT = 2.0**-10
+
+# What torch's and transformers' schedules call the number of steps.
+RUN_LENGTH = ("total_steps", "num_training_steps")
+
+
+class LanguageModule(L.LightningModule):
+    """A language model under an objective whose average is over the tokens of the global batch.
+
+    An average of the micro-batches' averages would weigh a token by how few others its
+    micro-batch happens to hold. So each micro-batch contributes its sum, and the gradient is
+    divided by the number of tokens once, before it is clipped: the same step for one batch, for
+    its micro-batches and for its shards on several devices.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.validation_nll = MeanMetric()
+        self._sums: dict[str, Tensor] = {}
+        self.tokens_seen: Tensor | int = 0
+        self._tokens: Tensor | int = 0  # of the current global batch
+        self._clock = (time.perf_counter(), 0)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits [B, T, V] for input_ids and position_ids [B, T]."""
+        return self.model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        nll, tokens = self.objective.nll(self(batch), batch["labels"])
+        self.validation_nll.update(nll / tokens, tokens)
+        self.log("validation/nll", self.validation_nll, prog_bar=True)
+
+    def step(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """The loss of one micro-batch, as something for Lightning to differentiate."""
+        terms = self.objective(student, teacher, labels)
+        self._count(terms)
+        if self._logs_now():
+            self._details = self.objective.describe(student, teacher, labels)
+        return terms.total * UNIT
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        trainer = self.trainer
+        tokens = trainer.strategy.reduce(torch.as_tensor(self._tokens), reduce_op="sum")
+        # Lightning divided by the number of micro-batches, the strategy by that of devices.
+        factor = trainer.accumulate_grad_batches * trainer.world_size / UNIT / tokens.clamp(min=1)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        self._tokens = 0
+        if self._logs_now():
+            self._log_training(optimizer, get_total_norm(gradients))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        # Weight decay pulls matrices towards zero; on the norms' gains it would do harm.
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.ndim < 2]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = self.make_optimizer([g for g in groups if g["params"]])
+        known = inspect.signature(self.make_schedule).parameters
+        length = {name: self.trainer.max_steps for name in RUN_LENGTH if name in known}
+        schedule = self.make_schedule(optimizer, **length)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _count(self, terms: Terms) -> None:
+        self._tokens = self._tokens + terms.tokens
+        self.tokens_seen = self.tokens_seen + terms.tokens
+        for name, value in (
+            ("loss", terms.total.detach()),
+            ("hard", terms.hard),
+            ("soft", terms.soft),
+            ("tokens", terms.tokens),
+        ):
+            self._sums[name] = self._sums.get(name, 0) + value
+
+    def _logs_now(self) -> bool:
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
+        sums, self._sums = self._sums, {}
+        tokens = sums.pop("tokens")
+        values = {name: total / tokens for name, total in sums.items()} | self._details
+        values["gradient_norm"] = gradient_norm
+        values["learning_rate"] = optimizer.param_groups[0]["lr"]
+        now, before = time.perf_counter(), self._clock
+        if before[1]:  # the first interval includes the start-up
+            values["tokens_per_second"] = tokens / (now - before[0])
+        self._clock = (now, self.global_step + 1)
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        self.log("loss", values["loss"], prog_bar=True, logger=False)

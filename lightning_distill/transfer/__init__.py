@@ -1,0 +1,5 @@
+"""How knowledge travels from teacher to student: one file a way."""
+
+from lightning_distill.transfer.online import Online
+
+__all__ = ["Online"]
