@@ -60,9 +60,7 @@ class Store:
         folder = self.folder(kind, made_from)
         return Artifact(folder, folder.name, 0.0) if _intact(folder) else None
 
-    def get(
-        self, kind: str, made_from: dict[str, Any], make: Callable[[Path], None]
-    ) -> Artifact:
+    def get(self, kind: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
         """The artifact, made by `make(folder)` unless it exists; made once however many ask.
 
         `make` may find what an interrupted attempt left in its folder, and go on from there.
@@ -85,6 +83,7 @@ class Store:
             _write_manifest(partial, kind, made_from, seconds)
             os.replace(partial, folder)
         return Artifact(folder, folder.name, seconds)
+
 
 @contextmanager
 def _locked(folder: Path, kind: str) -> Iterator[None]:

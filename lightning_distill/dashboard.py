@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # Said once for each trainer or model of a sweep, and nothing to act on.
 for message in (".*logs directory.*not empty.*", ".*LeafSpec.*", ".*does not have many workers.*"):
     warnings.filterwarnings("ignore", message)
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 transformers.utils.logging.disable_progress_bar()
 
 INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
@@ -39,7 +40,6 @@ class Progress(TQDMProgressBar):
     @property
     def test_description(self) -> str:
         return f"evaluating {self.role}"
-
 
     def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)

@@ -86,7 +86,7 @@ def _all_keys() -> Iterator[str]:
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
-        for key in node:
+        for key in map(str, node):
             if key not in ("defaults", "_target_", "_partial_"):
                 yield f"{prefix}{key}"
                 if not OmegaConf.is_missing(node, key):

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_distill.data import DataModule
@@ -26,14 +26,12 @@ class Evaluation(L.LightningModule):
         self, models: dict[str, PreTrainedModel], vocab_size: int, bytes_per_token: float
     ) -> None:
         super().__init__()
-        self.models = torch.nn.ModuleDict({k: Frozen(m) for k, m in models.items()})
-        self.quality = torch.nn.ModuleDict(
-            {k: Quality(vocab_size, bytes_per_token) for k in models}
-        )
+        self.models: Any = nn.ModuleDict({k: Frozen(m) for k, m in models.items()})
+        self.quality: Any = nn.ModuleDict({k: Quality(vocab_size, bytes_per_token) for k in models})
         self.likeness = Likeness() if len(models) == 2 else None
         self.vocab_size = vocab_size
 
-    def test_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         found = {}
         for name, model in self.models.items():
             logits = model(
@@ -57,7 +55,7 @@ def evaluate(
     student: PreTrainedModel | None,
     teacher: PreTrainedModel | None,
 ) -> dict[str, dict[str, Any] | None]:
-    """The numbers of `results.json` for `teacher` and `student`; None for the one that is not there.
+    """The numbers of `results.json` for `teacher` and `student`; None for what is not there.
 
     nll in nats per token of the test split.
     """
@@ -84,7 +82,7 @@ def write_samples(
     width = min(PROMPT_TOKENS, blocks.sequence_length)
     for index in range(min(PROMPTS, len(blocks))):
         prompt = blocks[index * len(blocks) // PROMPTS]["input_ids"][None, :width]
-        sample = {"prompt": tokenizer.decode(prompt[0])}
+        sample = {"prompt": str(tokenizer.decode(prompt[0]))}
         for role, model in (("student", student), ("teacher", teacher)):
             if model is None:
                 continue
@@ -96,6 +94,6 @@ def write_samples(
                 do_sample=True,
                 pad_token_id=tokenizer.eos_token_id,
             )
-            sample[role] = tokenizer.decode(ids[0, width:], skip_special_tokens=True)
+            sample[role] = str(tokenizer.decode(ids[0, width:], skip_special_tokens=True))
         samples.append(sample)
     return samples

@@ -39,6 +39,14 @@ class Job:
     ) -> "Job":
         return cls(folder, name, group, overrides, cfg.seed, settings_key(cfg))
 
+    def was_interrupted(self) -> bool:
+        """Whether a run with the same settings stopped half-way in this folder."""
+        try:
+            before = read_results(self.folder)
+        except (OSError, ValueError):
+            return False
+        return before.get("status") == "running" and before.get("key") == self.key
+
     def results(self, cost: "Cost", scores: dict[str, Any]) -> dict[str, Any]:
         """The content of results.json for a job that came to its end."""
         return {**self.state("finished"), **scores, "cost": asdict(cost)}

@@ -46,6 +46,6 @@ class StudentModule(LanguageModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["teacher_hash"] != self.teacher_hash:
             raise ConfigError(
-                f"The checkpoint was distilled from teacher {checkpoint['teacher_hash']}, this run's "
-                f"teacher is {self.teacher_hash}. Resume with the same teacher, or start a new run."
+                f"The checkpoint was distilled from teacher {checkpoint['teacher_hash']}, not from "
+                f"this run's, {self.teacher_hash}. Resume with that teacher, or start a new run."
             )

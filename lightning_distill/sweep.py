@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -134,86 +135,98 @@ def write_csv(rows: list[Row], file: Path) -> None:
         writer.writerows(table)
 
 
+COLUMNS = (
+    "job",
+    "size",
+    "nll",
+    "perplexity",
+    "agreement",
+    "ECE",
+    "gap closed",
+    "… of best",
+    "seconds",
+)
+
+
 def print_table(rows: list[Row]) -> None:
     table = Table(title="on the held-out test split", title_justify="left")
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "job" else "right", overflow="fold")
     for cells in table_cells(rows):
         table.add_row(*cells)
-    Console().print(table)
-
-
-COLUMNS = (
-    "job",
-    "parameters",
-    "nll",
-    "perplexity",
-    "agreement",
-    "ECE",
-    "gap closed",
-    "… of best baseline",
-    "seconds",
-)
+    console = Console()
+    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
 
 
 def table_cells(rows: list[Row]) -> list[tuple[str, ...]]:
-    """The teachers, then each job, or the mean ± deviation of the seeds of one; best nll first."""
-    lines: list[tuple[float, tuple[str, ...]]] = []
-    teachers = {}
-    for row in rows:
-        if found := row.results.get("teacher"):
-            seconds = row.results.get("cost", {}).get("teacher_seconds", 0.0)
-            before = teachers.get(found["nll"], (found, 0.0))
-            teachers[found["nll"]] = (found, max(before[1], seconds))
-    for nll, (found, seconds) in teachers.items():
-        lines.append((-math.inf, ("teacher", *_scores([found], "parameters", "nll", "perplexity"), "", _number([found["calibration_error"]], 3), "", "", _number([seconds], 0))))
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_without_seed(row), []).append(row)
-    for name, members in groups.items():
-        done = [r for r in members if r.nll is not None]
-        if not done:
-            status = ", ".join(sorted({r.results["status"] for r in members}))
-            if members[0].results["status"] != "finished":
-                lines.append((math.inf, (name, status, *[""] * (len(COLUMNS) - 2))))
-            continue
-        students = [r.results["student"] for r in done]
-        costs = [r.results["cost"]["student_seconds"] for r in done]
-        lines.append(
-            (
-                mean(s["nll"] for s in students),
-                (
-                    name + (f"  ({len(done)} seeds)" if len(done) > 1 else ""),
-                    *_scores(students, "parameters", "nll", "perplexity"),
-                    _number([s.get("teacher_agreement") for s in students], 2),
-                    _number([s["calibration_error"] for s in students], 3),
-                    _number([r.gap_closed for r in done], 2),
-                    _number([r.gap_closed_best for r in done], 2),
-                    _number(costs, 0),
-                ),
-            )
-        )
+    """A line for each teacher, then one for each job, over its seeds; the best nll first."""
+    lines = [*_teacher_lines(rows), *_student_lines(rows)]
     return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
 
 
-def _scores(found: list[dict[str, Any]], *keys: str) -> list[str]:
-    digits = {"parameters": 0, "nll": 3, "perplexity": 1}
-    return [_number([f[key] for f in found], digits[key]) for key in keys]
+def _teacher_lines(rows: list[Row]) -> Iterator[tuple[float, tuple[str, ...]]]:
+    teachers: dict[float, tuple[dict[str, Any], float]] = {}
+    for row in rows:
+        if found := row.results.get("teacher"):
+            seconds = row.results["cost"]["teacher_seconds"]
+            known = teachers.get(found["nll"], (found, 0.0))[1]
+            teachers[found["nll"]] = (found, max(known, seconds))
+    for found, seconds in teachers.values():
+        spent = f"{seconds:.0f}" if seconds else "reused"
+        yield -math.inf, _cells("teacher", [found], [], [], spent)
 
 
-def _number(values: list[Any], digits: int) -> str:
+def _student_lines(rows: list[Row]) -> Iterator[tuple[float, tuple[str, ...]]]:
+    jobs: dict[str, list[Row]] = {}
+    for row in rows:
+        jobs.setdefault(_without_seed(row.name), []).append(row)
+    for name, members in jobs.items():
+        done = [row for row in members if row.nll is not None]
+        students = [row.results["student"] for row in done]
+        if students:
+            seconds = [row.results["cost"]["student_seconds"] for row in done]
+            gaps = [row.gap_closed for row in done], [row.gap_closed_best for row in done]
+            label = f"{name} ({len(done)} seeds)" if len(done) > 1 else name
+            nll = mean(student["nll"] for student in students)
+            yield nll, _cells(label, students, *gaps, _number(seconds, 0))
+        for row in members:
+            if row.results["status"] != "finished":
+                blank = [""] * (len(COLUMNS) - 2)
+                yield math.inf, (row.name, row.results["status"], *blank)
+
+
+def _cells(
+    name: str, models: list[dict[str, Any]], gap: list[Any], gap_best: list[Any], seconds: str
+) -> tuple[str, ...]:
+    def over(key: str, digits: int) -> str:
+        return _number([model.get(key) for model in models], digits)
+
+    return (
+        name,
+        f"{models[0]['parameters'] / 1e6:.2f} M",
+        over("nll", 3),
+        over("perplexity", 1),
+        over("teacher_agreement", 2),
+        over("calibration_error", 3),
+        _number([100 * g for g in gap if g is not None], 0, " %"),
+        _number([100 * g for g in gap_best if g is not None], 0, " %"),
+        seconds,
+    )
+
+
+def _number(values: list[Any], digits: int, unit: str = "") -> str:
+    """The mean, with the standard deviation where it shows; empty where nothing is known."""
     known = [v for v in values if v is not None]
     if not known:
         return ""
     text = f"{mean(known):,.{digits}f}"
-    if len(known) > 1 and stdev(known) > 0.5 * 10**-digits:
+    if len(known) > 1 and stdev(known) >= 0.5 * 10**-digits:
         text += f" ± {stdev(known):.{digits}f}"
-    return text
+    return text + unit
 
 
-def _without_seed(row: Row) -> str:
-    parts = [part for part in row.name.split(",") if not part.startswith("seed=")]
-    return ",".join(parts) or row.name
+def _without_seed(name: str) -> str:
+    return ",".join(part for part in name.split(",") if not part.startswith("seed=")) or "job"
 
 
 def compare_with_late_teachers(folder: Path, outputs: str) -> None:
@@ -240,5 +253,6 @@ def record_failure(folder: Path, overrides: list[str], reason: str, mendable: bo
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat

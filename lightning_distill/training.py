@@ -1,19 +1,29 @@
 """What training a teacher and training a student have in common."""
 
 import inspect
+import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from lightning_distill.dashboard import progress
+from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
+
+log = logging.getLogger(__name__)
 
 # Keeps sums over tokens within the range of 16-bit gradients; a power of two rounds nothing.
 UNIT = 2.0**-10
@@ -79,11 +89,14 @@ class LanguageModule(L.LightningModule):
         if self._logs_now():
             self._log_training(optimizer, get_total_norm(gradients))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         # Weight decay pulls matrices towards zero; on the norms' gains it would do harm.
         matrices = [p for p in self.parameters() if p.ndim >= 2]
         vectors = [p for p in self.parameters() if p.ndim < 2]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         optimizer = self.make_optimizer([g for g in groups if g["params"]])
         known = inspect.signature(self.make_schedule).parameters
         length = {name: self.trainer.max_steps for name in RUN_LENGTH if name in known}
@@ -105,7 +118,8 @@ class LanguageModule(L.LightningModule):
             self._sums[name] = self._sums.get(name, 0) + value
 
     def _logs_now(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % every == 0
 
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}
@@ -119,3 +133,49 @@ class LanguageModule(L.LightningModule):
         self._clock = (now, self.global_step + 1)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("loss", values["loss"], prog_bar=True, logger=False)
+
+
+def fit(
+    cfg: DictConfig,
+    module: L.LightningModule,
+    data: DataModule,
+    max_steps: int,
+    folder: Path,
+    loggers: list[Logger],
+    role: str,
+) -> None:
+    """Trains, from the folder's last checkpoint if an interrupted run left one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoints = ModelCheckpoint(
+        last.parent,
+        filename="last",
+        every_n_train_steps=cfg.checkpoint_every_n_steps,
+        enable_version_counter=False,
+    )
+    trainer = make_trainer(cfg, folder, role, loggers, [checkpoints], max_steps=max_steps)
+    if last.exists():
+        log.info("%s: going on from %s", role, last)
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def make_trainer(
+    cfg: DictConfig,
+    folder: Path,
+    role: str,
+    loggers: list[Logger] | None = None,
+    callbacks: list[Any] | None = None,
+    **settings: Any,
+) -> L.Trainer:
+    bar = progress(role)
+    return instantiate(
+        cfg.trainer,
+        logger=loggers or False,
+        callbacks=[*(callbacks or []), *bar],
+        enable_progress_bar=bool(bar),
+        enable_checkpointing=bool(callbacks),
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        **settings,
+    )

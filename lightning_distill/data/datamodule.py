@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
@@ -63,10 +63,10 @@ class DataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.vocab_size = vocab_size
         self.isolate_documents = isolate_documents
-        self.seed, self.num_blocks, self.start = 0, None, 0
+        self.train_on(None, seed=0)
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Tokenizes the text, unless that was done; with a tokenizer of our own if none is given."""
+        """Tokenizes the text, unless that was done. tokenizer: None for one of our own."""
         made_from = {"source": self.source.fingerprint(), "edition": EDITION}
         if tokenizer is None:
             own = made_from | {"vocab_size": self.vocab_size}
@@ -89,10 +89,9 @@ class DataModule(L.LightningDataModule):
                 "Bring more text or set a shorter data.sequence_length."
             )
 
-    def train_on(self, num_blocks: int | None, seed: int) -> "DataModule":
+    def train_on(self, num_blocks: int | None, seed: int) -> None:
         """Chooses the first `num_blocks` blocks (all where None), and the order of the batches."""
         self.num_blocks, self.seed, self.start = num_blocks, seed, 0
-        return self
 
     def blocks(self, split: str) -> Blocks:
         return Blocks(
@@ -104,6 +103,11 @@ class DataModule(L.LightningDataModule):
 
     def bytes_per_token(self, split: str) -> float:
         return self._bytes[split] / len(self._tokens[split])
+
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Model and tokenizer as a folder that `from_pretrained` loads, without this package."""
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> str:
         sizes = ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS)
@@ -142,7 +146,7 @@ class DataModule(L.LightningDataModule):
         if len(by_hash) < len(SPLITS):
             raise ConfigError(
                 f"The text holds {len(by_hash)} documents; the {', '.join(SPLITS)} splits need "
-                "one each. Bring more text (a .txt is cut into pieces of 1,500 characters and more)."
+                "one each. Bring more text (a .txt is cut every 1,500 to 3,000 characters)."
             )
         documents = [by_hash[key] for key in sorted(by_hash)]
         held = -(-len(documents) // HELD_OUT)

@@ -105,7 +105,9 @@ class Objective:
         terms = {"hard": (self.hard_weight, self._hard), "soft": (self.alpha, self._soft)}
         for name, (weight, term) in terms.items():
             if weight:
-                (gradient,) = torch.autograd.grad(term(logits, teacher, labels), logits)
+                with torch.enable_grad():
+                    total = term(logits, teacher, labels)
+                (gradient,) = torch.autograd.grad(total, logits)
                 found[f"{name}_gradient_norm"] = weight * gradient.norm() / tokens
         return found
 
@@ -158,9 +160,9 @@ def _problems(temperature: Any, alpha: Any, hard_weight: Any, hard_target: Any) 
         yield f"loss.alpha={alpha} must be a number from 0"
     if hard_weight == "complement":
         if _number(alpha) and alpha > 1:
-            yield f"loss.hard_weight=complement is 1 − alpha, so loss.alpha={alpha} must be at most 1"
+            yield f"loss.hard_weight=complement is 1 − alpha: loss.alpha={alpha} must be at most 1"
     elif not _number(hard_weight) or hard_weight < 0:
-        yield f"loss.hard_weight={hard_weight} must be a number from 0, or `complement` (1 − alpha)"
+        yield f"loss.hard_weight={hard_weight} must be a number from 0, or complement"
     elif hard_weight == 0 and alpha == 0:
         yield "loss.hard_weight=0 with loss.alpha=0 leaves nothing to learn from"
     if hard_target not in HARD_TARGETS:

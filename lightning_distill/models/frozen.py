@@ -14,6 +14,8 @@ class Frozen(nn.Module):
     walk that moves tensors between devices and dtypes is passed on.
     """
 
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "model", model.eval().requires_grad_(False))

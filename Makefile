@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ARGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## create .venv and install everything into it, once
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED) ## teacher, baselines and distilled students on text that needs no download
+	$(BIN)/lightning-distill experiment=demo $(ARGS)
+
+test: $(INSTALLED) ## all tests but those that need a GPU
+	$(BIN)/pytest $(ARGS)
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## put the code into its style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+teacher: $(INSTALLED) ## train a teacher alone: make teacher ARGS="teacher=l"
+	$(BIN)/lightning-distill stage=teacher $(ARGS)
+
+distill: $(INSTALLED) ## one job: make distill ARGS="student=s loss.temperature=4"
+	$(BIN)/lightning-distill $(ARGS)
+
+sweep: $(INSTALLED) ## many jobs: make sweep ARGS="student=xs,s loss.alpha=0,1"
+	$(BIN)/lightning-distill -m $(ARGS)
+
+report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
+	$(BIN)/lightning-distill stage=report $(ARGS)
+
+clean: ## remove .venv and caches; outputs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup demo test lint format teacher distill sweep report clean

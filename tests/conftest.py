@@ -1,0 +1,92 @@
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_distill.artifacts import Store
+from lightning_distill.data import DataModule
+from lightning_distill.data.text import Text
+
+# Two models of a few thousand weights, on a few kilobytes of text.
+TINY = [
+    "student=xs",
+    "teacher=xs",
+    "student.hidden_size=16",
+    "teacher.hidden_size=32",
+    "student.max_steps=12",
+    "teacher.max_steps=20",
+    "data=text",
+    "data.vocab_size=300",
+    "data.sequence_length=32",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=4",
+    "logger=csv",
+]
+
+# Two workers on two cores; and models so small that a second thread only waits.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_account(monkeypatch, tmp_path):
+    """Whatever the machine is logged in to, tests are not; and an error in one stays in it."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """180 documents of sentences over a small vocabulary; the same in every session."""
+    dice = random.Random(0)
+    words = "a teacher student learns soft targets from temperature model small large"
+    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    with path.open("w") as file:
+        for _ in range(180):
+            text = " ".join(dice.choice(words.split()) for _ in range(dice.randint(10, 60)))
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+@pytest.fixture
+def make_data(text_file, tmp_path_factory):
+    """A prepared DataModule on that text."""
+
+    def make(sequence_length=32, batch_size=4, isolate_documents=False) -> DataModule:
+        data = DataModule(
+            Text, sequence_length, batch_size, 300, isolate_documents, path=str(text_file)
+        )
+        data.prepare(Store(tmp_path_factory.getbasetemp() / "outputs"), None)
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def command(text_file, tmp_path_factory):
+    """Runs the real command in a process of its own."""
+
+    def run(*overrides: str, tiny: bool = True, expect: int = 0, **env: str):
+        here = tmp_path_factory.mktemp("cwd")
+        settings = [*TINY, f"data.path={text_file}"] if tiny else []
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_distill", *settings, *overrides],
+            cwd=here,
+            env={**os.environ, "NETRC": str(here / "no-netrc"), **env},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done
+
+    return run

@@ -1,0 +1,110 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_distill.artifacts import Store, key_of
+
+MADE_FROM = {"steps": 3, "data": "abc"}
+
+
+def write(folder: Path) -> None:
+    with (folder.parent.parent.parent / "made.log").open("a") as log:
+        log.write("made\n")
+    (folder / "weights").write_text("1 2 3")
+
+
+def ask(root: str, pause: float) -> None:
+    def make(folder: Path) -> None:
+        time.sleep(pause)
+        write(folder)
+
+    assert (Store(root).get("teacher", MADE_FROM, make).folder / "weights").read_text() == "1 2 3"
+
+
+def die_while_making(root: str) -> None:
+    def make(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Store(root).get("teacher", MADE_FROM, make)
+
+
+@pytest.fixture
+def made(tmp_path):
+    return lambda: (tmp_path / "made.log").read_text().split()
+
+
+def test_it_is_made_once_and_costs_nothing_after(tmp_path, made):
+    first = Store(tmp_path).get("teacher", MADE_FROM, write)
+    second = Store(tmp_path).get("teacher", MADE_FROM, write)
+    assert first.folder == second.folder
+    assert first.seconds > 0
+    assert second.seconds == 0
+    assert made() == ["made"]
+
+
+def test_processes_that_ask_together_share_one(tmp_path, made):
+    context = multiprocessing.get_context("spawn")
+    asking = [context.Process(target=ask, args=(str(tmp_path), 0.3)) for _ in range(3)]
+    for process in asking:
+        process.start()
+    for process in asking:
+        process.join()
+    assert [p.exitcode for p in asking] == [0, 0, 0]
+    assert made() == ["made"]
+
+
+def test_what_a_killed_process_left_is_never_read(tmp_path, made):
+    process = multiprocessing.get_context("spawn").Process(
+        target=die_while_making, args=(str(tmp_path),)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    store = Store(tmp_path)
+    assert store.find("teacher", MADE_FROM) is None
+    assert (store.get("teacher", MADE_FROM, write).folder / "weights").read_text() == "1 2 3"
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "manifest"])
+def test_a_damaged_one_is_made_again(tmp_path, made, damage):
+    store = Store(tmp_path)
+    folder = store.get("teacher", MADE_FROM, write).folder
+    if damage == "changed":
+        (folder / "weights").write_text("1 2 4")
+    elif damage == "removed":
+        (folder / "weights").unlink()
+    else:
+        (folder / "manifest.json").write_text('{"files": ')
+    assert store.find("teacher", MADE_FROM) is None
+    assert (store.get("teacher", MADE_FROM, write).folder / "weights").read_text() == "1 2 3"
+    assert made() == ["made", "made"]
+
+
+def test_a_failure_leaves_nothing_that_counts(tmp_path):
+    def fail(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError):
+        Store(tmp_path).get("teacher", MADE_FROM, fail)
+    assert Store(tmp_path).find("teacher", MADE_FROM) is None
+
+
+def test_the_manifest_says_what_it_was_made_from(tmp_path):
+    folder = Store(tmp_path).get("teacher", MADE_FROM, write).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["made_from"] == MADE_FROM
+    assert folder.name == key_of(MADE_FROM)
+    assert manifest["files"].keys() == {"weights"}
+
+
+def test_any_changed_setting_is_another_artifact(tmp_path):
+    keys = {key_of(MADE_FROM), key_of(MADE_FROM | {"steps": 4}), key_of({"steps": 3})}
+    assert len(keys) == 3
+    assert key_of(MADE_FROM) == key_of(dict(reversed(MADE_FROM.items())))

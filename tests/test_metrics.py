@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lightning_distill.data.packing import IGNORED
+from lightning_distill.losses import forward_kl
+from lightning_distill.metrics import BINS, Likeness, Quality, kept_log_probs
+
+V = 7
+
+
+@pytest.fixture
+def batches():
+    """Two batches of unequal numbers of counted positions."""
+    torch.manual_seed(0)
+    found = []
+    for count in (40, 3):
+        labels = torch.randint(V, (2, 40))
+        labels[:, count:] = IGNORED
+        found.append((torch.randn(2, 40, V) * 2, labels))
+    return found
+
+
+def measured(batches, bytes_per_token=3.0):
+    quality = Quality(V, bytes_per_token)
+    rows = [kept_log_probs(logits, labels, V) for logits, labels in batches]
+    for log_probs, labels in rows:
+        quality.update(log_probs, labels)
+    log_probs, labels = (torch.cat(x) for x in zip(*rows, strict=True))
+    return quality.compute(), log_probs, labels
+
+
+def test_nll_is_the_mean_over_all_tokens_not_over_batches(batches):
+    found, log_probs, labels = measured(batches)
+    expected = -sum(float(log_probs[i, y]) for i, y in enumerate(labels)) / len(labels)
+    assert len(labels) == 86
+    assert found["nll"] == pytest.approx(expected, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(expected / math.log(2) / 3.0, rel=1e-6)
+
+
+def test_nll_is_what_transformers_calls_the_loss():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=1, n_head=2)).eval()
+    ids = torch.randint(V, (2, 12))
+    theirs = model(ids, labels=ids).loss
+    ours, _, _ = measured([(model(ids[:, :-1]).logits.detach(), ids[:, 1:])])
+    assert ours["nll"] == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_calibration_error_by_hand(batches):
+    found, log_probs, labels = measured(batches)
+    confidence, guess = log_probs.exp().max(-1)
+    error = 0.0
+    for b in range(BINS):
+        inside = [i for i, c in enumerate(confidence) if b / BINS < float(c) <= (b + 1) / BINS]
+        if inside:
+            accuracy = sum(int(guess[i] == labels[i]) for i in inside) / len(inside)
+            mean = sum(float(confidence[i]) for i in inside) / len(inside)
+            error += len(inside) / len(labels) * abs(accuracy - mean)
+    assert found["calibration_error"] == pytest.approx(error, abs=1e-5)
+
+
+def test_a_model_agrees_with_itself(batches):
+    likeness = Likeness()
+    log_probs, _ = kept_log_probs(*batches[0], V)
+    likeness.update(log_probs, log_probs)
+    found = likeness.compute()
+    assert found["teacher_agreement"] == 1.0
+    assert found["teacher_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_likeness_is_measured_from_the_teacher(batches):
+    likeness = Likeness()
+    (a, _), (b, _) = (
+        kept_log_probs(torch.randn(1, 9, V), torch.zeros(1, 9).long(), V) for _ in "12"
+    )
+    likeness.update(a, b)
+    expected = float(forward_kl(a, b).mean())
+    assert likeness.compute()["teacher_kl"] == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(float(forward_kl(b, a).mean()), rel=1e-2)
+
+
+def test_padded_rows_are_no_part_of_the_distribution(batches):
+    logits, labels = batches[0]
+    padded = torch.cat([logits, torch.full((2, 40, 3), 50.0)], -1)
+    assert torch.equal(kept_log_probs(padded, labels, V)[0], kept_log_probs(logits, labels, V)[0])

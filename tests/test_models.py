@@ -1,0 +1,125 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from lightning_distill import ConfigError
+from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.models import build, count_parameters, pretrained, shared_tokenizer, sizes
+
+ROLE = {
+    "_target_": "lightning_distill.models.pretrained.load",
+    "revision": None,
+    "dtype": "float32",
+    "trust_remote_code": False,
+    "max_steps": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a text about soft targets"] * 3, 300)
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """A GPT-2 of somebody else's, with padded embedding rows."""
+    config = GPT2Config(vocab_size=len(tokenizer) + 20, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def role(**settings):
+    return OmegaConf.create({**ROLE, **settings})
+
+
+def load(name, tokenizer):
+    return pretrained.load(str(name), None, "float32", False, tokenizer)
+
+
+def size():
+    return OmegaConf.create({"_target_": "lightning_distill.models.sizes.build"})
+
+
+def test_the_embedding_enters_the_residual_stream_with_unit_variance(tokenizer):
+    model = sizes.build(64, 2, 2, 64, tokenizer)
+    entered = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    model(torch.arange(len(tokenizer))[None, :64])
+    assert float(entered[0].std()) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_size_is_transformers_own_class_and_reloads(tmp_path, tokenizer):
+    model = sizes.build(32, 2, 2, 64, tokenizer).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(10)[None]
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert count_parameters(model) == count_parameters(again)
+
+
+def test_the_weights_follow_the_seed(tokenizer):
+    def weights(seed):
+        torch.manual_seed(seed)
+        return sizes.build(16, 1, 2, 64, tokenizer).model.embed_tokens.weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
+    model = build(role(name=str(saved)), tokenizer)
+    theirs = GPT2LMHeadModel.from_pretrained(saved)
+    assert type(model) is GPT2LMHeadModel
+    assert torch.equal(model.transformer.wte.weight, theirs.transformer.wte.weight)
+
+
+def test_a_pretrained_model_brings_its_tokenizer(saved, tokenizer):
+    found = shared_tokenizer(role(name=str(saved)), size())
+    assert found.get_vocab() == tokenizer.get_vocab()
+    assert shared_tokenizer(size(), size()) is None
+
+
+def test_different_vocabularies_are_refused(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    train_tokenizer(["entirely other words"] * 3, 280).save_pretrained(other)
+    GPT2LMHeadModel(GPT2Config(vocab_size=280, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        other
+    )
+    with pytest.raises(ConfigError, match="different vocabularies"):
+        shared_tokenizer(role(name=str(saved)), role(name=str(other)))
+
+
+def test_changed_weights_change_the_fingerprint(saved):
+    before = pretrained.fingerprint(str(saved), None)
+    assert before == pretrained.fingerprint(str(saved), None)
+    model = GPT2LMHeadModel.from_pretrained(saved)
+    with torch.no_grad():
+        model.transformer.wte.weight[0, 0] += 1
+    model.save_pretrained(saved)
+    assert before != pretrained.fingerprint(str(saved), None)
+
+
+def test_a_pickle_is_not_read(saved, tokenizer):
+    model = GPT2LMHeadModel.from_pretrained(saved)
+    (saved / "model.safetensors").unlink()
+    torch.save(model.state_dict(), saved / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load(saved, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "not a/ valid name!"])
+def test_a_model_that_is_not_there_is_named(name, tokenizer):
+    with pytest.raises(ConfigError, match=f"name={name}"):
+        load(name, tokenizer)
+
+
+def test_a_role_without_a_name_is_told_what_to_give():
+    with pytest.raises(ConfigError, match=r"teacher=pretrained needs teacher.name="):
+        shared_tokenizer(role(name=None), size())
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
+    with pytest.raises(ConfigError, match="do not belong together"):
+        build(role(name=str(saved)), train_tokenizer([f"word{i * i}" for i in range(2000)], 1000))

@@ -1,0 +1,185 @@
+"""The objective against the same written out longhand, in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_distill import ConfigError
+from lightning_distill.losses import Objective, forward_kl
+
+B, T, V = 2, 3, 5
+
+
+def make(**settings):
+    defaults = {"temperature": 1.0, "alpha": 1.0, "hard_weight": 1.0, "hard_target": "labels"}
+    return Objective(forward_kl, **{**defaults, **settings})
+
+
+@pytest.fixture
+def batch():
+    student = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(B, T, V, dtype=torch.float64)
+    labels = torch.tensor([[0, -100, 4], [2, 1, -100]])
+    return student, teacher, labels
+
+
+def softmax(logits: list[float], temperature: float) -> list[float]:
+    exponentials = [math.exp(z / temperature) for z in logits]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def longhand(student, teacher, labels, temperature, alpha, hard_weight, hard_target, vocab=V):
+    """Σ over unmasked positions of hard_weight · H(t, q) + alpha · T² · KL(p_T ‖ q_T)."""
+    total = 0.0
+    for b in range(B):
+        for t in range(T):
+            label = int(labels[b, t])
+            if label == -100:
+                continue
+            z, y = student[b, t].tolist()[:vocab], teacher[b, t].tolist()[:vocab]
+            p, q = softmax(y, 1.0), softmax(z, 1.0)
+            if hard_target == "labels":
+                hard = -math.log(q[label])
+            else:
+                hard = sum(pi * (math.log(pi) - math.log(qi)) for pi, qi in zip(p, q, strict=True))
+            p_T, q_T = softmax(y, temperature), softmax(z, temperature)
+            soft = sum(pi * (math.log(pi) - math.log(qi)) for pi, qi in zip(p_T, q_T, strict=True))
+            total += hard_weight * hard + alpha * temperature**2 * soft
+    return total
+
+
+@pytest.mark.parametrize("hard_target", ["labels", "teacher"])
+@pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 1.0), (2.0, 0.5), (4.0, 3.0), (0.5, 0.0)])
+@pytest.mark.parametrize("hard_weight", [1.0, 0.3])
+def test_it_equals_the_formula_written_out(batch, hard_target, temperature, alpha, hard_weight):
+    student, teacher, labels = batch
+    objective = make(
+        temperature=temperature, alpha=alpha, hard_weight=hard_weight, hard_target=hard_target
+    )
+    total = objective(student, teacher, labels).total
+    expected = longhand(student, teacher, labels, temperature, alpha, hard_weight, hard_target)
+    assert float(total) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("hard_target", ["labels", "teacher"])
+def test_its_gradient_is_the_slope_of_the_formula(batch, hard_target):
+    student, teacher, labels = batch
+    settings = {"temperature": 3.0, "alpha": 0.7, "hard_weight": 0.4, "hard_target": hard_target}
+    make(**settings)(student, teacher, labels).total.backward()
+    step = 1e-6
+    for index in [(0, 0, 0), (0, 2, 4), (1, 1, 3), (0, 1, 2), (1, 2, 0)]:
+        up, down = student.detach().clone(), student.detach().clone()
+        up[index] += step
+        down[index] -= step
+        slope = (
+            longhand(up, teacher, labels, **settings) - longhand(down, teacher, labels, **settings)
+        ) / (2 * step)
+        assert float(student.grad[index]) == pytest.approx(slope, abs=1e-8)
+
+
+def test_the_soft_gradient_is_that_of_the_cross_entropy(batch):
+    student, teacher, labels = batch
+    temperature = 2.0
+    make(temperature=temperature, hard_weight=0)(student, teacher, labels).total.backward()
+    p, q = ((x.detach() / temperature).softmax(-1) for x in (teacher, student))
+    expected = temperature * (q - p) * (labels != -100)[..., None]  # T² · 1/T · (q_T − p_T)
+    torch.testing.assert_close(student.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_perfect_student_has_no_divergence(batch):
+    _, teacher, labels = batch
+    terms = make(temperature=3.0, hard_target="teacher")(teacher, teacher, labels)
+    assert float(terms.hard) == pytest.approx(0, abs=1e-14)
+    assert float(terms.soft) == pytest.approx(0, abs=1e-13)
+
+
+def test_masked_positions_change_nothing(batch):
+    student, teacher, labels = batch
+    objective = make(temperature=2.0)
+    before = objective(student, teacher, labels).total
+    with torch.no_grad():
+        student[labels == -100] += 100
+        teacher[labels == -100] -= 50
+    assert float(objective(student, teacher, labels).total) == pytest.approx(float(before), 1e-14)
+
+
+def test_padded_vocabularies_share_the_tokenizers(batch):
+    """Embeddings padded to other numbers of rows; random logits in the padding."""
+    student, teacher, labels = batch
+    wide_student = torch.cat([student.detach(), torch.randn(B, T, 3)], -1).requires_grad_()
+    wide_teacher = torch.cat([teacher, torch.randn(B, T, 7)], -1)
+    settings = {"temperature": 2.0, "alpha": 0.5, "hard_weight": 1.0, "hard_target": "labels"}
+    total = make(**settings, vocab_size=V)(wide_student, wide_teacher, labels).total
+    assert float(total) == pytest.approx(longhand(student, teacher, labels, **settings), abs=1e-10)
+    total.backward()
+    assert not wide_student.grad[..., V:].any()
+
+
+def test_complement_is_the_convex_mix(batch):
+    mixed = make(alpha=0.25, hard_weight="complement")(*batch)
+    explicit = make(alpha=0.25, hard_weight=0.75)(*batch)
+    assert mixed.total == explicit.total
+
+
+def test_without_alpha_it_is_ordinary_training_and_needs_no_teacher(batch):
+    student, _, labels = batch
+    objective = make(alpha=0, temperature=4.0)
+    assert not objective.needs_teacher
+    expected = torch.nn.functional.cross_entropy(
+        student.flatten(0, 1), labels.flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(objective(student, None, labels).total, expected)
+
+
+@given(st.floats(0.3, 8), st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_the_divergence_is_torchs_own_and_never_negative(temperature, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z, y = torch.randn(2, 4, V, generator=generator, dtype=torch.float64) * 3
+    ours = make(temperature=temperature, hard_weight=0)(z[None], y[None], torch.zeros(1, 4).long())
+    Categorical = torch.distributions.Categorical
+    p, q = Categorical(logits=y / temperature), Categorical(logits=z / temperature)
+    theirs = torch.distributions.kl_divergence(p, q).sum() * temperature**2
+    assert float(ours.soft) == pytest.approx(float(theirs), rel=1e-9, abs=1e-12)
+    assert ours.soft > -1e-12
+
+
+def test_what_is_logged_beside_the_terms(batch):
+    student, teacher, labels = batch
+    found = make(temperature=2.0, alpha=0.5)(student, teacher, labels)
+    told = make(temperature=2.0, alpha=0.5).describe(student, teacher, labels)
+    tokens = int(found.tokens)
+    assert tokens == 4
+    assert float(told["nll"]) == pytest.approx(float(found.hard) / tokens)
+    at_one = longhand(student, teacher, labels, 1.0, 1.0, 0.0, "labels") / tokens
+    assert float(told["kl"]) == pytest.approx(at_one)
+    student.grad = None
+    (0.5 * make(temperature=2.0, hard_weight=0)(student, teacher, labels).total).backward()
+    assert float(told["soft_gradient_norm"]) == pytest.approx(float(student.grad.norm()) / tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0}, "loss.temperature=0 must be a number above 0"),
+        ({"temperature": "warm"}, "loss.temperature=warm must be a number"),
+        ({"alpha": -1}, "loss.alpha=-1 must be a number from 0"),
+        ({"alpha": float("nan")}, "loss.alpha=nan"),
+        ({"alpha": 2, "hard_weight": "complement"}, "at most 1"),
+        ({"hard_weight": "half"}, "loss.hard_weight=half"),
+        ({"alpha": 0, "hard_weight": 0}, "nothing to learn from"),
+        ({"hard_target": "label"}, "did you mean labels"),
+        ({"beta": 0.5}, "loss.beta is not a setting of this loss"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        make(**settings)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError, match=r"temperature.*alpha.*hard_target"):
+        make(temperature=-1, alpha=-1, hard_target="x")

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lightning_distill.data.packing import IGNORED, Blocks
+from lightning_distill.models import sizes
+
+
+def make(lengths, sequence_length, isolate):
+    documents = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).int()
+    return Blocks(torch.arange(len(documents)).int(), documents, sequence_length, isolate)
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(2, 7))
+@settings(max_examples=60, deadline=None)
+def test_every_token_but_the_first_is_predicted_once_from_the_one_before(lengths, length):
+    blocks = make(lengths, length, isolate=False)
+    pairs = []
+    for block in (blocks[i] for i in range(len(blocks))):
+        kept = block["labels"] != IGNORED
+        pairs += zip(block["input_ids"][kept].tolist(), block["labels"][kept].tolist(), strict=True)
+    assert pairs == [(i, i + 1) for i in range(sum(lengths) - 1)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(2, 7))
+@settings(max_examples=60, deadline=None)
+def test_isolated_documents_never_predict_each_other_and_count_from_zero(lengths, length):
+    blocks = make(lengths, length, isolate=True)
+    documents = blocks.documents.tolist()
+    predicted = []
+    for number in range(len(blocks)):
+        block = blocks[number]
+        position = 0
+        for t in range(length):
+            token, label = int(block["input_ids"][t]), int(block["labels"][t])
+            if number * length + t >= len(documents) - 1:
+                assert label == IGNORED
+                continue
+            same = t > 0 and documents[token] == documents[token - 1]
+            position = position + 1 if same else 0
+            assert int(block["position_ids"][t]) == position
+            if label != IGNORED:
+                predicted.append(label)
+                assert documents[label] == documents[token]
+    first = {sum(lengths[:i]) for i in range(len(lengths))}
+    assert predicted == [i for i in range(sum(lengths)) if i not in first]
+
+
+@pytest.mark.parametrize("family", ["size", "llama"])
+def test_attention_stays_within_an_isolated_document(make_data, family):
+    data = make_data(isolate_documents=True)
+    blocks = data.blocks("train")
+    block = next(b for b in (blocks[i] for i in range(99)) if (b["position_ids"] == 0).sum() == 2)
+    begin = int(block["position_ids"].tolist().index(0, 1))
+    if family == "size":
+        model = sizes.build(16, 2, 2, 64, data.tokenizer).eval()
+    else:
+        config = LlamaConfig(
+            vocab_size=len(data.tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+        model = LlamaForCausalLM(config).eval()
+
+    def logits(ids):
+        inputs = {"input_ids": ids[None], "position_ids": block["position_ids"][None]}
+        with torch.no_grad():
+            return model(**inputs, use_cache=False).logits[0]
+
+    changed = block["input_ids"].clone()
+    changed[:begin] = (changed[:begin] + 1) % 300
+    before, after = logits(block["input_ids"]), logits(changed)
+    torch.testing.assert_close(before[begin:], after[begin:], rtol=0, atol=1e-6)
+    assert (before[:begin] - after[:begin]).abs().max() > 1e-3
+    # The same tokens alone give the same logits: nothing of the neighbour is left.
+    with torch.no_grad():
+        alone = model(input_ids=block["input_ids"][None, begin:], use_cache=False).logits[0]
+    torch.testing.assert_close(before[begin:], alone, rtol=1e-4, atol=1e-5)

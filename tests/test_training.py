@@ -1,0 +1,101 @@
+"""The average is over the tokens of the global batch, however it is cut up."""
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_distill.losses import Objective, forward_kl
+from lightning_distill.models import sizes
+from lightning_distill.student import StudentModule
+from lightning_distill.transfer import Online
+
+RATE = 0.1
+
+
+@pytest.fixture
+def blocks(make_data):
+    """Four blocks with very unequal numbers of counted tokens."""
+    data = make_data()
+    blocks = [data.blocks("train")[i] for i in range(4)]
+    for block, counted in zip(blocks, (32, 1, 7, 20), strict=True):
+        block["labels"][counted:] = -100
+    return data, blocks
+
+
+def one_step(data, blocks, batch_size, clip=None, hard_target="labels"):
+    torch.manual_seed(1)
+    teacher = sizes.build(32, 2, 2, 64, data.tokenizer)
+    student = StudentModule(
+        sizes.build(16, 1, 2, 64, data.tokenizer),
+        teacher,
+        Objective(forward_kl, 2.0, 0.5, 1.0, hard_target),
+        Online(None),
+        lambda groups: torch.optim.SGD(groups, lr=RATE),
+        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        "t",
+    )
+    before = [p.detach().clone() for p in student.parameters()]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        accumulate_grad_batches=len(blocks) // batch_size,
+        gradient_clip_val=clip,
+        logger=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(student, DataLoader(blocks, batch_size=batch_size))
+    steps = [b - p.detach() for b, p in zip(before, student.parameters(), strict=True)]
+    return student, steps, trainer
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("hard_target", ["labels", "teacher"])
+def test_accumulating_unequal_micro_batches_equals_one_batch(blocks, batch_size, hard_target):
+    data, four = blocks
+    _, whole, _ = one_step(data, four, 4, hard_target=hard_target)
+    _, parts, _ = one_step(data, four, batch_size, hard_target=hard_target)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_step_is_the_gradient_of_the_mean_over_all_tokens(blocks):
+    data, four = blocks
+    _, steps, _ = one_step(data, four, 1)
+    torch.manual_seed(1)
+    teacher = sizes.build(32, 2, 2, 64, data.tokenizer).eval()
+    model = sizes.build(16, 1, 2, 64, data.tokenizer)
+    total, tokens = 0.0, 0
+    for block in four:
+        inputs = {k: v[None] for k, v in block.items() if k != "labels"}
+        keep = block["labels"] != -100
+        z = model(**inputs).logits[0][keep]
+        y = teacher(**inputs).logits[0][keep].detach()
+        p_T, log_q_T = (y / 2).softmax(-1), (z / 2).log_softmax(-1)
+        hard = -z.log_softmax(-1)[torch.arange(len(z)), block["labels"][keep]]
+        total = total + (hard - 0.5 * 4 * (p_T * log_q_T).sum(-1)).sum()
+        tokens += int(keep.sum())
+    assert tokens == 60
+    (total / tokens).backward()
+    for step, p in zip(steps, model.parameters(), strict=True):
+        torch.testing.assert_close(step, RATE * p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_are_averaged_before_they_are_clipped(blocks):
+    data, four = blocks
+    _, steps, _ = one_step(data, four, 1, clip=0.01)
+    norm = torch.cat([s.flatten() for s in steps]).norm() / RATE
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
+    data, four = blocks
+    student, _, trainer = one_step(data, four, 2)
+    logged = trainer.logged_metrics
+    total = logged["train/hard"] + 0.5 * logged["train/soft"]
+    assert float(logged["train/loss"]) == pytest.approx(float(total), rel=1e-5)
+    assert 0 < float(logged["train/hard"]) < 2 * torch.tensor(300.0).log()
+    assert int(student.tokens_seen) == 60
