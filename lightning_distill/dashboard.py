@@ -90,34 +90,37 @@ def _start_wandb(
 ) -> WandbLogger:
     import wandb
 
-    def start(offline: bool) -> WandbLogger:
-        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT)
+    def start(mode: str) -> WandbLogger:
         logger: WandbLogger = instantiate(node, _partial_=True)(
             name=name,
             save_dir=str(folder),
-            offline=offline,
+            offline=mode == "offline",
+            mode=mode,
             group=group,
             job_type=job_type,
             config=OmegaConf.to_container(cfg, resolve=True),
-            settings=settings,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT),
             reinit="finish_previous",
         )
         _ = logger.experiment  # starts the run
         return logger
 
-    offline = os.environ.get("WANDB_MODE") == "offline" or not _has_wandb_key()
+    # Lightning sets WANDB_MODE to "dryrun" for a run offline, so after one refusal the later jobs
+    # of a sweep do not ask again.
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+    mode = "offline" if mode == "dryrun" else mode
     try:
-        logger = start(offline)
+        logger = start(mode)
     except Exception as error:  # a refused key, a server that is away: of many kinds
-        if offline:
+        if mode != "online":
             raise
-        log.warning("W&B cannot be reached (%s): this run is logged offline", error)
-        logger = start(offline=True)
-    run = logger.experiment
-    if run.offline:
-        log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)
-    else:
-        log.info("W&B: %s", run.url)
+        log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
+        mode = "offline"
+        logger = start(mode)
+    if mode == "offline":
+        log.info("W&B: offline; upload with `wandb sync %s`", Path(logger.experiment.dir).parent)
+    elif mode == "online":
+        log.info("W&B: %s", logger.experiment.url)
     return logger
 
 

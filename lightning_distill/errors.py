@@ -1,12 +1,12 @@
 """What went wrong, in a line that says what to type instead."""
 
 import difflib
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
     InstantiationException,
     MissingConfigException,
@@ -42,9 +42,15 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
             return f"{_first_line(error)} ({cause})"
         return None
-    if isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException):
+    if isinstance(error, HydraException | OmegaConfBaseException) or _raised_by_hydra(error):
         return _first_line(error)
     return None
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Hydra meets some overrides with a plain ValueError: that too is about what it was given."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "hydra" in Path(frames[-1].filename).parts
 
 
 def nearest(key: str, value: Any, names: Iterable[str]) -> ConfigError:
@@ -53,7 +59,7 @@ def nearest(key: str, value: Any, names: Iterable[str]) -> ConfigError:
 
 
 def _did_you_mean(word: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(word, names, 1, 0.5)
+    near = difflib.get_close_matches(word, names, 1, 0.25)
     return (f" Did you mean {near[0]}?" if near else "") + f" There is: {', '.join(sorted(names))}."
 
 

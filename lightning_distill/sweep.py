@@ -80,13 +80,17 @@ def gather(folder: Path) -> list[Row]:
     for file in sorted(folder.rglob(RESULTS)):
         cfg = OmegaConf.to_container(OmegaConf.load(file.parent / ".hydra/config.yaml"))
         assert isinstance(cfg, dict)
-        name = str(file.parent.relative_to(folder))
-        row = Row(file.parent, name, {str(k): v for k, v in cfg.items()}, read_results(file.parent))
+        settings = {str(key): value for key, value in cfg.items()}
+        row = Row(file.parent, file.parent.name, settings, read_results(file.parent))
         if (curves := file.parent / "metrics.csv").exists():
             with curves.open() as lines:
                 row.curves = list(csv.DictReader(lines))
         rows.append(row)
+    said = [set(row.results["overrides"]) for row in rows]
     for row in rows:
+        # A job is called by what sets it apart from the others.
+        own = [o for o in row.results["overrides"] if not all(o in others for others in said)]
+        row.name = ",".join(own).replace("experiment/", "") or row.name
         row.gap_closed, row.gap_closed_best = _gaps(row, rows)
     return rows
 

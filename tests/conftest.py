@@ -77,8 +77,10 @@ def command(text_file, tmp_path_factory):
     def run(*overrides: str, tiny: bool = True, expect: int = 0, **env: str):
         here = tmp_path_factory.mktemp("cwd")
         settings = [*TINY, f"data.path={text_file}"] if tiny else []
+        flags = [o for o in overrides if o.startswith("-")]
+        overrides = tuple(o for o in overrides if not o.startswith("-"))
         done = subprocess.run(
-            [sys.executable, "-m", "lightning_distill", *settings, *overrides],
+            [sys.executable, "-m", "lightning_distill", *flags, *settings, *overrides],
             cwd=here,
             env={**os.environ, "NETRC": str(here / "no-netrc"), **env},
             capture_output=True,

@@ -166,7 +166,8 @@ class DataModule(L.LightningDataModule):
             documents = self._documents[split]
             ids: list[int] = []
             numbers: list[Tensor] = []
-            for number, text in enumerate(tqdm(documents, desc=f"tokenizing {split}", unit="doc")):
+            bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
+            for number, text in enumerate(bar):
                 own = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
                 ids += [*own, self.tokenizer.eos_token_id]
                 numbers.append(torch.full((len(own) + 1,), number, dtype=torch.int32))

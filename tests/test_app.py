@@ -1,0 +1,129 @@
+"""The command line: what it refuses, how, and that nothing is written when it does."""
+
+import subprocess
+import sys
+
+import pytest
+from transformers import GPT2Config
+
+from lightning_distill import app
+from lightning_distill.app import folder_name
+
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path):
+    """Runs the app in this process. Returns its exit code and what it said on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides):
+        monkeypatch.setattr(sys, "argv", ["lightning-distill", *overrides])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        try:
+            app.main()
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run
+
+
+NAMES = [
+    (["student=smal"], "student=smal does not exist. Did you mean s"),
+    (["student=xxl"], "There is: l, m, pretrained, s, xs."),
+    (["loss=forwrd_kl"], "Did you mean forward_kl?"),
+    (["data=python_doc"], "Did you mean python_docs?"),
+    (["experiment=demos"], "Did you mean demo?"),
+    (["studnt=s"], "There is no setting studnt. Did you mean student?"),
+    (["loss.temprature=2"], "Did you mean loss.temperature?"),
+    (["student.hiden_size=64"], "Did you mean student.hidden_size?"),
+    (["teacher.optimizer.lrr=1"], "Did you mean teacher.optimizer.lr?"),
+    (["teacher=pretrained", "teacher.nam=x"], "Did you mean teacher.name?"),
+    (["stage=distil"], "Did you mean distill?"),
+    (["-m", "student=xs,smal"], "student=smal does not exist"),
+    (["-m", "loss.temprature=1,2"], "Did you mean loss.temperature?"),
+    (["student="], "student"),
+    (["=3"], "override"),
+]
+VALUES = [
+    (["loss.temperature=0"], "loss.temperature=0 must be a number above 0"),
+    (["loss.temperature=hot"], "loss.temperature=hot must be a number"),
+    (["loss.alpha=-1"], "loss.alpha=-1 must be a number from 0"),
+    (["loss.hard_target=label"], "did you mean labels?"),
+    (["+loss.beta=1"], "loss.beta is not a setting of this loss"),
+    (["student.max_steps=many"], "student.max_steps=many must be a whole number of at least 1"),
+    (["student.max_steps=0"], "student.max_steps=0 must be a whole number of at least 1"),
+    (["teacher.max_steps=-1"], "teacher.max_steps=-1"),
+    (["optimizer.lr=0"], "optimizer.lr=0 must be a number above 0"),
+    (["seed=1.5"], "seed=1.5 must be a whole number"),
+    (["data.batch_size=0", "data.sequence_length=1"], "data.batch_size=0"),
+    (["student.hidden_size=63"], "must be a multiple of 2 × student.num_attention_heads"),
+    (["transfer.num_blocks=0"], "transfer.num_blocks=0"),
+    (["data=text"], "data.path is not set"),
+    (["data=text", "data.path=/no/such/file.txt"], "data.path=/no/such/file.txt does not exist."),
+    (["data=huggingface"], "data.name is not set"),
+    (["data=huggingface", "data.name=./nowhere"], "data.name=./nowhere"),
+    (["teacher=pretrained"], "teacher=pretrained needs teacher.name="),
+    (["teacher=pretrained", "teacher.name=/no/model"], "name=/no/model: there is no such folder."),
+    (["stage=evaluate"], "evaluate.run=<the folder of a run>"),
+    (["stage=evaluate", "evaluate.run=nowhere"], "is not a finished run"),
+    (["stage=report"], "report.sweep=<the folder of a sweep>"),
+    (["stage=report", "report.sweep=nowhere"], "holds no job"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), NAMES + VALUES, ids=lambda x: str(x)[:50])
+def test_a_mistake_ends_with_code_2_and_a_line_that_helps(main, overrides, message):
+    code, said = main(*overrides, *(["logger=none"] if overrides[0] != "=3" else []))
+    assert code == 2
+    assert message in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("content", ["", "too short"])
+def test_a_text_too_small_is_refused_in_a_line(main, tmp_path, content):
+    (tmp_path / "a.txt").write_text(content)
+    code, said = main("data=text", "data.path=a.txt", "logger=none")
+    assert code == 2
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_a_teachers_folder_without_weights_is_refused_in_a_line(main, tmp_path, make_data):
+    GPT2Config(vocab_size=300).save_pretrained(tmp_path / "teacher")
+    make_data().tokenizer.save_pretrained(tmp_path / "teacher")
+    code, said = main("teacher=pretrained", f"teacher.name={tmp_path / 'teacher'}", "logger=none")
+    assert code == 2
+    assert "weights (model.safetensors) cannot be loaded" in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_all_numbers_out_of_range_are_told_at_once(main):
+    _, said = main("data.batch_size=0", "student.max_steps=0", "optimizer.lr=-1")
+    assert all(key in said for key in ("data.batch_size", "student.max_steps", "optimizer.lr"))
+
+
+def test_a_sweep_of_mistakes_exits_with_2_and_names_each_job(main, capsys):
+    code, _ = main("-m", "loss.temperature=0,-1", "logger=none")
+    assert code == 2
+
+
+def test_help_is_for_a_person_and_imports_no_torch():
+    run = "try: app.main()\nfinally: print('torch' in sys.modules)"
+    probe = f"import sys\nimport lightning_distill.app as app\n{run}"
+    done = subprocess.run(
+        [sys.executable, "-c", probe, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stdout.count("lightning-distill ") >= 3
+    for group in ("data:", "teacher:", "student:", "loss:", "trainer:", "logger:"):
+        assert group in done.stdout
+
+
+def test_a_folders_name_holds_no_slash_and_is_never_too_long():
+    assert folder_name("student=xs,loss.alpha=1") == "student=xs,loss.alpha=1"
+    assert folder_name("experiment/demo=baseline") == "demo=baseline"
+    assert "/" not in folder_name("data.path=/a/b")
+    long = [folder_name(f"data.path={'x' * 300}{i}") for i in range(2)]
+    assert len(set(long)) == 2
+    assert max(map(len, long)) < 200

@@ -1,0 +1,96 @@
+"""conf/ mirrors the code. Files are found by a glob, so a new one is held to the same."""
+
+import inspect
+from importlib import import_module
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import lightning_distill.app  # noqa: F401 (its resolver)
+from lightning_distill.errors import CONF
+
+FILES = sorted(f.relative_to(CONF) for f in CONF.rglob("*.yaml"))
+GROUPS = [f for f in FILES if len(f.parts) > 1 and f.parts[0] != "hydra"]
+OURS = "lightning_distill."
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def targets(node):
+    """Every `_target_`, and every path handed to Hydra's get_class and get_method."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if OmegaConf.is_missing(node, key):
+                continue
+            if key == "_target_" or (key == "path" and "_target_" in node and OURS in node[key]):
+                yield node
+            if OmegaConf.is_config(node._get_node(key)):
+                yield from targets(node[key])
+
+
+def locate(path):
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize("file", GROUPS, ids=str)
+def test_every_option_composes(file):
+    group, option = "/".join(file.parts[:-1]), file.stem
+    if group == "model":
+        group = "student"
+    before = ["experiment=demo"] if group == "experiment/demo" else []
+    cfg = composed(*before, f"{group}={option}")
+    OmegaConf.to_container(cfg.student, resolve=True)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_target_imports_and_takes_the_keys_beside_it(file):
+    for node in targets(OmegaConf.load(CONF / file)):
+        target = locate(node._target_)
+        parameters = inspect.signature(target).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            continue
+        unknown = set(map(str, node)) - set(parameters) - {"_target_", "_partial_"}
+        assert not unknown, f"{file}: {node._target_} does not take {unknown}"
+
+
+@pytest.mark.parametrize("file", GROUPS, ids=str)
+def test_a_group_is_named_after_the_module_that_holds_its_targets(file):
+    for node in targets(OmegaConf.load(CONF / file)):
+        path = node.path if node._target_.startswith("hydra.utils.get_") else node._target_
+        if path.startswith(OURS):
+            place = path.removeprefix(OURS).split(".")[0]
+            assert place.startswith(file.parts[0]) or place == {"loss": "losses"}[file.parts[0]]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_file_opens_with_what_the_choice_means(file):
+    lines = (CONF / file).read_text().splitlines()
+    if file.parts[0] == "hydra":
+        return
+    assert lines[0].startswith("# ")
+    if lines[0] == "# @package _global_":
+        assert lines[1].startswith("# ")
+
+
+def test_every_size_serves_both_roles():
+    options = {
+        g: {f.stem for f in GROUPS if f.parts[0] == g} for g in ("model", "teacher", "student")
+    }
+    assert options["model"] == options["teacher"] == options["student"]
+    for name in options["model"]:
+        cfg = composed(f"teacher={name}", f"student={name}")
+        assert cfg.teacher._target_ == cfg.student._target_
+
+
+def test_the_teachers_training_is_its_own():
+    cfg = composed("optimizer.lr=1e-4", "schedule=constant", "seed=5")
+    assert cfg.optimizer.lr == 1e-4
+    assert cfg.teacher.optimizer.lr != 1e-4
+    assert cfg.teacher.schedule.max_lr == cfg.teacher.optimizer.lr
+    assert cfg.teacher.seed == 0
+    assert composed("optimizer.lr=1e-4").schedule.max_lr == 1e-4

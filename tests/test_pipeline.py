@@ -1,0 +1,305 @@
+"""Real commands, end to end, on two models of a few thousand weights."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+
+def results(folder):
+    return {f.parent.name: json.loads(f.read_text()) for f in sorted(folder.rglob("results.json"))}
+
+
+def without_times(found):
+    return {k: v for k, v in found.items() if k != "cost"}
+
+
+@pytest.fixture(scope="module")
+def run(command, tmp_path_factory):
+    """One distilled student, and the folder of all outputs."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    command("loss.temperature=2", f"paths.outputs={outputs}", "logger=wandb")
+    (folder,) = (outputs / "runs" / "distill").iterdir()
+    return folder, outputs
+
+
+def test_a_run_leaves_what_the_design_promises(run):
+    folder, _ = run
+    (found,) = results(folder).values()
+    assert found["status"] == "finished"
+    assert found["overrides"][-3] == "loss.temperature=2"
+    assert found["teacher"].keys() >= {"parameters", "nll", "perplexity", "bits_per_byte"}
+    assert found["student"].keys() >= found["teacher"].keys() | {"teacher_agreement", "teacher_kl"}
+    assert found["cost"]["teacher_seconds"] > 0
+    assert found["cost"]["student_tokens_per_second"] > 0
+    assert found["cost"]["peak_memory_mb"] > 100
+    samples = json.loads((folder / "samples.json").read_text())
+    assert all(sample.keys() == {"prompt", "student", "teacher"} for sample in samples)
+    assert (folder / ".hydra" / "config.yaml").exists()
+
+
+def test_other_tools_load_the_student_and_find_the_reported_nll(run, tmp_path):
+    folder, outputs = run
+    (tokens,) = (outputs / "artifacts" / "tokens").glob("*/tokens.safetensors")
+    script = tmp_path / "elsewhere.py"
+    script.write_text(
+        f"""
+import json, sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(folder / "student")!r}).eval()
+tokenizer = AutoTokenizer.from_pretrained({str(folder / "student")!r})
+ids = load_file({str(tokens)!r})["test"].long()
+total = 0.0
+with torch.no_grad():
+    for start in range(0, len(ids) - 1, 32):  # data.sequence_length
+        window = ids[start : start + 33]
+        logits = model(window[None, :-1]).logits[0]
+        total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+assert tokenizer.decode(ids.tolist()).count(tokenizer.eos_token) > 3
+assert "lightning_distill" not in sys.modules and "lightning" not in sys.modules
+print(json.dumps(total / (len(ids) - 1)))
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    (found,) = results(folder).values()
+    assert json.loads(done.stdout) == pytest.approx(found["student"]["nll"], abs=1e-5)
+
+
+def test_the_checkpoint_holds_the_student_alone(command, tmp_path):
+    command(f"paths.outputs={tmp_path}", "checkpoint_every_n_steps=5")
+    (file,) = tmp_path.glob("runs/distill/*/checkpoints/last.ckpt")
+    weights = torch.load(file, weights_only=True)["state_dict"]
+    widths = {p.shape[-1] for p in weights.values()}
+    assert all(name.startswith("model.") for name in weights)
+    assert 16 in widths  # the student's
+    assert 32 not in widths  # the teacher's
+
+
+def test_the_same_command_gives_the_same_numbers(run, command, tmp_path):
+    command("loss.temperature=2", f"paths.outputs={tmp_path}")
+    (again,), (first,) = results(tmp_path).values(), results(run[0]).values()
+    assert again["student"] == first["student"]
+    assert again["teacher"] == first["teacher"]
+    assert again["key"] == first["key"]
+
+
+def test_evaluating_a_run_again_gives_its_numbers(run, command):
+    folder, outputs = run
+    before = results(folder)
+    command("stage=evaluate", f"evaluate.run={folder}", f"paths.outputs={outputs}")
+    assert results(folder) == before
+
+
+def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(run, command, tmp_path):
+    """Stopped behind its step 8 of 12; then the same command again."""
+    _, outputs = run
+    same = ("loss.temperature=2", f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}")
+    command(*same, "checkpoint_every_n_steps=8")
+    (whole,) = results(tmp_path).values()
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 8
+    interrupted = {"status": "running", "key": whole["key"]}
+    (tmp_path / "results.json").write_text(json.dumps(interrupted))
+    said = command(*same, "checkpoint_every_n_steps=8").stdout
+    assert "going on from" in said
+    (resumed,) = results(tmp_path).values()
+    assert resumed["student"] == whole["student"]
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(run, command, tmp_path):
+    _, outputs = run
+    same = (f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}", "checkpoint_every_n_steps=5")
+    command("loss.temperature=2", *same)
+    said = command("loss.temperature=3", *same).stdout
+    assert "going on from" not in said
+
+
+@pytest.fixture(scope="module")
+def sweep(command, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("sweep")
+    done = command(
+        "-m",
+        "student=xs,s",
+        "loss.alpha=0,1",
+        "loss.temperature=1,2",
+        f"paths.outputs={outputs}",
+        "sweep.name=all",
+        "student.num_attention_heads=2",
+    )
+    return outputs / "sweeps" / "all", outputs, done.stdout
+
+
+def test_a_sweep_of_eight_trains_one_teacher_and_ends_in_one_table(sweep):
+    folder, outputs, said = sweep
+    found = results(folder)
+    assert len(found) == 8
+    assert all(job["status"] == "finished" for job in found.values())
+    trained = [job["cost"]["teacher_seconds"] for job in found.values()]
+    assert sum(seconds > 0 for seconds in trained) == 1
+    assert len(list((outputs / "artifacts" / "teacher").glob("*/model.safetensors"))) == 1
+    assert "report.html" in said
+
+
+def test_a_baseline_that_came_before_the_teacher_is_compared_with_it_too(sweep):
+    folder, _, _ = sweep
+    for job in results(folder).values():
+        assert job["student"]["teacher_agreement"] is not None
+        assert job["teacher"]["nll"] > 0
+
+
+def test_results_csv_says_what_each_results_json_does(sweep):
+    folder, _, _ = sweep
+    with (folder / "results.csv").open() as lines:
+        rows = {row["job"]: row for row in csv.DictReader(lines)}
+    assert len(rows) == 8
+    for found in results(folder).values():
+        row = next(r for r in rows.values() if r["overrides"] == " ".join(found["overrides"]))
+        assert float(row["student.nll"]) == found["student"]["nll"]
+        assert float(row["cost.teacher_seconds"]) == found["cost"]["teacher_seconds"]
+    baseline = {r["student.parameters"]: r for r in rows.values() if r["loss.alpha"] == "0"}
+    for row in rows.values():
+        if row["loss.alpha"] == "1":
+            plain = float(baseline[row["student.parameters"]]["student.nll"])
+            expected = (plain - float(row["student.nll"])) / (plain - float(row["teacher.nll"]))
+            assert float(row["gap_closed"]) == pytest.approx(expected)
+
+
+def test_the_temperature_is_of_no_effect_without_the_teachers_term(sweep):
+    folder, _, _ = sweep
+    nlls = {" ".join(j["overrides"]): j["student"]["nll"] for j in results(folder).values()}
+    compared = 0
+    for overrides, nll in nlls.items():
+        if "loss.alpha=0" in overrides and "temperature=1" in overrides:
+            assert nlls[overrides.replace("temperature=1", "temperature=2")] == nll
+            compared += 1
+    assert compared == 2
+
+
+def test_two_jobs_at_a_time_share_one_teacher_from_an_empty_start(command, tmp_path, sweep):
+    command(
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "loss.temperature=1,2",
+        f"paths.outputs={tmp_path}",
+        "sweep.name=two",
+    )
+    found = results(tmp_path / "sweeps" / "two")
+    assert [job["status"] for job in found.values()] == ["finished"] * 2
+    assert sorted(job["cost"]["teacher_seconds"] > 0 for job in found.values()) == [False, True]
+    assert len(list((tmp_path / "artifacts" / "teacher").glob("*/model.safetensors"))) == 1
+
+
+def test_a_job_that_fails_leaves_the_others_and_the_sweep_says_why(command, tmp_path):
+    done = command("-m", "loss.alpha=0,-1", f"paths.outputs={tmp_path}", "sweep.name=one", expect=2)
+    found = results(tmp_path / "sweeps" / "one").values()
+    assert sorted((job["overrides"][-1], job["status"]) for job in found) == [
+        ("loss.alpha=-1", "failed"),
+        ("loss.alpha=0", "finished"),
+    ]
+    assert "loss.alpha=-1 must be a number from 0" in done.stdout
+    assert (tmp_path / "sweeps" / "one" / "report.html").exists()
+
+
+def test_a_pretrained_teacher_teaches_as_it_is(run, command, tmp_path):
+    folder, outputs = run
+    (teacher,) = (outputs / "artifacts" / "teacher").glob("*/model.safetensors")
+    command(
+        "teacher=pretrained",
+        f"teacher.name={teacher.parent}",
+        f"paths.outputs={tmp_path}",
+        "~teacher.hidden_size",
+        tiny=False,
+        expect=2,
+    )
+    settings = ["student=xs", "student.hidden_size=16", "student.max_steps=5", "trainer=cpu"]
+    source = [o for o in results(folder)[folder.name]["overrides"] if o.startswith("data")]
+    command(
+        "teacher=pretrained",
+        f"teacher.name={teacher.parent}",
+        f"paths.outputs={tmp_path}",
+        *settings,
+        *source,
+        "logger=none",
+        tiny=False,
+    )
+    (found,) = results(tmp_path).values()
+    assert found["teacher"]["nll"] == pytest.approx(
+        results(folder)[folder.name]["teacher"]["nll"], abs=1e-6
+    )
+    assert found["cost"]["teacher_seconds"] == 0
+
+
+def test_the_tracker_was_offline_and_holds_config_curves_and_results(run):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    folder, _ = run
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    history, summary, config, run_record = {}, {}, {}, None
+    for data in wandb_records(file.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            key = item.key or "/".join(item.nested_key)
+            history.setdefault(key, []).append(json.loads(item.value_json))
+        for item in record.summary.update:
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        if record.HasField("run"):
+            run_record = record.run
+            for item in record.run.config.update:
+                config[item.key] = json.loads(item.value_json)
+    assert (run_record.run_group, run_record.job_type) == ("distill", "student")
+    assert config["loss"]["temperature"] == 2
+    for name in ("loss", "hard", "soft", "kl", "gradient_norm", "learning_rate"):
+        values = history[f"train/{name}"]
+        assert len(values) == 3  # every 4 of 12 steps
+        assert all(value >= 0 for value in values)
+    assert len(history["validation/nll"]) == 4
+    (found,) = results(folder).values()
+    assert summary["student"]["nll"] == pytest.approx(found["student"]["nll"])
+    assert (folder / "teacher" / "wandb").exists()
+
+
+def wandb_records(data):
+    """The records of W&B's file: LevelDB's log format, after a header of 7 bytes."""
+    at, part = 7, b""
+    while at + 7 <= len(data):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        length = int.from_bytes(data[at + 4 : at + 6], "little")
+        kind = data[at + 6]
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            yield part
+            part = b""
+
+
+def test_a_tracker_that_refuses_leaves_the_run_offline(command, tmp_path):
+    done = command(
+        f"paths.outputs={tmp_path}",
+        "loss.alpha=0",
+        "logger=wandb",
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert "logged offline" in done.stdout
+    assert list(tmp_path.glob("runs/distill/*/wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("logger", ["none", "tensorboard"])
+def test_the_other_loggers_work(command, tmp_path, logger):
+    command(f"paths.outputs={tmp_path}", "loss.alpha=0", f"logger={logger}")
+    events = list(tmp_path.glob("runs/distill/*/tensorboard/events*"))
+    assert len(events) == (1 if logger == "tensorboard" else 0)
+    assert bool(list(tmp_path.glob("runs/distill/*/metrics.csv"))) == (logger != "none")
