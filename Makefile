@@ -18,7 +18,7 @@ demo: $(INSTALLED) ## teacher, baselines and distilled students on text that nee
 	$(BIN)/lightning-distill experiment=demo $(ARGS)
 
 test: $(INSTALLED) ## all tests but those that need a GPU
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check

@@ -62,7 +62,7 @@ def start_loggers(
     folder.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = []
     for node in cfg.logger.values():
-        if node["_target_"].endswith("WandbLogger"):
+        if node["_target_"] == "wandb.init":
             loggers.append(_start_wandb(cfg, node, job_type, folder, name, group))
         else:
             loggers.append(instantiate(node, save_dir=str(folder)))
@@ -90,38 +90,33 @@ def _start_wandb(
 ) -> WandbLogger:
     import wandb
 
-    def start(mode: str) -> WandbLogger:
-        logger: WandbLogger = instantiate(node, _partial_=True)(
+    def start(mode: str) -> Any:
+        return instantiate(node, _partial_=True)(
             name=name,
-            save_dir=str(folder),
-            offline=mode == "offline",
+            dir=str(folder),
             mode=mode,
             group=group,
             job_type=job_type,
             config=OmegaConf.to_container(cfg, resolve=True),
             settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT),
-            reinit="finish_previous",
+            reinit="finish_previous",  # a job that failed may have left its run open
         )
-        _ = logger.experiment  # starts the run
-        return logger
 
-    # Lightning sets WANDB_MODE to "dryrun" for a run offline, so after one refusal the later jobs
-    # of a sweep do not ask again.
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-    mode = "offline" if mode == "dryrun" else mode
     try:
-        logger = start(mode)
+        run = start(mode)
     except Exception as error:  # a refused key, a server that is away: of many kinds
         if mode != "online":
             raise
         log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
-        mode = "offline"
-        logger = start(mode)
-    if mode == "offline":
-        log.info("W&B: offline; upload with `wandb sync %s`", Path(logger.experiment.dir).parent)
-    elif mode == "online":
-        log.info("W&B: %s", logger.experiment.url)
-    return logger
+        os.environ["WANDB_MODE"] = "offline"  # later jobs of a sweep need not ask again
+        run = start("offline")
+    run.define_metric("*", step_metric="trainer/global_step")
+    if run.offline:
+        log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)
+    elif run.url:
+        log.info("W&B: %s", run.url)
+    return WandbLogger(experiment=run, save_dir=str(folder))
 
 
 def _has_wandb_key() -> bool:

@@ -75,7 +75,7 @@ def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
     data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
-    scores = evaluate(make_trainer(cfg, job.folder, "teacher"), data, None, teacher.model)
+    scores = measure(cfg, data, job, None, teacher)
     results = job.results(Cost(teacher_seconds=teacher.seconds), scores)
     write_results(job.folder, results)
     return results
@@ -93,18 +93,26 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
 
     The run's results.json is brought up to date.
     """
-    for needed in (".hydra/config.yaml", RESULTS, "student/model.safetensors"):
+    for needed in (".hydra/config.yaml", RESULTS):
         if not (folder / needed).exists():
-            raise ConfigError(f"evaluate.run={folder} is not a finished run: it has no {needed}.")
+            raise ConfigError(f"evaluate.run={folder} is not the folder of a run: no {needed}.")
+    results = read_results(folder)
+    if results["status"] != "finished":
+        state = f"evaluate.run={folder} is {results['status']}"
+        raise ConfigError(f"{state}; run its command again first.")
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
     cfg.paths.outputs = outputs
-    results = read_results(folder)
     data = prepare_data(cfg)
     job = Job.of(cfg, folder, folder.name, "", results["overrides"])
-    student = AutoModelForCausalLM.from_pretrained(folder / "student")
+    weights = folder / "student"  # none after stage=teacher
+    student = AutoModelForCausalLM.from_pretrained(weights) if weights.exists() else None
     teacher = find_teacher(cfg, Store(outputs), data)
-    results |= measure(cfg, data, job, student, teacher)
+    if student is None and teacher is None:
+        raise ConfigError(f"evaluate.run={folder} trained a teacher, which is no longer there.")
+    for role, scores in measure(cfg, data, job, student, teacher).items():
+        if scores:  # a teacher that is gone takes nothing of what is known along
+            results[role] = (results.get(role) or {}) | scores
     write_results(folder, results)
     return results
 
@@ -121,13 +129,15 @@ def measure(
     cfg: DictConfig,
     data: DataModule,
     job: Job,
-    student: PreTrainedModel,
+    student: PreTrainedModel | None,
     teacher: Teacher | None,
     loggers: list[Logger] | None = None,
 ) -> dict[str, Any]:
     """Scores on the test split, and samples to read, in the log and in samples.json."""
     big = teacher.model if teacher else None
-    scores = evaluate(make_trainer(cfg, job.folder, "student"), data, student, big)
+    scores = evaluate(make_trainer(cfg, job.folder, job.name), data, student, big)
+    if student is None:
+        return scores
     samples = write_samples(data, student, big, cfg.seed)
     (job.folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False))
     log_samples(loggers or [], samples)

@@ -13,7 +13,10 @@ from lightning_distill import ConfigError
 from lightning_distill.results import RESULTS, Job
 from lightning_distill.sweep import COLUMNS, Row, summarise, table_cells
 
-CURVES = {"validation/nll": "validation nll (nats per token)", "train/loss": "training objective"}
+CURVES = {
+    "validation/nll": "validation nll (nats per token)",
+    "train/loss": "training objective (differs by loss)",
+}
 GREY = "#888888"  # readable on white and on black
 
 STYLE = """
@@ -131,7 +134,7 @@ def _figure(traces: list[Any], x: str, y: str, log_x: bool = False) -> str:
     html: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
-        config={"responsive": True, "displaylogo": False},
+        config={"responsive": True, "displayModeBar": False},
     )
     return html
 

@@ -176,6 +176,7 @@ def make_trainer(
         enable_progress_bar=bool(bar),
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,
+        num_sanity_val_steps=0,
         default_root_dir=str(folder),
         **settings,
     )

@@ -65,7 +65,7 @@ VALUES = [
     (["teacher=pretrained"], "teacher=pretrained needs teacher.name="),
     (["teacher=pretrained", "teacher.name=/no/model"], "name=/no/model: there is no such folder."),
     (["stage=evaluate"], "evaluate.run=<the folder of a run>"),
-    (["stage=evaluate", "evaluate.run=nowhere"], "is not a finished run"),
+    (["stage=evaluate", "evaluate.run=nowhere"], "is not the folder of a run"),
     (["stage=report"], "report.sweep=<the folder of a sweep>"),
     (["stage=report", "report.sweep=nowhere"], "holds no job"),
 ]
@@ -122,7 +122,7 @@ def test_help_is_for_a_person_and_imports_no_torch():
 
 def test_a_folders_name_holds_no_slash_and_is_never_too_long():
     assert folder_name("student=xs,loss.alpha=1") == "student=xs,loss.alpha=1"
-    assert folder_name("experiment/demo=baseline") == "demo=baseline"
+    assert folder_name("experiment/job=baseline") == "job=baseline"
     assert "/" not in folder_name("data.path=/a/b")
     long = [folder_name(f"data.path={'x' * 300}{i}") for i in range(2)]
     assert len(set(long)) == 2

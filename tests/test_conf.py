@@ -42,7 +42,7 @@ def test_every_option_composes(file):
     group, option = "/".join(file.parts[:-1]), file.stem
     if group == "model":
         group = "student"
-    before = ["experiment=demo"] if group == "experiment/demo" else []
+    before = ["experiment=demo"] if group == "experiment/job" else []
     cfg = composed(*before, f"{group}={option}")
     OmegaConf.to_container(cfg.student, resolve=True)
 

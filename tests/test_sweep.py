@@ -90,7 +90,8 @@ def test_labels_of_the_teacher_are_no_baseline(job, tmp_path):
 def test_seeds_share_a_line_with_mean_and_deviation(job, tmp_path):
     for seed, nll in enumerate((4.2, 4.3, 4.4)):
         job("distilled", nll, seed=seed)
-    teacher, line = table_cells(gather(tmp_path))
+    job("plain", 5.0, alpha=0)
+    teacher, line, _ = table_cells(gather(tmp_path))
     assert teacher[0] == "teacher"
     assert line[0] == "name=distilled (3 seeds)"
     assert line[2] == "4.300 ± 0.100"

@@ -41,7 +41,7 @@ class DataModule(L.LightningDataModule):
     """Blocks of tokens from one source.
 
     source: called with the remaining settings; the ones that only it needs.
-    sequence_length: tokens a block. batch_size: blocks a step, over all accumulation.
+    sequence_length: tokens a block. batch_size: blocks a micro-batch.
     vocab_size: of the tokenizer that is trained here, where no pretrained model brings its own.
     isolate_documents: neither attention nor loss crosses from one document into the next.
     """
