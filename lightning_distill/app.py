@@ -25,7 +25,7 @@ STAGES = {
     "distill": "pipeline.distill",
     "teacher": "pipeline.teach",
     "evaluate": "pipeline.evaluate_again",
-    "report": "report.write_again",
+    "report": "sweep.summarise_again",
 }
 LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
 

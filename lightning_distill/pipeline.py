@@ -61,7 +61,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     )
     with cost.measure(module):
         data.train_on(transfer.num_blocks, cfg.seed)
-        fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, f"student {job.name}")
+        fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
 
     data.save(module.model, job.folder / "student")
     scores = measure(cfg, data, job, module.model, teacher, loggers)
@@ -135,7 +135,7 @@ def measure(
 ) -> dict[str, Any]:
     """Scores on the test split, and samples to read, in the log and in samples.json."""
     big = teacher.model if teacher else None
-    scores = evaluate(make_trainer(cfg, job.folder, job.name), data, student, big)
+    scores = evaluate(make_trainer(cfg, job.folder, "on the test split"), data, student, big)
     if student is None:
         return scores
     samples = write_samples(data, student, big, cfg.seed)

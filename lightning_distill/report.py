@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
-from lightning_distill import ConfigError
-from lightning_distill.results import RESULTS, Job
-from lightning_distill.sweep import COLUMNS, Row, summarise, table_cells
+from lightning_distill.comparison import COLUMNS, Row, table_cells
 
 CURVES = {
     "validation/nll": "validation nll (nats per token)",
@@ -33,16 +31,6 @@ pre { background: var(--soft); padding: .7rem; overflow-x: auto; } pre, code { f
 .text { white-space: pre-wrap; font-family: ui-monospace, monospace; font-size: 14px; }
 summary { cursor: pointer; padding: .3rem 0; }
 """
-
-
-def write_again(cfg: DictConfig, job: Job) -> None:
-    """`stage=report`: the summary of a sweep's folder, `report.sweep=<folder>`, as it is now."""
-    if cfg.report.sweep is None:
-        raise ConfigError("stage=report needs report.sweep=<the folder of a sweep>.")
-    folder = Path(cfg.report.sweep)
-    if not any(folder.rglob(RESULTS)):
-        raise ConfigError(f"report.sweep={folder} holds no job with a {RESULTS}.")
-    summarise(folder)
 
 
 def write_report(rows: list[Row], file: Path) -> None:

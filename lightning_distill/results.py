@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.artifacts import key_of
@@ -98,6 +97,8 @@ class Cost:
 
 
 def _reset_peak() -> None:
+    import torch  # here, because a sweep's bookkeeping needs this module and not torch
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux alone forgets a process's peak on request
@@ -106,6 +107,8 @@ def _reset_peak() -> None:
 
 def _peak_mb() -> float:
     """Of the GPU where there is one, else of the process."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     with suppress(OSError):

@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 
-from lightning_distill.sweep import gather, summarise, table_cells
+from lightning_distill.comparison import gather, table_cells
+from lightning_distill.sweep import summarise
 
 TEACHER = {
     "parameters": 1000,
