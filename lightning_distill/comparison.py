@@ -122,7 +122,8 @@ def _student_lines(rows: list[Row]) -> Iterator[tuple[float, tuple[str, ...]]]:
     for row in rows:
         jobs.setdefault(_without_seed(row.name), []).append(row)
     for name, members in jobs.items():
-        done = [row for row in members if row.nll is not None]
+        # The same job may stand in the folder twice, with seed=0 said and unsaid.
+        done = list({row.results["key"]: row for row in members if row.nll is not None}.values())
         students = [row.results["student"] for row in done]
         if students:
             seconds = [row.results["cost"]["student_seconds"] for row in done]

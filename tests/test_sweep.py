@@ -39,6 +39,7 @@ def job(tmp_path):
         results = {
             "status": status,
             "seed": seed,
+            "key": f"{name} {seed}",
             "overrides": [f"name={name}", f"seed={seed}", "common=1"],
         }
         if status == "finished":
