@@ -45,6 +45,10 @@ def folder_name(overrides: str) -> str:
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
+class Refused(BaseException):
+    """Takes an explained error past Hydra, which would print all overrides in front of it."""
+
+
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(cfg: DictConfig) -> float | None:
     """One job, alone or of a sweep. Returns the student's nll, for sweepers that minimise it."""
@@ -64,12 +68,14 @@ def job(cfg: DictConfig) -> float | None:
         name = cfg.name if alone else folder.name
         results = stage(cfg, Job.of(cfg, folder, name, group, overrides))
     except Exception as error:
+        reason = explain(error)
+        if alone and reason:
+            raise Refused(reason) from error
         if alone:
             raise
         # The other jobs go on; the end of the sweep says what failed, and exits accordingly.
         from lightning_distill.sweep import record_failure
 
-        reason = explain(error)
         log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
         record_failure(folder, overrides, reason or repr(error), mendable=reason is not None)
         return float("nan")
@@ -85,9 +91,9 @@ def main() -> None:
         job()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        message = None if full else explain(error)
-        if message is None:
+    except (Exception, Refused) as error:
+        message = str(error) if isinstance(error, Refused) else explain(error)
+        if full or message is None:
             raise
         print(f"lightning-distill: {message}", file=sys.stderr)
         sys.exit(2)

@@ -41,7 +41,10 @@ def gather(folder: Path) -> list[Row]:
     """All jobs below a folder, with the share of the gap that each closes."""
     rows = []
     for file in sorted(folder.rglob(RESULTS)):
-        cfg = OmegaConf.to_container(OmegaConf.load(file.parent / ".hydra/config.yaml"))
+        said = file.parent / ".hydra" / "config.yaml"
+        if not said.exists():
+            continue
+        cfg = OmegaConf.to_container(OmegaConf.load(said))
         assert isinstance(cfg, dict)
         settings = {str(key): value for key, value in cfg.items()}
         row = Row(file.parent, file.parent.name, settings, read_results(file.parent))
@@ -49,10 +52,12 @@ def gather(folder: Path) -> list[Row]:
             with curves.open() as lines:
                 row.curves = list(csv.DictReader(lines))
         rows.append(row)
-    said = [set(row.results["overrides"]) for row in rows]
+    all_overrides = [set(row.results["overrides"]) for row in rows]
     for row in rows:
         # A job is called by what sets it apart from the others.
-        own = [o for o in row.results["overrides"] if not all(o in others for others in said)]
+        own = [
+            o for o in row.results["overrides"] if not all(o in others for others in all_overrides)
+        ]
         row.name = ",".join(own).replace("experiment/", "") or row.name
         row.gap_closed, row.gap_closed_best = _gaps(row, rows)
     return rows

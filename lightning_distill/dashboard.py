@@ -18,7 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 log = logging.getLogger(__name__)
 
 # Said once for each trainer or model of a sweep, and nothing to act on.
-for message in (".*logs directory.*not empty.*", ".*LeafSpec.*", ".*does not have many workers.*"):
+for message in (
+    ".*logs directory.*not empty.*",
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+):
     warnings.filterwarnings("ignore", message)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 transformers.utils.logging.disable_progress_bar()

@@ -1,6 +1,7 @@
 """What went wrong, in a line that says what to type instead."""
 
 import difflib
+import errno
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_distill import ConfigError
+
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.ENOTDIR)
 
 # In a wheel the configs lie inside the package, in a checkout beside it.
 HERE = Path(__file__).resolve().parent
@@ -38,19 +41,23 @@ def explain(error: BaseException) -> str | None:
         if type(link).__name__ == "MisconfigurationException":  # Lightning's; not imported here
             return f"trainer: {_first_line(link)}"
     if isinstance(error, InstantiationException):
-        cause = error.__cause__
-        if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
-            return f"{_first_line(error)} ({cause})"
-        return None
-    if isinstance(error, HydraException | OmegaConfBaseException) or _raised_by_hydra(error):
+        cause = error.__cause__ or error
+        key = str(error).rpartition("full_key: ")[2]
+        # What a constructor refuses came from its config.
+        return f"{key}: {_first_line(cause)}" if isinstance(cause, ValueError | TypeError) else None
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in UNWRITABLE:
+        return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_line(error)
+    if isinstance(error, ValueError) and _raised_by(error, "hydra", "lightning", "optim"):
         return _first_line(error)
     return None
 
 
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Hydra meets some overrides with a plain ValueError: that too is about what it was given."""
+def _raised_by(error: BaseException, *packages: str) -> bool:
+    """Whether one of these packages refused what it was given."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and "hydra" in Path(frames[-1].filename).parts
+    return bool(frames) and bool(set(packages) & set(Path(frames[-1].filename).parts))
 
 
 def nearest(key: str, value: Any, names: Iterable[str]) -> ConfigError:

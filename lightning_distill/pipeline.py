@@ -37,7 +37,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     store, data = Store(cfg.paths.outputs), prepare_data(cfg)
     objective.vocab_size = len(data.tokenizer)
     L.seed_everything(cfg.seed, verbose=False)
-    student = models.build(cfg.student, data.tokenizer)
+    student = models.build(cfg.student, data.tokenizer, data.sequence_length)
 
     teacher: Teacher | None
     if objective.needs_teacher:

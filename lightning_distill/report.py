@@ -23,7 +23,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 0 auto; 
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } .note { color: #888; margin-top: 0; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { white-space: nowrap; } td { font-variant-numeric: tabular-nums; }
+th, table:not(.samples) td + td { white-space: nowrap; } td { font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
 .samples th, .samples td { text-align: left; vertical-align: top; }
 .samples td:first-child { white-space: nowrap; color: #888; }

@@ -1,4 +1,4 @@
-"""The ranges of numbers that no constructor of ours would meet until late."""
+"""What can be said of the settings before anything is imported or made."""
 
 import math
 from typing import Any
@@ -29,7 +29,16 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "teacher.seed": (True, 0, True),
     "teacher.optimizer.lr": (False, 0, False),
     "optimizer.lr": (False, 0, False),
+    "optimizer.weight_decay": (False, 0, True),
+    "trainer.log_every_n_steps": (True, 0, True),
+    "trainer.accumulate_grad_batches": (True, 1, True),
 }
+
+SWITCHES = (
+    "data.isolate_documents",
+    "teacher.trust_remote_code",
+    "student.trust_remote_code",
+)
 
 
 def check(cfg: DictConfig) -> None:
@@ -43,6 +52,9 @@ def check(cfg: DictConfig) -> None:
             kind = "a whole number" if whole else "a number"
             bound = f"of at least {least}" if inclusive else f"above {least}"
             problems.append(f"{key}={value} must be {kind} {bound}")
+    for key in SWITCHES:
+        if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
+            problems.append(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
     for role in ("teacher", "student"):
         node = cfg[role]
         width, heads = node.get("hidden_size"), node.get("num_attention_heads")

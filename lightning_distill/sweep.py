@@ -3,6 +3,7 @@
 import csv
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,17 @@ log = logging.getLogger(__name__)
 class Summary(Callback):
     """Hydra calls it when all jobs of a sweep have ended: table, results.csv and report.html."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.start = time.time()
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if config.stage not in ("distill", "teacher"):
             return
         folder = Path(config.hydra.sweep.dir)
         compare_with_late_teachers(folder, config.paths.outputs)
         rows = summarise(folder)
-        failed = [row for row in rows if row.results["status"] == "failed"]
+        now = [row for row in rows if (row.folder / RESULTS).stat().st_mtime >= self.start]
+        failed = [row for row in now if row.results["status"] == "failed"]
         for row in failed:
             print(f"failed: {row.name}: {row.results['error']} ({row.folder / 'job.log'})")
         if failed:

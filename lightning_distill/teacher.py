@@ -70,7 +70,7 @@ def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) ->
         log.info("training the teacher: %s steps", cfg.teacher.max_steps)
         L.seed_everything(cfg.teacher.seed, verbose=False)
         module = TeacherModule(
-            models.build(cfg.teacher, data.tokenizer),
+            models.build(cfg.teacher, data.tokenizer, data.sequence_length),
             len(data.tokenizer),
             instantiate(cfg.teacher.optimizer),
             instantiate(cfg.teacher.schedule),
@@ -106,7 +106,7 @@ def _as_it_is(cfg: DictConfig, data: DataModule) -> Teacher:
     if "name" not in cfg.teacher:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
     weights = pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision)
-    return Teacher(models.build(cfg.teacher, data.tokenizer), weights, 0.0)
+    return Teacher(models.build(cfg.teacher, data.tokenizer, data.sequence_length), weights, 0.0)
 
 
 def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class LanguageModule(L.LightningModule):
 
     def _logs_now(self) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return (self.global_step + 1) % every == 0
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}

@@ -69,7 +69,7 @@ def test_the_weights_follow_the_seed(tokenizer):
 
 
 def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
-    model = build(role(name=str(saved)), tokenizer)
+    model = build(role(name=str(saved)), tokenizer, 32)
     theirs = GPT2LMHeadModel.from_pretrained(saved)
     assert type(model) is GPT2LMHeadModel
     assert torch.equal(model.transformer.wte.weight, theirs.transformer.wte.weight)
@@ -122,4 +122,11 @@ def test_a_role_without_a_name_is_told_what_to_give():
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
     with pytest.raises(ConfigError, match="do not belong together"):
-        build(role(name=str(saved)), train_tokenizer([f"word{i * i}" for i in range(2000)], 1000))
+        build(
+            role(name=str(saved)), train_tokenizer([f"word{i * i}" for i in range(2000)], 1000), 32
+        )
+
+
+def test_blocks_longer_than_the_models_positions_are_refused(saved, tokenizer):
+    with pytest.raises(ConfigError, match="sequence_length=2000 is longer than the 1024 positions"):
+        build(role(name=str(saved)), tokenizer, 2000)

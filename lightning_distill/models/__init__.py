@@ -24,13 +24,22 @@ def architecture(role: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items() if key not in TRAINING}
 
 
-def build(role: DictConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build(
+    role: DictConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
+) -> PreTrainedModel:
+    """Raises ConfigError if the model cannot read the tokens, or blocks of that length."""
     model = instantiate(architecture(role), tokenizer=tokenizer)
     rows = model.get_input_embeddings().num_embeddings
     if rows < len(tokenizer):
         raise ConfigError(
             f"{role.get('name', 'The model')} has {rows} embedding rows, the tokenizer "
             f"{len(tokenizer)} tokens: they do not belong together."
+        )
+    positions = getattr(model.config, "max_position_embeddings", None) or sequence_length
+    if positions < sequence_length:
+        raise ConfigError(
+            f"data.sequence_length={sequence_length} is longer than the {positions} positions "
+            "(max_position_embeddings) of the model."
         )
     return model
 
