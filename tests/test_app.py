@@ -1,5 +1,6 @@
 """The command line: what it refuses, how, and that nothing is written when it does."""
 
+import logging
 import subprocess
 import sys
 
@@ -24,7 +25,11 @@ def main(monkeypatch, capsys, tmp_path):
             return stop.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
 
-    return run
+    yield run
+    # Hydra's handlers hold this test's stdout, which is closed when it ends.
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.StreamHandler):
+            logging.getLogger().removeHandler(handler)
 
 
 NAMES = [
