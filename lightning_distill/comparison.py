@@ -29,12 +29,18 @@ class Row:
     @property
     def is_baseline(self) -> bool:
         loss = self.cfg["loss"]
-        return loss["alpha"] == 0 and (loss["hard_target"] == "labels")
+        inside = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
+        return loss["alpha"] == 0 and loss["hard_target"] == "labels" and not inside
 
     @property
     def nll(self) -> float | None:
         student = self.results.get("student")
         return student["nll"] if student else None
+
+    @property
+    def bits(self) -> float | None:
+        student = self.results.get("student")
+        return student["bits_per_byte"] if student else None
 
 
 def gather(folder: Path) -> list[Row]:
@@ -64,18 +70,19 @@ def gather(folder: Path) -> list[Row]:
 
 
 def _gaps(row: Row, rows: list[Row]) -> tuple[float | None, float | None]:
-    """(baseline − student) / (baseline − teacher) in nll, for the twin and the best baseline."""
+    """(baseline − student) / (baseline − teacher) in bits a byte, which do not depend on the
+    tokenizer, for the twin and the best baseline."""
     teacher = row.results.get("teacher")
-    if row.nll is None or not teacher or row.is_baseline:
+    if row.bits is None or not teacher or row.is_baseline:
         return None, None
-    baselines = [r for r in rows if r.is_baseline and r.nll is not None]
-    twins = [r.nll for r in baselines if _twin_key(r) == _twin_key(row)]
-    rivals = [r.nll for r in baselines if _rival_key(r) == _rival_key(row)]
+    baselines = [r for r in rows if r.is_baseline and r.bits is not None]
+    twins = [r.bits for r in baselines if _twin_key(r) == _twin_key(row)]
+    rivals = [r.bits for r in baselines if _rival_key(r) == _rival_key(row)]
     found = []
     for candidates in (twins, rivals):
-        best = min((nll for nll in candidates if nll is not None), default=None)
-        gap = best - teacher["nll"] if best is not None else 0.0
-        found.append((best - row.nll) / gap if best is not None and gap > 0 else None)
+        best = min((bits for bits in candidates if bits is not None), default=None)
+        gap = best - teacher["bits_per_byte"] if best is not None else 0.0
+        found.append((best - row.bits) / gap if best is not None and gap > 0 else None)
     return found[0], found[1]
 
 

@@ -2,14 +2,11 @@
 
 import math
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassCalibrationError
 
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses import forward_kl
+from lightning_distill.losses.forward_kl import forward_kl
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
@@ -62,10 +59,3 @@ class Likeness(nn.Module):
             "teacher_agreement": float(self.agreement.compute()),
             "teacher_kl": float(self.kl.compute()),
         }
-
-
-def kept_log_probs(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """[B, T, V'] and [B, T] to log-probabilities [N, V] and labels [N] of the counted positions."""
-    kept = labels != IGNORED
-    logits = logits[kept][:, :vocab_size]
-    return F.log_softmax(logits.to(torch.float32), dim=-1), labels[kept]

@@ -23,6 +23,7 @@ from lightning_distill.dashboard import finish_loggers, log_samples, start_logge
 from lightning_distill.data import DataModule
 from lightning_distill.evaluation import evaluate, write_samples
 from lightning_distill.results import RESULTS, Cost, Job, read_results, write_results
+from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
 from lightning_distill.training import fit, make_trainer
@@ -34,30 +35,36 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """Everything needed, in order. Returns what `results.json` holds."""
     # What can be wrong with the settings shows before anything is trained.
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
-    store, data = Store(cfg.paths.outputs), prepare_data(cfg)
-    objective.vocab_size = len(data.tokenizer)
+    store = Store(cfg.paths.outputs)
+    data, teacher_data = prepare_data(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     student = models.build(cfg.student, data.tokenizer, data.sequence_length)
 
     teacher: Teacher | None
     if objective.needs_teacher:
-        teacher = obtain_teacher(cfg, store, data, job)
+        teacher = obtain_teacher(cfg, store, teacher_data, job)
     else:
-        teacher = find_teacher(cfg, store, data)  # not trained for this, but compared with
+        teacher = find_teacher(cfg, store, teacher_data)  # not trained for this, but compared with
 
     if not job.was_interrupted():
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # of other settings
     write_results(job.folder, job.state("running"))
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
     loggers = start_loggers(cfg, "student", job.folder, job.name, job.group)
+    needed = teacher if objective.needs_teacher else None
+    if needed:
+        objective.teacher_weights = needed.weights
+        if needed.data is not data:
+            transfer.translate(data.tokenizer, needed.data.tokenizer, needed.positions)
     module = StudentModule(
         student,
-        teacher.model if teacher and objective.needs_teacher else None,
+        len(data.tokenizer),
+        needed.frozen(objective.fused) if needed else [],
         objective,
         transfer,
         instantiate(cfg.optimizer),
         instantiate(cfg.schedule),
-        teacher.hash if teacher and objective.needs_teacher else None,
+        needed.hash if needed else None,
     )
     with cost.measure(module):
         data.train_on(transfer.num_blocks, cfg.seed)
@@ -73,7 +80,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
-    data = prepare_data(cfg)
+    _, data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
     scores = measure(cfg, data, job, None, teacher)
     results = job.results(Cost(teacher_seconds=teacher.seconds), scores)
@@ -103,11 +110,11 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
     cfg.paths.outputs = outputs
-    data = prepare_data(cfg)
+    data, teacher_data = prepare_data(cfg)
     job = Job.of(cfg, folder, folder.name, "", results["overrides"])
     weights = folder / "student"  # none after stage=teacher
     student = AutoModelForCausalLM.from_pretrained(weights) if weights.exists() else None
-    teacher = find_teacher(cfg, Store(outputs), data)
+    teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} trained a teacher, which is no longer there.")
     for role, scores in measure(cfg, data, job, student, teacher).items():
@@ -117,12 +124,18 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
     return results
 
 
-def prepare_data(cfg: DictConfig) -> DataModule:
-    data: DataModule = instantiate(cfg.data)
-    tokenizer = models.shared_tokenizer(cfg.teacher, cfg.student)
-    data.prepare(Store(cfg.paths.outputs), tokenizer)
-    log.info("%s", data.describe())
-    return data
+def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
+    """The text in the student's tokens and in the teacher's: the same where they share them."""
+    shared = cfg.loss.get("shared_vocabulary", True)
+    nodes = [one.teacher for one in each_teacher(cfg)]
+    theirs, own = models.tokenizers(nodes, cfg.student, shared)
+    found = []
+    for tokenizer in [own] if own is theirs else [own, theirs]:
+        data: DataModule = instantiate(cfg.data)
+        data.prepare(Store(cfg.paths.outputs), tokenizer)
+        log.info("%s", data.describe())
+        found.append(data)
+    return found[0], found[-1]
 
 
 def measure(
@@ -134,11 +147,10 @@ def measure(
     loggers: list[Logger] | None = None,
 ) -> dict[str, Any]:
     """Scores on the test split, and samples to read, in the log and in samples.json."""
-    big = teacher.model if teacher else None
-    scores = evaluate(make_trainer(cfg, job.folder, "on the test split"), data, student, big)
+    scores = evaluate(make_trainer(cfg, job.folder, "on the test split"), data, student, teacher)
     if student is None:
         return scores
-    samples = write_samples(data, student, big, cfg.seed)
+    samples = write_samples(data, student, teacher, cfg.seed)
     (job.folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False))
     log_samples(loggers or [], samples)
     for sample in samples:

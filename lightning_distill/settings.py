@@ -1,6 +1,7 @@
 """What can be said of the settings before anything is imported or made."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -38,11 +39,51 @@ SWITCHES = (
     "data.isolate_documents",
     "teacher.trust_remote_code",
     "student.trust_remote_code",
+    "loss.fused",
 )
 
 
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
+    problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
+    problems += _problems_of_weights(cfg)
+    if problems:
+        raise ConfigError("; ".join(dict.fromkeys(problems)) + ".")
+
+
+def each_teacher(cfg: DictConfig) -> list[DictConfig]:
+    """The configuration as each of `teacher.members` has it; itself, where there are none."""
+    members = cfg.teacher.get("members")
+    if not members:
+        return [cfg]
+    if not all(isinstance(member, Mapping | DictConfig) for member in members):
+        raise ConfigError(
+            f"teacher.members={members} must list what each teacher has of its own, as in "
+            "'teacher.members=[{seed: 0}, {seed: 1}]'."
+        )
+    found = []
+    for member in members:
+        one = cfg.copy()
+        one.teacher = OmegaConf.merge(cfg.teacher, member)
+        found.append(one)
+    return found
+
+
+def _problems_of_weights(cfg: DictConfig) -> Iterator[str]:
+    weights, count = cfg.teacher.get("weights"), len(each_teacher(cfg))
+    if weights is None:
+        return
+    if isinstance(weights, str | int | float) or len(weights) != count:
+        given = 1 if isinstance(weights, str | int | float) else len(weights)
+        yield (
+            f"teacher.weights={weights} gives {given} for {count} "
+            f"teacher{'s' if count > 1 else ''}; give one for each of teacher.members"
+        )
+    elif not all(_in_range(weight, False, 0, False) for weight in weights):
+        yield f"teacher.weights={weights} must be numbers above 0"
+
+
+def _problems(cfg: DictConfig) -> list[str]:
     problems = []
     for key, (whole, least, inclusive) in RANGES.items():
         value: Any = OmegaConf.select(cfg, key)
@@ -64,8 +105,19 @@ def check(cfg: DictConfig) -> None:
                 f"{role}.hidden_size={width} must be a multiple of 2 × "
                 f"{role}.num_attention_heads={heads}"
             )
-    if problems:
-        raise ConfigError("; ".join(problems) + ".")
+    return problems
+
+
+def require(
+    key: str, value: Any, least: float, most: float = math.inf, below: bool = False
+) -> None:
+    """Raises ConfigError unless value is a number from least to most; below: less than most."""
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not (number and math.isfinite(value) and least <= value <= most) or (
+        below and value == most
+    ):
+        end = "" if most == math.inf else f" {'to below' if below else 'to'} {most:g}"
+        raise ConfigError(f"{key}={value} must be a number from {least:g}{end}.")
 
 
 def _in_range(value: Any, whole: bool, least: float, inclusive: bool) -> bool:

@@ -1,9 +1,10 @@
 """The small model, trained on what the frozen big one predicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -15,30 +16,43 @@ from lightning_distill.transfer import Online
 
 
 class StudentModule(LanguageModule):
-    """A student and its frozen teacher; without one if the objective needs none (alpha = 0).
+    """A student and its frozen teachers; none if the objective needs none (alpha = 0).
 
-    teacher_hash: says which teacher. A checkpoint holds no weight of the teacher, only this hash,
-    and does not resume under another.
+    teacher_hash: says which teachers. A checkpoint holds no weight of theirs, only this hash, and
+    does not resume under others.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel | None,
+        vocab_size: int,
+        teachers: Sequence[Frozen],
         objective: Objective,
         transfer: Online,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., Any],
         teacher_hash: str | None = None,
     ) -> None:
-        super().__init__(model, objective, optimizer, schedule)
-        self.teacher = Frozen(teacher) if teacher is not None else None
+        super().__init__(model, vocab_size, objective, optimizer, schedule)
+        self.teachers: Any = nn.ModuleList(teachers)
+        self.inside: Any = nn.ModuleDict(objective.inside)
         self.transfer = transfer
         self.teacher_hash = teacher_hash
+        for term in objective.inside.values():
+            term.attach(model, self.teachers[0].model)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        teacher = self.transfer.logits(self.teacher, batch) if self.teacher else None
-        return self.step(self(batch), teacher, batch["labels"])
+        self.objective.move_to(self.global_step, self.trainer.max_steps)
+        with ExitStack() as recording:
+            for term in self.inside.values():
+                recording.enter_context(term.recording())
+            student = self.predict(batch)
+            teachers, known = self.transfer.label(self.teachers, batch)
+        labels = batch["labels"]
+        terms = self.objective(student, teachers, labels, known, details=self.logs_now)
+        for name, term in self.inside.items():
+            terms = terms.plus(name, term, term(labels, batch["position_ids"]), self.logs_now)
+        return self.step(terms)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["teacher_hash"] = self.teacher_hash

@@ -65,7 +65,7 @@ def write_csv(rows: list[Row], file: Path) -> None:
     """A row a job: its settings and results.json, flattened to dotted columns."""
     table = []
     for row in rows:
-        loss = {f"loss.{k}": v for k, v in row.cfg["loss"].items() if not isinstance(v, dict)}
+        loss = {k: v for k, v in _flat(row.cfg["loss"], "loss.").items() if "_target_" not in k}
         flat = {"job": row.name} | _flat({k: v for k, v in row.results.items() if v is not None})
         flat["overrides"] = " ".join(row.results["overrides"])
         gaps = {"gap_closed": row.gap_closed, "gap_closed_best_baseline": row.gap_closed_best}

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_distill import ConfigError, models
-from lightning_distill.artifacts import Store
+from lightning_distill.artifacts import Store, key_of
 from lightning_distill.dashboard import finish_loggers, start_loggers
 from lightning_distill.data import DataModule
-from lightning_distill.losses import Objective, forward_kl
-from lightning_distill.models import pretrained
+from lightning_distill.losses import LABELS_ALONE
+from lightning_distill.models import Frozen, pretrained
 from lightning_distill.results import Job
+from lightning_distill.settings import each_teacher
 from lightning_distill.training import LanguageModule, fit
 
 log = logging.getLogger(__name__)
 
 # What of `trainer` changes the numbers, and not just where they are computed.
 NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val")
+
+# A model, what it is known by, and the seconds that its training took now.
+Found = tuple[PreTrainedModel, str, float]
 
 
 class TeacherModule(LanguageModule):
@@ -39,80 +44,103 @@ class TeacherModule(LanguageModule):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., Any],
     ) -> None:
-        labels_only = Objective(
-            forward_kl,
-            temperature=1.0,
-            alpha=0.0,
-            hard_weight=1.0,
-            hard_target="labels",
-            vocab_size=vocab_size,
-        )
-        super().__init__(model, labels_only, optimizer, schedule)
+        super().__init__(model, vocab_size, LABELS_ALONE, optimizer, schedule)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        return self.step(self(batch), None, batch["labels"])
+        terms = self.objective(self(batch), [], batch["labels"], details=self.logs_now)
+        return self.step(terms)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    model: PreTrainedModel
-    hash: str  # of its weights, or of all that they were made from
-    seconds: float  # of training, now; 0 where it was there already
+    """One model, or several whose probabilities are averaged by their weights."""
+
+    models: list[PreTrainedModel]
+    weights: list[float]
+    hash: str  # of the weights of all, or of all that they were made from
+    seconds: float  # of training, now; 0 where they were there already
+    data: DataModule  # the text in their tokens
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that all of them can read; None for no end."""
+        known = [models.positions(model) for model in self.models]
+        return min((count for count in known if count), default=None)
+
+    def frozen(self, split: bool = True) -> list[Frozen]:
+        return [Frozen(model, len(self.data.tokenizer), split) for model in self.models]
 
 
 def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) -> Teacher:
     """Loads the teacher; trains it first, once for all who ask for the same one."""
-    if not cfg.teacher.max_steps:
-        return _as_it_is(cfg, data)
-    made_from = _made_from(cfg, data)
 
-    def make(folder: Path) -> None:
-        log.info("training the teacher: %s steps", cfg.teacher.max_steps)
-        L.seed_everything(cfg.teacher.seed, verbose=False)
-        module = TeacherModule(
-            models.build(cfg.teacher, data.tokenizer, data.sequence_length),
-            len(data.tokenizer),
-            instantiate(cfg.teacher.optimizer),
-            instantiate(cfg.teacher.schedule),
-        )
-        logs = job.folder / "teacher"
-        loggers = start_loggers(cfg, "teacher", logs, f"teacher {folder.stem}", job.group)
-        data.train_on(None, cfg.teacher.seed)
-        fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
-        finish_loggers(loggers, {"parameters": models.count_parameters(module.model)})
-        data.save(module.model, folder)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are saved
-        if (logs / "metrics.csv").exists():
-            shutil.copy(logs / "metrics.csv", folder)
+    def obtain(one: DictConfig) -> Found:
+        if not one.teacher.max_steps:
+            return _as_it_is(one, data)
+        artifact = store.get("teacher", _made_from(one, data), partial(_train, one, data, job))
+        log.info("teacher: %s%s", artifact.folder, "" if artifact.seconds else " (reused)")
+        model = AutoModelForCausalLM.from_pretrained(artifact.folder)
+        return model, artifact.key, artifact.seconds
 
-    artifact = store.get("teacher", made_from, make)
-    log.info("teacher: %s%s", artifact.folder, "" if artifact.seconds else " (reused)")
-    model = AutoModelForCausalLM.from_pretrained(artifact.folder)
-    return Teacher(model, artifact.key, artifact.seconds)
+    return _together(cfg, data, [obtain(one) for one in each_teacher(cfg)])
 
 
 def find_teacher(cfg: DictConfig, store: Store, data: DataModule) -> Teacher | None:
     """The teacher where it is there already; nothing is trained."""
-    if not cfg.teacher.max_steps:
-        return _as_it_is(cfg, data)
-    artifact = store.find("teacher", _made_from(cfg, data))
-    if artifact is None:
-        return None
-    return Teacher(AutoModelForCausalLM.from_pretrained(artifact.folder), artifact.key, 0.0)
+    found: list[Found] = []
+    for one in each_teacher(cfg):
+        if not one.teacher.max_steps:
+            found.append(_as_it_is(one, data))
+        elif artifact := store.find("teacher", _made_from(one, data)):
+            model = AutoModelForCausalLM.from_pretrained(artifact.folder)
+            found.append((model, artifact.key, 0.0))
+        else:
+            return None
+    return _together(cfg, data, found)
 
 
-def _as_it_is(cfg: DictConfig, data: DataModule) -> Teacher:
+def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
+    weights = [float(weight) for weight in cfg.teacher.weights or [1.0] * len(found)]
+    name = found[0][1]
+    if len(found) > 1:
+        name = key_of({"teachers": [key for _, key, _ in found], "weights": weights})
+    seconds = sum(seconds for *_, seconds in found)
+    return Teacher([model for model, *_ in found], weights, name, seconds, data)
+
+
+def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
+    log.info("training the teacher: %s steps", cfg.teacher.max_steps)
+    L.seed_everything(cfg.teacher.seed, verbose=False)
+    module = TeacherModule(
+        models.build(cfg.teacher, data.tokenizer, data.sequence_length),
+        len(data.tokenizer),
+        instantiate(cfg.teacher.optimizer),
+        instantiate(cfg.teacher.schedule),
+    )
+    logs = job.folder / "teacher"
+    loggers = start_loggers(cfg, "teacher", logs, f"teacher {folder.stem}", job.group)
+    data.train_on(None, cfg.teacher.seed)
+    fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
+    finish_loggers(loggers, {"parameters": models.count_parameters(module.model)})
+    data.save(module.model, folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are saved
+    if (logs / "metrics.csv").exists():
+        shutil.copy(logs / "metrics.csv", folder)
+
+
+def _as_it_is(cfg: DictConfig, data: DataModule) -> Found:
     """A pretrained teacher that is not trained further."""
     if "name" not in cfg.teacher:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
     weights = pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision)
-    return Teacher(models.build(cfg.teacher, data.tokenizer, data.sequence_length), weights, 0.0)
+    return models.build(cfg.teacher, data.tokenizer, data.sequence_length), weights, 0.0
 
 
 def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     """Everything that decides what the trained teacher will be, and nothing else."""
     node = OmegaConf.to_container(cfg.teacher, resolve=True)
     assert isinstance(node, dict)
+    node = {key: value for key, value in node.items() if key not in ("members", "weights")}
     if "name" in node:
         node["name"] = pretrained.fingerprint(node["name"], node["revision"])
     return {

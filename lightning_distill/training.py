@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 from lightning_distill.dashboard import progress
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
+from lightning_distill.losses.objective import nll
+from lightning_distill.models.head import Predictions, Predictor
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +41,21 @@ class LanguageModule(L.LightningModule):
     micro-batch happens to hold. So each micro-batch contributes its sum, and the gradient is
     divided by the number of tokens once, before it is clipped: the same step for one batch, for
     its micro-batches and for its shards on several devices.
+
+    vocab_size: of the model's tokenizer.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
+        vocab_size: int,
         objective: Objective,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., Any],
     ) -> None:
         super().__init__()
         self.model = model
+        self.predict = Predictor(model, vocab_size, split=objective.fused)
         self.objective = objective
         self.make_optimizer = optimizer
         self.make_schedule = schedule
@@ -59,24 +65,30 @@ class LanguageModule(L.LightningModule):
         self._tokens: Tensor | int = 0  # of the current global batch
         self._clock = (time.perf_counter(), 0)
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Logits [B, T, V] for input_ids and position_ids [B, T]."""
-        return self.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
+    def forward(self, batch: dict[str, Tensor]) -> Predictions:
+        """batch: input_ids and position_ids, [B, T]."""
+        return self.predict(batch)
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        nll, tokens = self.objective.nll(self(batch), batch["labels"])
-        self.validation_nll.update(nll / tokens, tokens)
+        total, tokens = nll(self(batch), batch["labels"])
+        self.validation_nll.update(total / tokens, tokens)
         self.log("validation/nll", self.validation_nll, prog_bar=True)
 
-    def step(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    def step(self, terms: Terms) -> Tensor:
         """The loss of one micro-batch, as something for Lightning to differentiate."""
-        terms = self.objective(student, teacher, labels)
-        self._count(terms)
-        if self._logs_now():
-            self._details = self.objective.describe(student, teacher, labels)
+        self._tokens = self._tokens + terms.tokens
+        self.tokens_seen = self.tokens_seen + terms.tokens
+        sums = {"loss": terms.total.detach(), "tokens": terms.tokens, **terms.parts}
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._details = terms.details
         return terms.total * UNIT
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether the step that is being made will be logged."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         trainer = self.trainer
@@ -86,7 +98,7 @@ class LanguageModule(L.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self._tokens = 0
-        if self._logs_now():
+        if self.logs_now:
             self._log_training(optimizer, get_total_norm(gradients))
 
     def configure_optimizers(self) -> Any:
@@ -105,21 +117,6 @@ class LanguageModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def _count(self, terms: Terms) -> None:
-        self._tokens = self._tokens + terms.tokens
-        self.tokens_seen = self.tokens_seen + terms.tokens
-        for name, value in (
-            ("loss", terms.total.detach()),
-            ("hard", terms.hard),
-            ("soft", terms.soft),
-            ("tokens", terms.tokens),
-        ):
-            self._sums[name] = self._sums.get(name, 0) + value
-
-    def _logs_now(self) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.global_step + 1) % every == 0
 
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lightning_distill import ConfigError
 from lightning_distill.data.tokenizer import train_tokenizer
-from lightning_distill.models import build, count_parameters, pretrained, shared_tokenizer, sizes
+from lightning_distill.models import build, count_parameters, pretrained, sizes, tokenizers
 
 ROLE = {
     "_target_": "lightning_distill.models.pretrained.load",
@@ -76,19 +76,32 @@ def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
 
 
 def test_a_pretrained_model_brings_its_tokenizer(saved, tokenizer):
-    found = shared_tokenizer(role(name=str(saved)), size())
-    assert found.get_vocab() == tokenizer.get_vocab()
-    assert shared_tokenizer(size(), size()) is None
+    theirs, own = tokenizers([role(name=str(saved))], size(), shared=True)
+    assert theirs is own
+    assert own.get_vocab() == tokenizer.get_vocab()
+    assert tokenizers([size()], size(), shared=True) == (None, None)
 
 
-def test_different_vocabularies_are_refused(saved, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other")
-    train_tokenizer(["entirely other words"] * 3, 280).save_pretrained(other)
-    GPT2LMHeadModel(GPT2Config(vocab_size=280, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
-        other
-    )
-    with pytest.raises(ConfigError, match="different vocabularies"):
-        shared_tokenizer(role(name=str(saved)), role(name=str(other)))
+@pytest.fixture
+def foreign(tmp_path_factory):
+    """A GPT-2 with a vocabulary of its own."""
+    folder = tmp_path_factory.mktemp("foreign")
+    train_tokenizer(["entirely other words"] * 3, 280).save_pretrained(folder)
+    config = GPT2Config(vocab_size=280, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return role(name=str(folder))
+
+
+def test_different_vocabularies_are_refused_by_the_losses_that_need_one(saved, foreign):
+    with pytest.raises(ConfigError, match=r"different vocabularies.*Choose loss=universal"):
+        tokenizers([role(name=str(saved))], foreign, shared=True)
+    theirs, own = tokenizers([role(name=str(saved))], foreign, shared=False)
+    assert len(theirs) != len(own)
+
+
+def test_several_teachers_must_share_a_vocabulary_whatever_the_loss(saved, foreign):
+    with pytest.raises(ConfigError, match=r"teacher.members.*cannot be averaged"):
+        tokenizers([role(name=str(saved)), foreign], size(), shared=False)
 
 
 def test_changed_weights_change_the_fingerprint(saved):
@@ -117,7 +130,7 @@ def test_a_model_that_is_not_there_is_named(name, tokenizer):
 
 def test_a_role_without_a_name_is_told_what_to_give():
     with pytest.raises(ConfigError, match=r"teacher=pretrained needs teacher.name="):
-        shared_tokenizer(role(name=None), size())
+        tokenizers([role(name=None)], size(), shared=True)
 
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):

@@ -8,14 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_distill import ConfigError
-from lightning_distill.losses import Objective, forward_kl
+from lightning_distill.losses import Objective
+from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.models.head import Predictions
 
 B, T, V = 2, 3, 5
 
 
 def make(**settings):
+    """The objective, called with logits: student, teacher, labels."""
     defaults = {"temperature": 1.0, "alpha": 1.0, "hard_weight": 1.0, "hard_target": "labels"}
-    return Objective(forward_kl, **{**defaults, **settings})
+    objective = Objective(forward_kl, **{**defaults, **settings})
+
+    def of_logits(student, teacher, labels, vocab=V, **details):
+        teachers = [] if teacher is None else [Predictions(teacher, None, vocab)]
+        return objective(Predictions(student, None, vocab), teachers, labels, **details)
+
+    of_logits.needs_teacher = objective.needs_teacher
+    return of_logits
 
 
 @pytest.fixture
@@ -92,8 +102,8 @@ def test_the_soft_gradient_is_that_of_the_cross_entropy(batch):
 def test_a_perfect_student_has_no_divergence(batch):
     _, teacher, labels = batch
     terms = make(temperature=3.0, hard_target="teacher")(teacher, teacher, labels)
-    assert float(terms.hard) == pytest.approx(0, abs=1e-14)
-    assert float(terms.soft) == pytest.approx(0, abs=1e-13)
+    assert float(terms.parts["hard"]) == pytest.approx(0, abs=1e-14)
+    assert float(terms.parts["soft"]) == pytest.approx(0, abs=1e-13)
 
 
 def test_masked_positions_change_nothing(batch):
@@ -112,7 +122,7 @@ def test_padded_vocabularies_share_the_tokenizers(batch):
     wide_student = torch.cat([student.detach(), torch.randn(B, T, 3)], -1).requires_grad_()
     wide_teacher = torch.cat([teacher, torch.randn(B, T, 7)], -1)
     settings = {"temperature": 2.0, "alpha": 0.5, "hard_weight": 1.0, "hard_target": "labels"}
-    total = make(**settings, vocab_size=V)(wide_student, wide_teacher, labels).total
+    total = make(**settings)(wide_student, wide_teacher, labels).total
     assert float(total) == pytest.approx(longhand(student, teacher, labels, **settings), abs=1e-10)
     total.backward()
     assert not wide_student.grad[..., V:].any()
@@ -143,17 +153,17 @@ def test_the_divergence_is_torchs_own_and_never_negative(temperature, seed):
     Categorical = torch.distributions.Categorical
     p, q = Categorical(logits=y / temperature), Categorical(logits=z / temperature)
     theirs = torch.distributions.kl_divergence(p, q).sum() * temperature**2
-    assert float(ours.soft) == pytest.approx(float(theirs), rel=1e-9, abs=1e-12)
-    assert ours.soft > -1e-12
+    assert float(ours.parts["soft"]) == pytest.approx(float(theirs), rel=1e-9, abs=1e-12)
+    assert ours.parts["soft"] > -1e-12
 
 
 def test_what_is_logged_beside_the_terms(batch):
     student, teacher, labels = batch
     found = make(temperature=2.0, alpha=0.5)(student, teacher, labels)
-    told = make(temperature=2.0, alpha=0.5).describe(student, teacher, labels)
+    told = make(temperature=2.0, alpha=0.5)(student, teacher, labels, details=True).details
     tokens = int(found.tokens)
     assert tokens == 4
-    assert float(told["nll"]) == pytest.approx(float(found.hard) / tokens)
+    assert float(told["nll"]) == pytest.approx(float(found.parts["hard"]) / tokens)
     at_one = longhand(student, teacher, labels, 1.0, 1.0, 0.0, "labels") / tokens
     assert float(told["kl"]) == pytest.approx(at_one)
     student.grad = None

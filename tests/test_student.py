@@ -4,8 +4,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_distill import ConfigError
-from lightning_distill.losses import Objective, forward_kl
-from lightning_distill.models import sizes
+from lightning_distill.losses import Objective
+from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.models import Frozen, sizes
 from lightning_distill.student import StudentModule
 from lightning_distill.transfer import Online
 
@@ -15,15 +16,19 @@ def data(make_data):
     return make_data()
 
 
-def make_student(data, teacher_hash="t1", alpha=1.0, teacher=True, dropout=0.0, hard=1.0):
+def make_student(
+    data, teacher_hash="t1", alpha=1.0, teacher=True, dropout=0.0, hard=1.0, sharpness=1.0
+):
     torch.manual_seed(1)
     big = sizes.build(32, 2, 2, 64, data.tokenizer)
     big.config.attention_dropout = dropout
+    big.config.logits_scaling = 1 / sharpness
     for layer in big.model.layers:
         layer.self_attn.attention_dropout = dropout
     return StudentModule(
         sizes.build(16, 1, 2, 64, data.tokenizer),
-        big if teacher else None,
+        len(data.tokenizer),
+        [Frozen(big, len(data.tokenizer))] if teacher else [],
         Objective(forward_kl, 2.0, alpha, hard, "labels"),
         Online(None),
         lambda groups: torch.optim.AdamW(groups, lr=1e-2),
@@ -52,12 +57,12 @@ def fit(student, data, folder, steps=6, resume=None, every=3, accumulate=1):
 
 def test_the_teacher_stays_in_eval_mode_and_unchanged(data, tmp_path):
     student = make_student(data, dropout=0.5)
-    before = {k: v.clone() for k, v in student.teacher.model.state_dict().items()}
+    before = {k: v.clone() for k, v in student.teachers[0].model.state_dict().items()}
     fit(student, data, tmp_path)
     student.train()
     assert student.model.training
-    assert not any(module.training for module in student.teacher.model.modules())
-    for name, value in student.teacher.model.state_dict().items():
+    assert not any(module.training for module in student.teachers[0].model.modules())
+    for name, value in student.teachers[0].model.state_dict().items():
         assert torch.equal(value, before[name])
 
 
@@ -66,7 +71,7 @@ def test_the_teacher_is_in_no_optimizer_and_no_gradient(data, tmp_path):
     trainer = fit(student, data, tmp_path)
     optimized = {id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]}
     assert optimized == {id(p) for p in student.model.parameters()}
-    assert all(p.grad is None for p in student.teacher.model.parameters())
+    assert all(p.grad is None for p in student.teachers[0].model.parameters())
 
 
 def test_the_checkpoint_holds_no_teacher_but_its_name(data, tmp_path):
@@ -75,15 +80,15 @@ def test_the_checkpoint_holds_no_teacher_but_its_name(data, tmp_path):
     checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"model.{k}" for k in student.model.state_dict()}
     assert checkpoint["teacher_hash"] == "t1"
-    teacher_shapes = {p.shape for p in student.teacher.model.parameters()}
+    teacher_shapes = {p.shape for p in student.teachers[0].model.parameters()}
     moments = [s["exp_avg"] for s in checkpoint["optimizer_states"][0]["state"].values()]
     assert not {m.shape for m in moments} & {s for s in teacher_shapes if len(s) > 1}
 
 
 def test_the_teacher_moves_with_its_student(data):
     student = make_student(data).to(torch.float64)
-    assert {p.dtype for p in student.teacher.model.parameters()} == {torch.float64}
-    assert {p.device.type for p in student.to("meta").teacher.model.parameters()} == {"meta"}
+    assert {p.dtype for p in student.teachers[0].model.parameters()} == {torch.float64}
+    assert {p.device.type for p in student.to("meta").teachers[0].model.parameters()} == {"meta"}
 
 
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(data, tmp_path):
@@ -107,19 +112,17 @@ def test_a_checkpoint_is_refused_under_another_teacher(data, tmp_path):
 def test_alpha_zero_trains_without_a_teacher(data, tmp_path):
     with_none = make_student(data, None, alpha=0.0, teacher=False)
     fit(with_none, data, tmp_path)
-    assert with_none.teacher is None
+    assert not with_none.teachers
 
 
 def test_distilling_brings_the_student_towards_its_teacher(data, tmp_path):
-    student = make_student(data, hard=0.0)
-    student.teacher.model.config.logits_scaling = 0.1  # an untrained one has no opinions
+    student = make_student(data, hard=0.0, sharpness=10.0)  # an untrained one has no opinions
     batch = next(iter(data.val_dataloader()))
 
     def kl():
-        teacher = student.transfer.logits(student.teacher, batch)
-        with torch.no_grad():
-            found = student.objective.describe(student(batch), teacher, batch["labels"])
-        return float(found["kl"])
+        teachers, _ = student.transfer.label(student.teachers, batch)
+        found = student.objective(student(batch), teachers, batch["labels"], details=True)
+        return float(found.details["kl"])
 
     before = kl()
     fit(student, data, tmp_path, steps=60, every=60)

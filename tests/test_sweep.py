@@ -35,7 +35,8 @@ def job(tmp_path):
             "loss": {"alpha": 1.0, "temperature": 1.0, "hard_target": "labels", **loss},
         }
         (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(cfg))
-        student = TEACHER | {"parameters": 100, "nll": nll, "teacher_agreement": 0.5}
+        scores = {"nll": nll, "bits_per_byte": nll / 2, "teacher_agreement": 0.5}
+        student = TEACHER | {"parameters": 100} | scores
         results = {
             "status": status,
             "seed": seed,

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_distill.losses import Objective, forward_kl
-from lightning_distill.models import sizes
+from lightning_distill.losses import Objective
+from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.models import Frozen, sizes
 from lightning_distill.student import StudentModule
 from lightning_distill.transfer import Online
 
@@ -28,7 +29,8 @@ def one_step(data, blocks, batch_size, clip=None, hard_target="labels"):
     teacher = sizes.build(32, 2, 2, 64, data.tokenizer)
     student = StudentModule(
         sizes.build(16, 1, 2, 64, data.tokenizer),
-        teacher,
+        len(data.tokenizer),
+        [Frozen(teacher, len(data.tokenizer))],
         Objective(forward_kl, 2.0, 0.5, 1.0, hard_target),
         Online(None),
         lambda groups: torch.optim.SGD(groups, lr=RATE),

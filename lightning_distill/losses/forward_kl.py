@@ -1,11 +1,12 @@
+import torch
 from torch import Tensor
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ p (log p − log q) per position, in nats.
+    """KL(p ‖ q) = Σ p (log p − log q) per position, in nats: the student covers what p does.
 
     student, teacher: log-probabilities log q, log p: [..., V]. Returns [...]. Its gradient is that
     of the cross-entropy H(p, q), and it is zero for a perfect student.
     Hinton et al. 2015, section 2.
     """
-    return (teacher.exp() * (teacher - student)).sum(-1)
+    return torch.linalg.vecdot(teacher.exp(), teacher - student)

@@ -10,8 +10,8 @@ section 2, where D is the cross-entropy; ours is the KL divergence, with the sam
 import difflib
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,30 +21,48 @@ from torch import Tensor
 from lightning_distill import ConfigError
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.losses.fused import fused
+from lightning_distill.losses.inside import Inside
+from lightning_distill.losses.schedules import Ramp, make_ramp
+from lightning_distill.models.head import Predictions
 
 HARD_TARGETS = ("labels", "teacher")
+COMPARED = ("probabilities", "logits")
 
 
 @dataclass(frozen=True)
 class Terms:
     """Sums over the tokens of one micro-batch, so that a global batch can be averaged exactly."""
 
-    total: Tensor  # hard_weight · hard + alpha · T² · soft, the part to differentiate
-    hard: Tensor  # H(t, q), or KL(p ‖ q) with hard_target=teacher
-    soft: Tensor  # T² · D(p_T, q_T)
+    total: Tensor  # Σ weight · part: what to differentiate
+    parts: dict[str, Tensor]  # each term without its weight
     tokens: Tensor  # how many were summed
+    details: dict[str, Tensor] = field(default_factory=dict)  # averages over them, for the log
+
+    def plus(self, name: str, term: Inside, value: Tensor, details: bool) -> "Terms":
+        """With a term inside the network, and the norm of its gradient if details are wanted."""
+        norm = {f"{name}_gradient_norm": term.gradient_norm(value) / self.tokens} if details else {}
+        return Terms(
+            self.total + term.weight * value,
+            self.parts | {name: value.detach()},
+            self.tokens,
+            self.details | norm,
+        )
 
 
 class Objective:
     """Mixes the hard and the soft target.
 
-    divergence: (student, teacher) log-probabilities [B, T, V] to [B, T]; called with `settings`
-        too, the keys of a loss's config that only it needs.
-    temperature: above 0. alpha: weight of the teacher's term, from 0.
+    divergence: (student, teacher) log-probabilities [N, V] to [N]; called with `settings` too,
+        the keys of a loss's config that only it needs.
+    temperature: above 0. alpha: weight of the teacher's term, from 0. Each is a number, or a
+        schedule over the steps: {shape: cosine, start: 4, end: 1} (`losses/schedules.py`).
     hard_weight: weight of H(t, q), or `complement` for 1 − alpha.
     hard_target: t is the text itself (`labels`) or the teacher's distribution (`teacher`).
-    vocab_size: only the tokenizer's vocabulary is compared. Models whose embeddings were padded,
-        each to its own number of rows, still share its first ids.
+    fused: never hold all logits, where the models allow that (`losses/fused.py`).
+    hidden, relations: terms inside the network, each with a weight of its own.
+    compares: `logits` if the divergence takes logits / T in place of log-probabilities.
+    shared_vocabulary: false if the divergence takes any two vocabularies, [N, V] and [N, V'].
 
     Raises ConfigError naming every setting that is out of range.
     """
@@ -52,127 +70,242 @@ class Objective:
     def __init__(
         self,
         divergence: Callable[..., Tensor],
-        temperature: float,
-        alpha: float,
+        temperature: float | Mapping[str, Any],
+        alpha: float | Mapping[str, Any],
         hard_weight: float | str,
         hard_target: str,
-        vocab_size: int | None = None,
+        fused: bool = True,
+        hidden: Any = None,
+        relations: Any = None,
+        compares: str = "probabilities",
+        shared_vocabulary: bool = True,
         **settings: Any,
     ) -> None:
-        problems = list(_problems(temperature, alpha, hard_weight, hard_target))
-        known = list(inspect.signature(divergence).parameters)[2:]
-        problems += [f"loss.{s} is not a setting of this loss" for s in settings if s not in known]
-        if problems:
-            raise ConfigError("; ".join(problems) + ".")
         self.divergence = divergence
         self.settings = settings
-        self.temperature = float(temperature)
-        self.alpha = float(alpha)
-        self.hard_weight = 1 - self.alpha if hard_weight == "complement" else float(hard_weight)
+        self.ramps: dict[str, Ramp] = {}
         self.hard_target = hard_target
-        self.vocab_size = vocab_size
+        self.fused = fused
+        self.inside: dict[str, Any] = {
+            name: term
+            for name, term in (("hidden", hidden), ("relations", relations))
+            if term is not None and term.weight
+        }
+        self.compares = compares
+        self.shared_vocabulary = shared_vocabulary
+        self.teacher_weights: Sequence[float] = (1.0,)
+        self._hard_weight = hard_weight
+        ramps = {"temperature": temperature, "alpha": alpha}
+        if problems := [*self._problems(ramps), *self._problems_of_divergence()]:
+            raise ConfigError("; ".join(problems) + ".")
+        self.move_to(0, 1)
+
+    def move_to(self, step: int, max_steps: int) -> None:
+        """Sets temperature and alpha for the step that follows `step` finished ones."""
+        self.temperature = self.ramps["temperature"].at(step, max_steps)
+        self.alpha = self.ramps["alpha"].at(step, max_steps)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the terms, at this step."""
+        if self._hard_weight == "complement":
+            return {"hard": 1 - self.alpha, "soft": self.alpha}
+        return {"hard": float(self._hard_weight), "soft": self.alpha}
 
     @property
     def needs_teacher(self) -> bool:
-        return self.alpha > 0 or (self.hard_target == "teacher" and self.hard_weight > 0)
+        """At any step."""
+        alpha = self.ramps["alpha"]
+        hard_from_teacher = self.hard_target == "teacher" and self._hard_weight != 0
+        return max(alpha.start, alpha.end) > 0 or hard_from_teacher or bool(self.inside)
 
-    def __call__(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Terms:
-        """student: logits [B, T, V], teacher: [B, T, V'] or None, labels: [B, T], -100 left out.
+    def __call__(
+        self,
+        student: Predictions,
+        teachers: Sequence[Predictions],
+        labels: Tensor,
+        known: Tensor | None = None,
+        details: bool = False,
+    ) -> Terms:
+        """Of a batch: student and each teacher [B, T, ...], labels: [B, T], -100 left out.
 
-        Positions correspond: labels[b, t] is the token that logits[b, t] predict.
+        Positions correspond: labels[b, t] is the token that the states at [b, t] predict.
+        known: [B, T], where the teachers can be compared with the student; None for everywhere.
+        details: also nll and kl, KL(p ‖ q) at T = 1, and the norms of the gradients of both
+        weighted terms with respect to the student's logits, which show the balance that alpha
+        and T really make.
         """
-        zero = student.new_zeros((), dtype=torch.float32)
-        hard = self._hard(student, teacher, labels) if self.hard_weight else zero
-        soft = self._soft(student, teacher, labels) if self.alpha else zero
-        total = self.hard_weight * hard + self.alpha * soft
-        return Terms(total, hard.detach(), soft.detach(), (labels != IGNORED).sum())
+        kept = (labels.flatten() != IGNORED).nonzero()[:, 0]
+        targets = labels.flatten()[kept]
+        compared = None if known is None else known.flatten()[kept]
+        student, teachers = student.at(kept), [teacher.at(kept) for teacher in teachers]
 
-    def describe(
-        self, student: Tensor, teacher: Tensor | None, labels: Tensor
+        def score(z: Tensor, ys: list[Tensor], at: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            where = None if compared is None else compared[at]
+            return self.score(z, ys, targets[at], where, details)
+
+        if self.fused and student.head is not None and all(t.head for t in teachers):
+            total, sums = fused(student, teachers, score)
+        else:
+            total, sums = score(student.logits(), [t.logits() for t in teachers], slice(None))
+        tokens = torch.as_tensor(len(kept), device=labels.device)
+        parts = {name: sums.pop(name) for name in ("hard", "soft") if name in sums}
+        return Terms(total, parts, tokens, _averages(sums, max(1, len(kept))))
+
+    def score(
+        self,
+        student: Tensor,
+        teachers: list[Tensor],
+        labels: Tensor,
+        known: Tensor | None,
+        details: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum over N positions, and what it is made of.
+
+        student: logits [N, V], teachers: [N, V] each, labels, known: [N].
+        """
+        weights = self.weights
+        terms = self.terms(student, teachers, labels, known)
+        total = sum((weights[name] * term for name, term in terms.items()), student.new_zeros(()))
+        sums = {name: term.detach() for name, term in terms.items()}
+        if details:
+            sums |= self.details(student, teachers, labels, known)
+            for name, term in terms.items():
+                (gradient,) = torch.autograd.grad(weights[name] * term, student, retain_graph=True)
+                sums[f"{name}_gradient_square"] = gradient.square().sum()
+        return total, sums
+
+    def terms(
+        self, student: Tensor, teachers: list[Tensor], labels: Tensor, known: Tensor | None
     ) -> dict[str, Tensor]:
-        """What is worth a look now and then, per token, beside the terms themselves.
+        """Sums over N positions of each term that has a weight, without that weight.
 
-        hard_gradient_norm, soft_gradient_norm: of each weighted term with respect to the
-        student's logits, which shows the balance that alpha and T really make.
-        kl: KL(p ‖ q) at temperature 1. nll: H(labels, q).
+        hard: H(t, q), or KL(p ‖ q) with hard_target=teacher. soft: T² · D(p_T, q_T).
         """
-        with torch.no_grad():
-            nll, tokens = self.nll(student, labels)
-            found = {"nll": nll / tokens}
-            if teacher is not None:
-                found["kl"] = self._divergence(forward_kl, student, teacher, labels, 1.0) / tokens
-        logits = student.detach().requires_grad_()
-        terms = {"hard": (self.hard_weight, self._hard), "soft": (self.alpha, self._soft)}
-        for name, (weight, term) in terms.items():
-            if weight:
-                with torch.enable_grad():
-                    total = term(logits, teacher, labels)
-                (gradient,) = torch.autograd.grad(total, logits)
-                found[f"{name}_gradient_norm"] = weight * gradient.norm() / tokens
+        found = {}
+        weights, T = self.weights, self.temperature
+        # Sums over a vocabulary are not for 16 bits, which autocast would choose for some.
+        with torch.autocast(student.device.type, enabled=False):
+            q = F.log_softmax(student, dim=-1) if weights["hard"] or T == 1 else None
+            if weights["hard"] and self.hard_target == "labels":
+                assert q is not None
+                found["hard"] = -q.gather(-1, labels[:, None]).sum()
+            elif weights["hard"]:
+                assert q is not None
+                p = self.probabilities(teachers, 1.0)
+                found["hard"] = _sum(forward_kl(q, p), known)
+            if weights["soft"]:
+                if self.compares == "logits":
+                    q, p = student / T, self.mean_logits(teachers) / T
+                else:
+                    q = q if T == 1 else F.log_softmax(student / T, dim=-1)
+                    p = self.probabilities(teachers, T)
+                values = self.divergence(q, p, **self.settings)
+                # The gradient of a softened divergence falls with 1 / T²; this restores it.
+                found["soft"] = T**2 * _sum(values, known)
         return found
 
-    def nll(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """H(labels, q) in nats, summed over the tokens, and their number (at least 1)."""
-        nll = F.cross_entropy(
-            self.cut(logits).flatten(0, -2),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        return nll, (labels != IGNORED).sum().clamp(min=1)
+    @torch.no_grad()
+    def details(
+        self, student: Tensor, teachers: list[Tensor], labels: Tensor, known: Tensor | None
+    ) -> dict[str, Tensor]:
+        q = F.log_softmax(student, dim=-1)
+        found = {"nll": -q.gather(-1, labels[:, None]).sum()}
+        if teachers and self.shared_vocabulary:
+            found["kl"] = _sum(forward_kl(q, self.probabilities(teachers, 1.0)), known)
+        return found
 
-    def _hard(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        if self.hard_target == "labels":
-            return self.nll(student, labels)[0]
-        return self._divergence(forward_kl, student, teacher, labels, 1.0)
+    @torch.no_grad()
+    def probabilities(self, teachers: list[Tensor], temperature: float) -> Tensor:
+        """log p_T: [N, V], of several teachers the logarithm of their mean, by their weights."""
+        each = [F.log_softmax(y if temperature == 1 else y / temperature, -1) for y in teachers]
+        return mean_of(each, self.teacher_weights)
 
-    def _soft(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        T = self.temperature
-        # The gradient of a softened divergence falls with 1 / T²; this restores its size.
-        return T**2 * self._divergence(self.divergence, student, teacher, labels, T, self.settings)
+    @torch.no_grad()
+    def mean_logits(self, teachers: list[Tensor]) -> Tensor:
+        """The teacher's logits, of several the mean."""
+        pairs = zip(teachers, _normalised(self.teacher_weights), strict=True)
+        return torch.stack([weight * logits for logits, weight in pairs]).sum(0)
 
-    def _divergence(
-        self,
-        divergence: Callable[..., Tensor],
-        student: Tensor,
-        teacher: Tensor | None,
-        labels: Tensor,
-        temperature: float,
-        settings: dict[str, Any] | None = None,
-    ) -> Tensor:
-        assert teacher is not None
-        q = F.log_softmax(self.cut(student) / temperature, dim=-1)
-        p = F.log_softmax(self.cut(teacher) / temperature, dim=-1)
-        values = divergence(q, p, **(settings or {}))
-        return values.masked_fill(labels == IGNORED, 0).sum()
+    def _problems(self, ramps: dict[str, Any]) -> Iterator[str]:
+        for name, value in ramps.items():
+            try:
+                self.ramps[name] = make_ramp(f"loss.{name}", value)
+            except ConfigError as error:
+                yield str(error).rstrip(".")
+        temperature, alpha = self.ramps.get("temperature"), self.ramps.get("alpha")
+        if temperature and min(temperature.start, temperature.end) <= 0:
+            yield f"loss.temperature={temperature} must be a number above 0"
+        if alpha and min(alpha.start, alpha.end) < 0:
+            yield f"loss.alpha={alpha} must be a number from 0"
+        hard = self._hard_weight
+        if hard == "complement":
+            if alpha and max(alpha.start, alpha.end) > 1:
+                yield (
+                    f"loss.hard_weight=complement is 1 − alpha: loss.alpha={alpha} must be "
+                    "at most 1"
+                )
+        elif isinstance(hard, bool | str) or not math.isfinite(hard) or hard < 0:
+            yield f"loss.hard_weight={hard} must be a number from 0, or complement"
+        elif hard == 0 and alpha and max(alpha.start, alpha.end) == 0 and not self.inside:
+            yield "loss.hard_weight=0 with loss.alpha=0 leaves nothing to learn from"
+        if self.hard_target not in HARD_TARGETS:
+            names = HARD_TARGETS
+            near = difflib.get_close_matches(str(self.hard_target), names, 1, 0.3) or names
+            yield (
+                f"loss.hard_target={self.hard_target} does not exist; did you mean {near[0]}? "
+                + (f"It is one of {', '.join(names)}")
+            )
+        elif self.hard_target == "teacher" and not self.shared_vocabulary:
+            yield "loss.hard_target=teacher needs a loss for one shared vocabulary"
+        if self.compares not in COMPARED:
+            yield f"loss.compares={self.compares} must be one of {', '.join(COMPARED)}"
 
-    def cut(self, logits: Tensor) -> Tensor:
-        """Logits of the tokenizer's vocabulary, in at least 32 bits."""
-        if self.vocab_size is not None:
-            logits = logits[..., : self.vocab_size]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    def _problems_of_divergence(self) -> Iterator[str]:
+        known = list(inspect.signature(self.divergence).parameters)[2:]
+        if unknown := [name for name in self.settings if name not in known]:
+            yield from (f"loss.{name} is not a setting of this loss" for name in unknown)
+            return
+        # Tried on two tokens, so that what it refuses is refused before anything is trained.
+        q, p = torch.tensor([[0.3, 0.7]]).log(), torch.tensor([[0.6, 0.4]]).log()
+        try:
+            shape = self.divergence(q, p, **self.settings).shape
+        except ConfigError as error:
+            yield str(error).rstrip(".")
+        else:
+            if shape != (1,):
+                yield f"the loss makes {list(shape)} of [N, V] = [1, 2]; it must make [1], [N]"
 
 
-def _problems(temperature: Any, alpha: Any, hard_weight: Any, hard_target: Any) -> Any:
-    if not _number(temperature) or temperature <= 0:
-        yield f"loss.temperature={temperature} must be a number above 0"
-    if not _number(alpha) or alpha < 0:
-        yield f"loss.alpha={alpha} must be a number from 0"
-    if hard_weight == "complement":
-        if _number(alpha) and alpha > 1:
-            yield f"loss.hard_weight=complement is 1 − alpha: loss.alpha={alpha} must be at most 1"
-    elif not _number(hard_weight) or hard_weight < 0:
-        yield f"loss.hard_weight={hard_weight} must be a number from 0, or complement"
-    elif hard_weight == 0 and alpha == 0:
-        yield "loss.hard_weight=0 with loss.alpha=0 leaves nothing to learn from"
-    if hard_target not in HARD_TARGETS:
-        near = difflib.get_close_matches(str(hard_target), HARD_TARGETS, 1, 0.3) or HARD_TARGETS
-        yield f"loss.hard_target={hard_target} does not exist; did you mean {near[0]}? " + (
-            f"It is one of {', '.join(HARD_TARGETS)}"
-        )
+def nll(student: Predictions, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """H(labels, q) in nats, summed over the tokens that count, and their number (at least 1)."""
+    terms = LABELS_ALONE(student, [], labels)
+    return terms.total, terms.tokens.clamp(min=1)
 
 
-def _number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value)
+def mean_of(log_probs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """log Σ w_k p_k / Σ w_k of several sets of log-probabilities [N, V]."""
+    if len(log_probs) == 1:
+        return log_probs[0]
+    pairs = zip(log_probs, _normalised(weights), strict=True)
+    return torch.stack([one + math.log(weight) for one, weight in pairs]).logsumexp(0)
+
+
+def _normalised(weights: Sequence[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+def _averages(sums: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    """A token's share of each sum; the norm where a sum is of squares."""
+    return {
+        name.replace("_square", "_norm"): (x.sqrt() if name.endswith("_square") else x) / tokens
+        for name, x in sums.items()
+    }
+
+
+def _sum(values: Tensor, known: Tensor | None) -> Tensor:
+    return values.sum() if known is None else values.masked_fill(~known, 0).sum()
+
+
+# Ordinary training: how a teacher learns, and how validation measures.
+LABELS_ALONE = Objective(forward_kl, 1.0, 0.0, 1.0, "labels")

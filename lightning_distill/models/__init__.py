@@ -1,5 +1,6 @@
 """Teachers and students: transformers' own classes, built from a size or loaded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -10,11 +11,11 @@ from lightning_distill import ConfigError
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.pretrained import load_tokenizer
 
-__all__ = ["Frozen", "architecture", "build", "count_parameters", "shared_tokenizer"]
+__all__ = ["Frozen", "architecture", "build", "count_parameters", "positions", "tokenizers"]
 
 # How a model is trained stands beside what it is, in the same node: teacher.max_steps and
 # teacher.hidden_size. The rest of the node is what builds it.
-TRAINING = {"max_steps", "seed", "optimizer", "schedule"}
+TRAINING = {"max_steps", "seed", "optimizer", "schedule", "members", "weights"}
 
 
 def architecture(role: DictConfig) -> dict[str, Any]:
@@ -35,37 +36,56 @@ def build(
             f"{role.get('name', 'The model')} has {rows} embedding rows, the tokenizer "
             f"{len(tokenizer)} tokens: they do not belong together."
         )
-    positions = getattr(model.config, "max_position_embeddings", None) or sequence_length
-    if positions < sequence_length:
+    most = positions(model)
+    if most and most < sequence_length:
         raise ConfigError(
-            f"data.sequence_length={sequence_length} is longer than the {positions} positions "
+            f"data.sequence_length={sequence_length} is longer than the {most} positions "
             "(max_position_embeddings) of the model."
         )
     return model
 
 
-def shared_tokenizer(teacher: DictConfig, student: DictConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that pretrained models bring; None if both are built from a size.
+def positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that it can read, where its config says so."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    Raises ConfigError if teacher and student would read the same ids as different text.
+
+def tokenizers(
+    teachers: Sequence[DictConfig], student: DictConfig, shared: bool
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    """The teachers' tokenizer and the student's: the same one if they share a vocabulary.
+
+    A model built from a size takes over the other's; both are None if all are built from a size.
+    shared: whether the loss needs one vocabulary. Raises ConfigError if it does and the same id
+    would be read as different text.
     """
-    found = {}
-    for name, role in (("teacher", teacher), ("student", student)):
-        if "name" in role:
-            if role.name is None:
-                raise ConfigError(
-                    f"{name}=pretrained needs {name}.name=<a local folder or a name on the hub>."
-                )
-            found[name] = load_tokenizer(role.name, role.revision, role.trust_remote_code)
-    tokenizers = list(found.values())
-    if len(tokenizers) == 2 and tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
-        sizes = [len(t) for t in tokenizers]
+    theirs = [_own_tokenizer("teacher", node) for node in teachers if "name" in node]
+    own = _own_tokenizer("student", student) if "name" in student else None
+    for node, other in zip(teachers, theirs, strict=False):
+        if other.get_vocab() != theirs[0].get_vocab():
+            raise ConfigError(
+                f"teacher.members: {node.name} ({len(other)} tokens) and {teachers[0].name} "
+                f"({len(theirs[0])} tokens) have different vocabularies; their probabilities "
+                "cannot be averaged."
+            )
+    first = theirs[0] if theirs else own
+    if first is None or own is None or first.get_vocab() == own.get_vocab():
+        return first, first
+    if shared:
         raise ConfigError(
-            f"teacher.name={teacher.name} ({sizes[0]} tokens) and student.name={student.name} "
-            f"({sizes[1]} tokens) have different vocabularies: the same id is not the same text. "
-            "Choose models that share one."
+            f"teacher.name={teachers[0].name} ({len(first)} tokens) and student.name="
+            f"{student.name} ({len(own)} tokens) have different vocabularies: the same id is not "
+            "the same text. Choose loss=universal, which needs no shared vocabulary."
         )
-    return tokenizers[0] if tokenizers else None
+    return first, own
+
+
+def _own_tokenizer(role: str, node: DictConfig) -> PreTrainedTokenizerBase:
+    if node.name is None:
+        raise ConfigError(
+            f"{role}=pretrained needs {role}.name=<a local folder or a name on the hub>."
+        )
+    return load_tokenizer(node.name, node.revision, node.trust_remote_code)
 
 
 def count_parameters(model: PreTrainedModel) -> int:

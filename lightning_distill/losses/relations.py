@@ -1,0 +1,125 @@
+"""How positions relate to each other in the student, drawn towards the same in the teacher.
+
+Relations have no width, so models of any two sizes can be compared without a projection.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_distill import ConfigError
+from lightning_distill.data.packing import IGNORED
+from lightning_distill.losses.inside import Inside, decoder_layers, layer_map, refuse, widen
+
+
+class Relations(Inside):
+    """Σ over tokens of the mean over layers, pairs and heads of KL(R_t ‖ R_s).
+
+    R = softmax(A Bᵀ / √d) over the positions that a token may see, itself, earlier ones, and those
+    of its own document; A and B are queries, keys or values (before rotary positions), all heads
+    of a layer taken together and split again into relation heads of d channels.
+    Wang et al. 2020, MiniLMv2, eq. 5 and 6 (qq, kk, vv); MiniLM (qk, vv).
+
+    layers: see `layer_map`. heads: number of relation heads, None for the student's attention
+    heads. pairs: names such as qq or qk. For each layer and pair the backward pass keeps two
+    [B, heads, T, T] in 32 bits.
+    """
+
+    key = "loss.relations"
+
+    def __init__(self, weight: float, layers: Any, heads: int | None, pairs: Sequence[str]) -> None:
+        problems = []
+        if heads is not None and (type(heads) is not int or heads < 1):
+            problems.append(f"{self.key}.heads={heads} must be a whole number from 1, or null")
+        named = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0
+        if not named or not all(re.fullmatch("[qkv]{2}", str(pair)) for pair in pairs):
+            problems.append(
+                f"{self.key}.pairs={pairs} must be a list of two letters each of q, k and v, "
+                "such as [qq, kk, vv]"
+            )
+        super().__init__(weight, problems)
+        self.layers = layers
+        self.heads = heads
+        self.pairs = [(pair[0], pair[1]) for pair in pairs]
+
+    def attach(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        models = {"student": student, "teacher": teacher}
+        layers = {role: decoder_layers(model, role, self.key) for role, model in models.items()}
+        counts = len(layers["student"]), len(layers["teacher"])
+        self.mapped = layer_map(self.layers, *counts, f"{self.key}.layers")
+        self.relation_heads = self.heads or student.config.get_text_config().num_attention_heads
+        letters = sorted({letter for pair in self.pairs for letter in pair})
+        found: dict[tuple[str, int, str], Any] = {}
+        for pair in self.mapped:
+            for (role, model), layer in zip(models.items(), pair, strict=True):
+                parts = _projections(layers[role][layer - 1], letters)
+                if missing := [f"{letter}_proj" for letter in letters if letter not in parts]:
+                    raise ConfigError(
+                        f"{self.key}: layer {layer} of the {role}, a {type(model).__name__}, has "
+                        f"no {', '.join(missing)}. Relations need attention with separate q_proj, "
+                        f"k_proj and v_proj; loss.hidden works with any (set {self.key}.weight=0)."
+                    )
+                found |= {(role, layer, letter): part for letter, part in parts.items()}
+        refuse(self._misfits({name: part.out_features for name, part in found.items()}))
+        for (role, layer, letter), part in found.items():
+            self.record(role, part, (layer, letter))
+
+    def _misfits(self, widths: dict[tuple[str, int, str], int]) -> list[str]:
+        problems = []
+        for (role, layer, a), width in widths.items():
+            if width % self.relation_heads:
+                problems.append(
+                    f"{self.key}.heads={self.relation_heads} does not divide the {width} channels "
+                    f"of the {role}'s {a}_proj"
+                )
+            for b in (right for left, right in self.pairs if left == a):
+                other = widths[role, layer, b]
+                if other != width:
+                    problems.append(
+                        f"{self.key}.pairs has {a}{b}, but the {role}'s {a}_proj has {width} "
+                        f"channels and its {b}_proj {other}; leave {a}{b} out"
+                    )
+        return list(dict.fromkeys(problems))  # once, though many layers have it
+
+    def forward(self, labels: Tensor, position_ids: Tensor) -> Tensor:
+        student, teacher = self.take()
+        unseen = ~_visible(position_ids)
+        total = torch.zeros((), device=labels.device)
+        for s, t in self.mapped:
+            for a, b in self.pairs:
+                q = self._relation(student[s, a], student[s, b], unseen)
+                p = self._relation(teacher[t, a], teacher[t, b], unseen)
+                kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean(1)
+                total = total + kl.masked_fill(labels == IGNORED, 0).sum()
+        return total / (len(self.mapped) * len(self.pairs))
+
+    def _relation(self, a: Tensor, b: Tensor, unseen: Tensor) -> Tensor:
+        """log R: [B, T, W] and [B, T, W] to [B, heads, T, T]."""
+        a, b = (widen(x).unflatten(-1, (self.relation_heads, -1)).transpose(1, 2) for x in (a, b))
+        # A vector times itself is large: in 16 bits, rounding alone would reorder the relations.
+        with torch.autocast(a.device.type, enabled=False):
+            scores = a @ b.mT / a.shape[-1] ** 0.5
+        # Not −∞, whose KL divergence is not a number.
+        return scores.masked_fill(unseen, torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+def _visible(position_ids: Tensor) -> Tensor:
+    """Which positions a row may see: [B, T] to [B, 1, T, T].
+
+    A document ends where positions do not go on by one, which is transformers' rule.
+    """
+    steps = position_ids.diff(prepend=position_ids[:, :1] - 1)
+    documents = (steps != 1).cumsum(-1)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()
+
+
+def _projections(layer: nn.Module, letters: Sequence[str]) -> dict[str, nn.Module]:
+    """A layer's modules q_proj, k_proj and v_proj, by the first letter; those that there are."""
+    modules = {name.split(".")[-1]: module for name, module in layer.named_modules()}
+    return {x: modules[f"{x}_proj"] for x in letters if f"{x}_proj" in modules}

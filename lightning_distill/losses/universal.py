@@ -1,0 +1,18 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def universal(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ |p_(i) − q_(i)| per position, both sets of probabilities sorted from large to small.
+
+    The Wasserstein distance of two distributions over different vocabularies when all tokens
+    are equally far apart. student, teacher: log-probabilities log q, log p: [..., V] and [..., V'];
+    the shorter one is filled up with zeros. Returns [...], from 0 to 2.
+    Boizard et al. 2024, Towards Cross-Tokenizer Distillation.
+    """
+    q = student.exp().sort(dim=-1, descending=True).values
+    p = teacher.exp().sort(dim=-1, descending=True).values
+    width = max(q.shape[-1], p.shape[-1])
+    q, p = (F.pad(x, (0, width - x.shape[-1])) for x in (q, p))
+    return torch.abs(p - q).sum(-1)

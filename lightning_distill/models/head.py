@@ -1,0 +1,139 @@
+"""The last step of a language model, set apart: from hidden states to logits.
+
+Logits are as wide as the vocabulary, hidden states are not. So what a model predicts is handed on
+as its last hidden states and the matrix that makes logits of them; who needs logits makes them
+for a few positions at a time.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Head:
+    """softcap · tanh(scale · (W h + b) / softcap), or scale · (W h + b) without a softcap."""
+
+    body: nn.Module
+    linear: nn.Linear
+    scale: float
+    softcap: float | None
+
+    def finish(self, products: Tensor) -> Tensor:
+        """W h + b to logits."""
+        if self.scale != 1:
+            products = products * self.scale
+        if self.softcap:
+            products = self.softcap * torch.tanh(products / self.softcap)
+        return products
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of the tokens that come next.
+
+    states: last hidden states [..., D], or logits [..., V'] where there is no head.
+    vocab_size: V of the tokenizer. Rows of a padded embedding beyond it take no part.
+    """
+
+    states: Tensor
+    head: Head | None
+    vocab_size: int
+
+    def logits(self) -> Tensor:
+        """[..., V], in at least 32 bits."""
+        if self.head is None:
+            logits = self.states[..., : self.vocab_size]
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weight, bias = self.output()
+        products = F.linear(self.states, weight, bias)
+        return self.head.finish(products.to(torch.promote_types(products.dtype, torch.float32)))
+
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        """The output matrix W [V, D] and the bias b [V], where the head has one."""
+        assert self.head is not None
+        weight: Tensor = self.head.linear.weight
+        bias: Tensor | None = self.head.linear.bias
+        if len(weight) > self.vocab_size:  # a slice of all rows would still cost a copy
+            weight = weight[: self.vocab_size]
+            bias = None if bias is None else bias[: self.vocab_size]
+        return weight, bias
+
+    def at(self, positions: Tensor | slice) -> "Predictions":
+        """Those at some of the flattened positions: indices [N] or a slice."""
+        states = self.states.flatten(0, -2)[positions]
+        return Predictions(states, self.head, self.vocab_size)
+
+    def gather(self, where: Tensor) -> "Predictions":
+        """Those at other times of the same rows: [B, T', ...] and indices [B, T] to [B, T, ...]."""
+        index = where[..., None].expand(-1, -1, self.states.shape[-1])
+        return Predictions(self.states.gather(1, index), self.head, self.vocab_size)
+
+
+class Predictor:
+    """Calls a model on a batch, and stops short of the logits where its head allows it.
+
+    vocab_size: of the model's tokenizer. split: False to have logits whatever the head.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int, split: bool = True) -> None:
+        self.model = model
+        self.vocab_size = vocab_size
+        self.head = find_head(model) if split else None
+
+    def __call__(self, batch: dict[str, Tensor]) -> Predictions:
+        """batch: input_ids and position_ids, [B, T]."""
+        inputs: dict[str, Any] = {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["position_ids"],
+            "use_cache": False,
+        }
+        if self.head is None:
+            states = self.model(**inputs).logits
+        else:
+            states = self.head.body(**inputs).last_hidden_state
+        return Predictions(states, self.head, self.vocab_size)
+
+
+def find_head(model: PreTrainedModel) -> Head | None:
+    """The model's head; None, with a line in the log, where it is of another kind.
+
+    What the config says is tried on a few tokens, because an architecture may do more to its
+    logits than any list of ours knows.
+    """
+    config = model.config.get_text_config()
+    linear, body = model.get_output_embeddings(), model.base_model
+    if isinstance(linear, nn.Linear) and body is not model:
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+        scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
+        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        head = Head(body, linear, scale, softcap)
+        if _makes_the_logits(head, model):
+            return head
+    log.info(
+        "%s: its logits are more than a matrix product, so they are held as a whole",
+        type(model).__name__,
+    )
+    return None
+
+
+@torch.no_grad()
+def _makes_the_logits(head: Head, model: PreTrainedModel) -> bool:
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(min(8, head.linear.out_features), device=head.linear.weight.device)[None]
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        states = head.body(input_ids=ids, use_cache=False).last_hidden_state
+        found = head.finish(head.linear(states).float())
+    finally:
+        model.train(was_training)
+    tolerance = 1e-4 if head.linear.weight.dtype.itemsize >= 4 else 2e-2
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
