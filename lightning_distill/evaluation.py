@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_distill.data import DataModule
 from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses.objective import mean_of
+from lightning_distill.losses.ensemble import mean_of
 from lightning_distill.metrics import Likeness, Quality
 from lightning_distill.models import Frozen, count_parameters
 from lightning_distill.teacher import Teacher

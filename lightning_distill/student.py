@@ -42,16 +42,19 @@ class StudentModule(LanguageModule):
             term.attach(model, self.teachers[0].model)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        self.objective.move_to(self.global_step, self.trainer.max_steps)
+        self.objective.balance.move_to(self.global_step, self.trainer.max_steps)
         with ExitStack() as recording:
             for term in self.inside.values():
                 recording.enter_context(term.recording())
             student = self.predict(batch)
             teachers, known = self.transfer.label(self.teachers, batch)
-        labels = batch["labels"]
-        terms = self.objective(student, teachers, labels, known, details=self.logs_now)
+        labels, logs = batch["labels"], self.logs_now
+        terms = self.objective(student, teachers, labels, known, details=logs)
         for name, term in self.inside.items():
-            terms = terms.plus(name, term, term(labels, batch["position_ids"]), self.logs_now)
+            terms = terms.plus(name, term, term(labels, batch["position_ids"]), logs)
+        if logs:
+            self.log("train/temperature", self.objective.balance.temperature)
+            self.log("train/alpha", self.objective.balance.alpha)
         return self.step(terms)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ def test_what_is_logged_beside_the_terms(batch):
         ({"alpha": 2, "hard_weight": "complement"}, "at most 1"),
         ({"hard_weight": "half"}, "loss.hard_weight=half"),
         ({"alpha": 0, "hard_weight": 0}, "nothing to learn from"),
-        ({"hard_target": "label"}, "did you mean labels"),
+        ({"hard_target": "label"}, "Did you mean labels"),
         ({"beta": 0.5}, "loss.beta is not a setting of this loss"),
     ],
 )

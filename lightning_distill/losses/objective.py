@@ -7,9 +7,7 @@ logits divided by the temperature T, t the ground truth, D a divergence (Hinton 
 section 2, where D is the cross-entropy; ours is the KL divergence, with the same gradients).
 """
 
-import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +18,12 @@ from torch import Tensor
 
 from lightning_distill import ConfigError
 from lightning_distill.data.packing import IGNORED
+from lightning_distill.errors import nearest
+from lightning_distill.losses.ensemble import log_probabilities, mean_logits
 from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.losses.fused import fused
 from lightning_distill.losses.inside import Inside
-from lightning_distill.losses.schedules import Ramp, make_ramp
+from lightning_distill.losses.schedules import Balance
 from lightning_distill.models.head import Predictions
 
 HARD_TARGETS = ("labels", "teacher")
@@ -83,7 +83,6 @@ class Objective:
     ) -> None:
         self.divergence = divergence
         self.settings = settings
-        self.ramps: dict[str, Ramp] = {}
         self.hard_target = hard_target
         self.fused = fused
         self.inside: dict[str, Any] = {
@@ -94,30 +93,15 @@ class Objective:
         self.compares = compares
         self.shared_vocabulary = shared_vocabulary
         self.teacher_weights: Sequence[float] = (1.0,)
-        self._hard_weight = hard_weight
-        ramps = {"temperature": temperature, "alpha": alpha}
-        if problems := [*self._problems(ramps), *self._problems_of_divergence()]:
+        self.balance = Balance(temperature, alpha, hard_weight)
+        if problems := [*self._problems(), *self._problems_of_divergence()]:
             raise ConfigError("; ".join(problems) + ".")
-        self.move_to(0, 1)
-
-    def move_to(self, step: int, max_steps: int) -> None:
-        """Sets temperature and alpha for the step that follows `step` finished ones."""
-        self.temperature = self.ramps["temperature"].at(step, max_steps)
-        self.alpha = self.ramps["alpha"].at(step, max_steps)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Of the terms, at this step."""
-        if self._hard_weight == "complement":
-            return {"hard": 1 - self.alpha, "soft": self.alpha}
-        return {"hard": float(self._hard_weight), "soft": self.alpha}
 
     @property
     def needs_teacher(self) -> bool:
         """At any step."""
-        alpha = self.ramps["alpha"]
-        hard_from_teacher = self.hard_target == "teacher" and self._hard_weight != 0
-        return max(alpha.start, alpha.end) > 0 or hard_from_teacher or bool(self.inside)
+        hard = self.hard_target == "teacher" and self.balance.uses("hard")
+        return hard or self.balance.uses("soft") or bool(self.inside)
 
     def __call__(
         self,
@@ -131,9 +115,9 @@ class Objective:
 
         Positions correspond: labels[b, t] is the token that the states at [b, t] predict.
         known: [B, T], where the teachers can be compared with the student; None for everywhere.
-        details: also nll and kl, KL(p ‖ q) at T = 1, and the norms of the gradients of both
-        weighted terms with respect to the student's logits, which show the balance that alpha
-        and T really make.
+        details: also nll; kl, KL(p ‖ q) at T = 1; the share of tokens known; and the norms of the
+        gradients of both weighted terms with respect to the student's logits, which show the
+        balance that alpha and T really make.
         """
         kept = (labels.flatten() != IGNORED).nonzero()[:, 0]
         targets = labels.flatten()[kept]
@@ -164,98 +148,67 @@ class Objective:
 
         student: logits [N, V], teachers: [N, V] each, labels, known: [N].
         """
-        weights = self.weights
-        terms = self.terms(student, teachers, labels, known)
-        total = sum((weights[name] * term for name, term in terms.items()), student.new_zeros(()))
-        sums = {name: term.detach() for name, term in terms.items()}
-        if details:
-            sums |= self.details(student, teachers, labels, known)
-            for name, term in terms.items():
-                (gradient,) = torch.autograd.grad(weights[name] * term, student, retain_graph=True)
-                sums[f"{name}_gradient_square"] = gradient.square().sum()
+        # Sums over a vocabulary are not for 16 bits, which autocast would choose for some.
+        with torch.autocast(student.device.type, enabled=False):
+            weights = self.balance.weights
+            terms = self.terms(student, teachers, labels, known)
+            total = sum((weights[name] * x for name, x in terms.items()), student.new_zeros(()))
+            sums = {name: x.detach() for name, x in terms.items()}
+            if details:
+                sums |= self.details(student, teachers, labels, known)
+                for name, x in terms.items():
+                    (slope,) = torch.autograd.grad(weights[name] * x, student, retain_graph=True)
+                    sums[f"{name}_gradient_square"] = slope.square().sum()
         return total, sums
 
     def terms(
         self, student: Tensor, teachers: list[Tensor], labels: Tensor, known: Tensor | None
     ) -> dict[str, Tensor]:
-        """Sums over N positions of each term that has a weight, without that weight.
+        """Sums over N positions of each term that is ever weighed, without its weight.
 
         hard: H(t, q), or KL(p ‖ q) with hard_target=teacher. soft: T² · D(p_T, q_T).
         """
         found = {}
-        weights, T = self.weights, self.temperature
-        # Sums over a vocabulary are not for 16 bits, which autocast would choose for some.
-        with torch.autocast(student.device.type, enabled=False):
-            q = F.log_softmax(student, dim=-1) if weights["hard"] or T == 1 else None
-            if weights["hard"] and self.hard_target == "labels":
-                assert q is not None
-                found["hard"] = -q.gather(-1, labels[:, None]).sum()
-            elif weights["hard"]:
-                assert q is not None
-                p = self.probabilities(teachers, 1.0)
-                found["hard"] = _sum(forward_kl(q, p), known)
-            if weights["soft"]:
-                if self.compares == "logits":
-                    q, p = student / T, self.mean_logits(teachers) / T
-                else:
-                    q = q if T == 1 else F.log_softmax(student / T, dim=-1)
-                    p = self.probabilities(teachers, T)
-                values = self.divergence(q, p, **self.settings)
-                # The gradient of a softened divergence falls with 1 / T²; this restores it.
-                found["soft"] = T**2 * _sum(values, known)
+        T, (hard, soft) = self.balance.temperature, map(self.balance.uses, ("hard", "soft"))
+        log_q = F.log_softmax(student, dim=-1) if hard or T == 1 else student
+        if hard and self.hard_target == "labels":
+            found["hard"] = -log_q.gather(-1, labels[:, None]).sum()
+        elif hard:
+            found["hard"] = _sum(
+                forward_kl(log_q, log_probabilities(teachers, self.teacher_weights, 1.0)), known
+            )
+        if soft:
+            if self.compares == "logits":
+                q, p = student / T, mean_logits(teachers, self.teacher_weights) / T
+            else:
+                q = log_q if T == 1 else F.log_softmax(student / T, dim=-1)
+                p = log_probabilities(teachers, self.teacher_weights, T)
+            # The gradient of a softened divergence falls with 1 / T²; this restores it.
+            found["soft"] = T**2 * _sum(self.divergence(q, p, **self.settings), known)
         return found
 
     @torch.no_grad()
     def details(
         self, student: Tensor, teachers: list[Tensor], labels: Tensor, known: Tensor | None
     ) -> dict[str, Tensor]:
-        q = F.log_softmax(student, dim=-1)
-        found = {"nll": -q.gather(-1, labels[:, None]).sum()}
+        log_q = F.log_softmax(student, dim=-1)
+        found = {"nll": -log_q.gather(-1, labels[:, None]).sum()}
         if teachers and self.shared_vocabulary:
-            found["kl"] = _sum(forward_kl(q, self.probabilities(teachers, 1.0)), known)
+            found["kl"] = _sum(
+                forward_kl(log_q, log_probabilities(teachers, self.teacher_weights, 1.0)), known
+            )
+        if known is not None:
+            found["known"] = known.sum()
         return found
 
-    @torch.no_grad()
-    def probabilities(self, teachers: list[Tensor], temperature: float) -> Tensor:
-        """log p_T: [N, V], of several teachers the logarithm of their mean, by their weights."""
-        each = [F.log_softmax(y if temperature == 1 else y / temperature, -1) for y in teachers]
-        return mean_of(each, self.teacher_weights)
-
-    @torch.no_grad()
-    def mean_logits(self, teachers: list[Tensor]) -> Tensor:
-        """The teacher's logits, of several the mean."""
-        pairs = zip(teachers, _normalised(self.teacher_weights), strict=True)
-        return torch.stack([weight * logits for logits, weight in pairs]).sum(0)
-
-    def _problems(self, ramps: dict[str, Any]) -> Iterator[str]:
-        for name, value in ramps.items():
-            try:
-                self.ramps[name] = make_ramp(f"loss.{name}", value)
-            except ConfigError as error:
-                yield str(error).rstrip(".")
-        temperature, alpha = self.ramps.get("temperature"), self.ramps.get("alpha")
-        if temperature and min(temperature.start, temperature.end) <= 0:
-            yield f"loss.temperature={temperature} must be a number above 0"
-        if alpha and min(alpha.start, alpha.end) < 0:
-            yield f"loss.alpha={alpha} must be a number from 0"
-        hard = self._hard_weight
-        if hard == "complement":
-            if alpha and max(alpha.start, alpha.end) > 1:
-                yield (
-                    f"loss.hard_weight=complement is 1 − alpha: loss.alpha={alpha} must be "
-                    "at most 1"
-                )
-        elif isinstance(hard, bool | str) or not math.isfinite(hard) or hard < 0:
-            yield f"loss.hard_weight={hard} must be a number from 0, or complement"
-        elif hard == 0 and alpha and max(alpha.start, alpha.end) == 0 and not self.inside:
+    def _problems(self) -> Iterator[str]:
+        yield from self.balance.problems
+        if not self.balance.problems and not (
+            self.balance.uses("hard") or self.balance.uses("soft") or self.inside
+        ):
             yield "loss.hard_weight=0 with loss.alpha=0 leaves nothing to learn from"
         if self.hard_target not in HARD_TARGETS:
-            names = HARD_TARGETS
-            near = difflib.get_close_matches(str(self.hard_target), names, 1, 0.3) or names
-            yield (
-                f"loss.hard_target={self.hard_target} does not exist; did you mean {near[0]}? "
-                + (f"It is one of {', '.join(names)}")
-            )
+            yield str(nearest("loss.hard_target", self.hard_target, HARD_TARGETS)).rstrip(".")
         elif self.hard_target == "teacher" and not self.shared_vocabulary:
             yield "loss.hard_target=teacher needs a loss for one shared vocabulary"
         if self.compares not in COMPARED:
@@ -281,18 +234,6 @@ def nll(student: Predictions, labels: Tensor) -> tuple[Tensor, Tensor]:
     """H(labels, q) in nats, summed over the tokens that count, and their number (at least 1)."""
     terms = LABELS_ALONE(student, [], labels)
     return terms.total, terms.tokens.clamp(min=1)
-
-
-def mean_of(log_probs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """log Σ w_k p_k / Σ w_k of several sets of log-probabilities [N, V]."""
-    if len(log_probs) == 1:
-        return log_probs[0]
-    pairs = zip(log_probs, _normalised(weights), strict=True)
-    return torch.stack([one + math.log(weight) for one, weight in pairs]).logsumexp(0)
-
-
-def _normalised(weights: Sequence[float]) -> list[float]:
-    return [weight / sum(weights) for weight in weights]
 
 
 def _averages(sums: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Temperatures and alphas that change as the training goes on."""
+"""The temperature and the weights of the objective's terms, which may change during training."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ class Ramp:
     end: float
     steps: int | None = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.start, self.end
+
     def at(self, step: int, max_steps: int) -> float:
         """The value for the step that follows `step` finished ones, of `max_steps`."""
         steps = self.steps or (WARMUP if self.shape == "warmup" else 1) * max_steps
@@ -36,6 +40,57 @@ class Ramp:
         if self.start == self.end:
             return f"{self.end:g}"
         return f"{{shape: {self.shape}, start: {self.start:g}, end: {self.end:g}}}"
+
+
+class Balance:
+    """T, and the weights of the hard and the soft term: at the current step, and ever.
+
+    problems: what is wrong with the settings, a line each.
+    """
+
+    def __init__(self, temperature: Any, alpha: Any, hard_weight: Any) -> None:
+        self.ramps: dict[str, Ramp] = {}
+        self.hard_weight = hard_weight
+        self.problems = [*self._read(temperature=temperature, alpha=alpha), *self._check()]
+        if not self.problems:
+            self.move_to(0, 1)
+
+    def move_to(self, step: int, max_steps: int) -> None:
+        """To what holds for the step that follows `step` finished ones, of `max_steps`."""
+        self.temperature = self.ramps["temperature"].at(step, max_steps)
+        self.alpha = self.ramps["alpha"].at(step, max_steps)
+        hard = 1 - self.alpha if self.hard_weight == "complement" else float(self.hard_weight)
+        self.weights = {"hard": hard, "soft": self.alpha}
+
+    def uses(self, term: str) -> bool:
+        """Whether `hard` or `soft` has a weight at any step."""
+        alpha = self.ramps["alpha"]
+        if term == "soft":
+            return max(alpha.ends) > 0
+        return min(alpha.ends) < 1 if self.hard_weight == "complement" else self.hard_weight > 0
+
+    def _read(self, **given: Any) -> Iterator[str]:
+        for name, value in given.items():
+            try:
+                self.ramps[name] = make_ramp(f"loss.{name}", value)
+            except ConfigError as error:
+                yield str(error).rstrip(".")
+
+    def _check(self) -> Iterator[str]:
+        temperature, alpha = self.ramps.get("temperature"), self.ramps.get("alpha")
+        hard = self.hard_weight
+        if temperature and min(temperature.ends) <= 0:
+            yield f"loss.temperature={temperature} must be a number above 0"
+        if alpha and min(alpha.ends) < 0:
+            yield f"loss.alpha={alpha} must be a number from 0"
+        if hard == "complement":
+            if alpha and max(alpha.ends) > 1:
+                yield (
+                    "loss.hard_weight=complement is 1 − alpha: "
+                    f"loss.alpha={alpha} must be at most 1"
+                )
+        elif isinstance(hard, bool | str) or not math.isfinite(hard) or hard < 0:
+            yield f"loss.hard_weight={hard} must be a number from 0, or complement"
 
 
 def make_ramp(key: str, value: Any) -> Ramp:
