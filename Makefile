@@ -42,8 +42,11 @@ sweep: $(INSTALLED) ## many jobs: make sweep ARGS="student=xs,s loss.alpha=0,1"
 report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
 	$(BIN)/lightning-distill stage=report $(ARGS)
 
+bench: $(INSTALLED) ## training steps against TRL and others, half an hour: make bench ARGS="--rounds=1"
+	$(BIN)/python -m benchmarks $(ARGS)
+
 clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test lint format teacher distill sweep report clean
+.PHONY: help setup demo test lint format teacher distill sweep report bench clean

@@ -37,6 +37,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
     store = Store(cfg.paths.outputs)
     data, teacher_data = prepare_data(cfg)
+    check_inside(cfg, data, teacher_data)
     L.seed_everything(cfg.seed, verbose=False)
     student = models.build(cfg.student, data.tokenizer, data.sequence_length)
 
@@ -136,6 +137,18 @@ def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
         log.info("%s", data.describe())
         found.append(data)
     return found[0], found[-1]
+
+
+def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) -> None:
+    """Raises ConfigError where a term inside the network does not fit these two models."""
+    for name, term in instantiate(cfg.loss).inside.items():
+        if teacher_data is not data:
+            raise ConfigError(
+                f"loss.{name}.weight={term.weight:g} compares the models token by token, and "
+                f"their tokenizers differ. Set loss.{name}.weight=0."
+            )
+        student = models.outline(cfg.student, data.tokenizer)
+        term.attach(student, models.outline(each_teacher(cfg)[0].teacher, data.tokenizer))
 
 
 def measure(

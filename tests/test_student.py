@@ -1,3 +1,5 @@
+import sys
+
 import lightning as L
 import pytest
 import torch
@@ -6,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_distill import ConfigError
 from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.losses.objective import nll
 from lightning_distill.models import Frozen, sizes
 from lightning_distill.student import StudentModule
 from lightning_distill.transfer import Online
@@ -17,7 +20,14 @@ def data(make_data):
 
 
 def make_student(
-    data, teacher_hash="t1", alpha=1.0, teacher=True, dropout=0.0, hard=1.0, sharpness=1.0
+    data,
+    teacher_hash="t1",
+    alpha=1.0,
+    teacher=True,
+    dropout=0.0,
+    hard=1.0,
+    sharpness=1.0,
+    split=True,
 ):
     torch.manual_seed(1)
     big = sizes.build(32, 2, 2, 64, data.tokenizer)
@@ -28,8 +38,8 @@ def make_student(
     return StudentModule(
         sizes.build(16, 1, 2, 64, data.tokenizer),
         len(data.tokenizer),
-        [Frozen(big, len(data.tokenizer))] if teacher else [],
-        Objective(forward_kl, 2.0, alpha, hard, "labels"),
+        [Frozen(big, len(data.tokenizer), split)] if teacher else [],
+        Objective(forward_kl, 2.0, alpha, hard, "labels", fused=split),
         Online(None),
         lambda groups: torch.optim.AdamW(groups, lr=1e-2),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
@@ -127,3 +137,19 @@ def test_distilling_brings_the_student_towards_its_teacher(data, tmp_path):
     before = kl()
     fit(student, data, tmp_path, steps=60, every=60)
     assert kl() < 0.5 * before
+
+
+def test_fused_and_unfused_training_end_at_the_same_nll(data, tmp_path, monkeypatch):
+    fused = sys.modules["lightning_distill.losses.fused"]
+    monkeypatch.setitem(fused.CHUNK, "cpu", 9 * 300)  # many chunks a step, and none of them even
+    monkeypatch.setitem(fused.BLOCK, "cpu", 4 * 300)
+    batch = next(iter(data.val_dataloader()))
+    found = []
+    for use in (True, False):
+        student = make_student(data, split=use)
+        assert (student.predict.head is None) is not use
+        fit(student, data, tmp_path / str(use), steps=60, every=60)
+        with torch.no_grad():
+            total, tokens = nll(student(batch), batch["labels"])
+        found.append(float(total / tokens))
+    assert found[0] == pytest.approx(found[1], abs=1e-4)

@@ -14,7 +14,7 @@ def log_probabilities(
 ) -> Tensor:
     """log p_T, p_T the mean of the teachers' softened distributions.
 
-    logits: one [N, V] a teacher. Returns [N, V]. Hinton et al. 2015, section 5, average alike.
+    logits: one [N, V] a teacher. Returns [N, V].
     """
     softened = [y if temperature == 1 else y / temperature for y in logits]
     return mean_of([F.log_softmax(y, dim=-1) for y in softened], weights)

@@ -3,15 +3,25 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
+from lightning_distill.models import pretrained
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.pretrained import load_tokenizer
 
-__all__ = ["Frozen", "architecture", "build", "count_parameters", "positions", "tokenizers"]
+__all__ = [
+    "Frozen",
+    "architecture",
+    "build",
+    "count_parameters",
+    "outline",
+    "positions",
+    "tokenizers",
+]
 
 # How a model is trained stands beside what it is, in the same node: teacher.max_steps and
 # teacher.hidden_size. The rest of the node is what builds it.
@@ -43,6 +53,14 @@ def build(
             "(max_position_embeddings) of the model."
         )
     return model
+
+
+def outline(role: DictConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model without its weights, to look at before anything is loaded or trained."""
+    with torch.device("meta"):
+        if "name" in role:
+            return pretrained.outline(role.name, role.revision, role.trust_remote_code)
+        return instantiate(architecture(role), tokenizer=tokenizer)
 
 
 def positions(model: PreTrainedModel) -> int | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -13,6 +14,13 @@ from transformers import (
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import hash_of
+
+# What is said to be missing if it cannot be loaded.
+WHAT = {
+    AutoTokenizer: "tokenizer",
+    AutoConfig: "config.json",
+    AutoModelForCausalLM: "weights (model.safetensors)",
+}
 
 
 def load(
@@ -33,6 +41,15 @@ def load(
     )
 
 
+def outline(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedModel:
+    """The architecture alone, from its config."""
+    config = _try(AutoConfig, name, revision=revision, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, trust_remote_code=trust_remote_code
+    )
+    return model
+
+
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
@@ -50,7 +67,7 @@ def fingerprint(name: str, revision: str | None) -> str:
 
 def _try(auto: Any, name: str, **settings: Any) -> Any:
     folder = Path(name).expanduser()
-    what = "tokenizer" if auto is AutoTokenizer else "weights (model.safetensors)"
+    what = WHAT[auto]
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"name={name}: there is no such folder.")
     try:
