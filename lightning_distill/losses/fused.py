@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from lightning_distill.models.head import Predictions
 
 # Logits in a chunk: enough positions for the matrix products to reach their full rate.
-CHUNK = {"cpu": 2**24, "cuda": 2**27}
+CHUNK = {"cpu": 2**24, "gpu": 2**27}
 # Logits worked on at a time: on a processor, as many as stay in a core's cache.
-BLOCK = {"cpu": 2**19, "cuda": 2**27}
+BLOCK = {"cpu": 2**19, "gpu": 2**27}
 
 # (student's logits [N, V], each teacher's [N, V'], which positions these are) to a sum over them,
 # which is differentiated, and further sums by name.
@@ -39,7 +39,7 @@ def fused(
     device = states.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else states.dtype
-    rows = max(1, CHUNK[device] // student.vocab_size)
+    rows = max(1, CHUNK[_kind(states)] // student.vocab_size)
     walk = _Walk(_Logits(student, dtype, rows), [_Logits(t, dtype, rows) for t in teachers], score)
     inputs: list[Tensor | None] = [states, weight, bias]
     if not torch.is_grad_enabled():
@@ -150,9 +150,13 @@ class _Logits:
 
 def _block(products: Tensor) -> int:
     """How many positions at a time."""
-    device = products.device.type
-    share = BLOCK[device] * (torch.get_num_threads() if device == "cpu" else 1)
+    kind = _kind(products)
+    share = BLOCK[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
     return max(1, share // products.shape[1])
+
+
+def _kind(x: Tensor) -> str:
+    return "cpu" if x.device.type == "cpu" else "gpu"
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:

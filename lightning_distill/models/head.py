@@ -7,6 +7,7 @@ for a few positions at a time.
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,11 +118,14 @@ def find_head(model: PreTrainedModel) -> Head | None:
         head = Head(body, linear, scale, softcap)
         if _makes_the_logits(head, model):
             return head
-    log.info(
-        "%s: its logits are more than a matrix product, so they are held as a whole",
-        type(model).__name__,
-    )
+    _tell(type(model).__name__)
     return None
+
+
+@cache
+def _tell(name: str) -> None:
+    """Once for each architecture, however often it is looked at."""
+    log.info("%s: its logits are more than a matrix product, so they are held as a whole", name)
 
 
 @torch.no_grad()
