@@ -100,7 +100,7 @@ def find_teacher(cfg: DictConfig, store: Store, data: DataModule) -> Teacher | N
 
 
 def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
-    weights = [float(weight) for weight in cfg.teacher.weights or [1.0] * len(found)]
+    weights = [float(weight) for weight in cfg.teacher.get("weights") or [1.0] * len(found)]
     name = found[0][1]
     if len(found) > 1:
         name = key_of({"teachers": [key for _, key, _ in found], "weights": weights})
