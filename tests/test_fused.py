@@ -31,7 +31,7 @@ def small_chunks(monkeypatch):
 def make_side(width, rows=V, softcap=None, scale=1.0, bias=False, dtype=torch.float64):
     linear = nn.Linear(width, rows, bias=bias, dtype=dtype)
     states = torch.randn(B, T, width, dtype=dtype, requires_grad=True)
-    return Predictions(states, Head(nn.Identity(), linear, scale, softcap), V)
+    return Predictions(states, Head(linear, scale, softcap), V)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def make_model(seed, tied, width=16):
 
 
 def predictions(model, ids, head):
-    out = (head.body if head else model)(input_ids=ids, use_cache=False)
+    out = (model.base_model if head else model)(input_ids=ids, use_cache=False)
     return Predictions(out.last_hidden_state if head else out.logits, head, V)
 
 

@@ -10,6 +10,7 @@ section 2, where D is the cross-entropy; ours is the KL divergence, with the sam
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ from torch import Tensor
 from lightning_distill import ConfigError
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.errors import nearest
-from lightning_distill.losses.ensemble import log_probabilities, mean_logits
 from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.losses.fused import fused
 from lightning_distill.losses.inside import Inside
 from lightning_distill.losses.schedules import Balance
+from lightning_distill.losses.targets import Dense, Sparse, Target
 from lightning_distill.models.head import Predictions
 
 HARD_TARGETS = ("labels", "teacher")
@@ -106,7 +107,7 @@ class Objective:
     def __call__(
         self,
         student: Predictions,
-        teachers: Sequence[Predictions],
+        teachers: Sequence[Predictions] | Sparse,
         labels: Tensor,
         known: Tensor | None = None,
         details: bool = False,
@@ -122,16 +123,19 @@ class Objective:
         kept = (labels.flatten() != IGNORED).nonzero()[:, 0]
         targets = labels.flatten()[kept]
         compared = None if known is None else known.flatten()[kept]
-        student, teachers = student.at(kept), [teacher.at(kept) for teacher in teachers]
+        student = student.at(kept)
+        stored = teachers.at(kept) if isinstance(teachers, Sparse) else None
+        dense = [] if isinstance(teachers, Sparse) else [t.at(kept) for t in teachers]
 
         def score(z: Tensor, ys: list[Tensor], at: slice) -> tuple[Tensor, dict[str, Tensor]]:
             where = None if compared is None else compared[at]
-            return self.score(z, ys, targets[at], where, details)
+            target = stored.at(at) if stored else Dense(ys, self.teacher_weights) if ys else None
+            return self.score(z, target, targets[at], where, details)
 
-        if self.fused and student.head is not None and all(t.head for t in teachers):
-            total, sums = fused(student, teachers, score)
+        if self.fused and student.head is not None and all(t.head for t in dense):
+            total, sums = fused(student, dense, score)
         else:
-            total, sums = score(student.logits(), [t.logits() for t in teachers], slice(None))
+            total, sums = score(student.logits(), [t.logits() for t in dense], slice(None))
         tokens = torch.as_tensor(len(kept), device=labels.device)
         parts = {name: sums.pop(name) for name in ("hard", "soft") if name in sums}
         return Terms(total, parts, tokens, _averages(sums, max(1, len(kept))))
@@ -139,30 +143,30 @@ class Objective:
     def score(
         self,
         student: Tensor,
-        teachers: list[Tensor],
+        teacher: Target | None,
         labels: Tensor,
         known: Tensor | None,
         details: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum over N positions, and what it is made of.
 
-        student: logits [N, V], teachers: [N, V] each, labels, known: [N].
+        student: logits [N, V], labels, known: [N].
         """
         # Sums over a vocabulary are not for 16 bits, which autocast would choose for some.
         with torch.autocast(student.device.type, enabled=False):
             weights = self.balance.weights
-            terms = self.terms(student, teachers, labels, known)
+            terms = self.terms(student, teacher, labels, known)
             total = sum((weights[name] * x for name, x in terms.items()), student.new_zeros(()))
             sums = {name: x.detach() for name, x in terms.items()}
             if details:
-                sums |= self.details(student, teachers, labels, known)
+                sums |= self.details(student, teacher, labels, known)
                 for name, x in terms.items():
                     (slope,) = torch.autograd.grad(weights[name] * x, student, retain_graph=True)
                     sums[f"{name}_gradient_square"] = slope.square().sum()
         return total, sums
 
     def terms(
-        self, student: Tensor, teachers: list[Tensor], labels: Tensor, known: Tensor | None
+        self, student: Tensor, teacher: Target | None, labels: Tensor, known: Tensor | None
     ) -> dict[str, Tensor]:
         """Sums over N positions of each term that is ever weighed, without its weight.
 
@@ -173,30 +177,31 @@ class Objective:
         log_q = F.log_softmax(student, dim=-1) if hard or T == 1 else student
         if hard and self.hard_target == "labels":
             found["hard"] = -log_q.gather(-1, labels[:, None]).sum()
-        elif hard:
-            found["hard"] = _sum(
-                forward_kl(log_q, log_probabilities(teachers, self.teacher_weights, 1.0)), known
-            )
-        if soft:
-            if self.compares == "logits":
-                q, p = student / T, mean_logits(teachers, self.teacher_weights) / T
-            else:
-                q = log_q if T == 1 else F.log_softmax(student / T, dim=-1)
-                p = log_probabilities(teachers, self.teacher_weights, T)
+        elif hard and teacher:
+            found["hard"] = _sum(teacher.compare(forward_kl, log_q, 1.0), known)
+        if soft and teacher:
             # The gradient of a softened divergence falls with 1 / T²; this restores it.
-            found["soft"] = T**2 * _sum(self.divergence(q, p, **self.settings), known)
+            found["soft"] = T**2 * _sum(self._softened(student, log_q, teacher), known)
         return found
+
+    def _softened(self, student: Tensor, log_q: Tensor, teacher: Target) -> Tensor:
+        """D(p_T, q_T) per position, [N]. log_q: at temperature 1."""
+        T, divergence = self.balance.temperature, partial(self.divergence, **self.settings)
+        if self.compares == "logits":
+            assert isinstance(teacher, Dense)
+            return divergence(student / T, teacher.mean_logits() / T)
+        return teacher.compare(
+            divergence, log_q if T == 1 else F.log_softmax(student / T, dim=-1), T
+        )
 
     @torch.no_grad()
     def details(
-        self, student: Tensor, teachers: list[Tensor], labels: Tensor, known: Tensor | None
+        self, student: Tensor, teacher: Target | None, labels: Tensor, known: Tensor | None
     ) -> dict[str, Tensor]:
         log_q = F.log_softmax(student, dim=-1)
         found = {"nll": -log_q.gather(-1, labels[:, None]).sum()}
-        if teachers and self.shared_vocabulary:
-            found["kl"] = _sum(
-                forward_kl(log_q, log_probabilities(teachers, self.teacher_weights, 1.0)), known
-            )
+        if teacher and self.shared_vocabulary:
+            found["kl"] = _sum(teacher.compare(forward_kl, log_q, 1.0), known)
         if known is not None:
             found["known"] = known.sum()
         return found

@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 class Head:
     """softcap · tanh(scale · (W h + b) / softcap), or scale · (W h + b) without a softcap."""
 
-    body: nn.Module
     linear: nn.Linear
     scale: float
     softcap: float | None
@@ -99,7 +98,7 @@ class Predictor:
         if self.head is None:
             states = self.model(**inputs).logits
         else:
-            states = self.head.body(**inputs).last_hidden_state
+            states = self.model.base_model(**inputs).last_hidden_state
         return Predictions(states, self.head, self.vocab_size)
 
 
@@ -110,12 +109,12 @@ def find_head(model: PreTrainedModel) -> Head | None:
     logits than any list of ours knows.
     """
     config = model.config.get_text_config()
-    linear, body = model.get_output_embeddings(), model.base_model
-    if isinstance(linear, nn.Linear) and body is not model:
+    linear = model.get_output_embeddings()
+    if isinstance(linear, nn.Linear) and model.base_model is not model:
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
         scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
         softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        head = Head(body, linear, scale, softcap)
+        head = Head(linear, scale, softcap)
         if _makes_the_logits(head, model):
             return head
     _tell(type(model).__name__)
@@ -135,7 +134,7 @@ def _makes_the_logits(head: Head, model: PreTrainedModel) -> bool:
     ids = torch.arange(min(8, head.linear.out_features), device=head.linear.weight.device)[None]
     try:
         expected = model(input_ids=ids, use_cache=False).logits.float()
-        states = head.body(input_ids=ids, use_cache=False).last_hidden_state
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         found = head.finish(head.linear(states).float())
     finally:
         model.train(was_training)
