@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 STAGES = {
     "distill": "pipeline.distill",
     "teacher": "pipeline.teach",
+    "transfer": "pipeline.hand_over",
     "evaluate": "pipeline.evaluate_again",
     "report": "sweep.summarise_again",
 }

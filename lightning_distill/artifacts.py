@@ -3,7 +3,8 @@
 An artifact is a folder `<outputs>/artifacts/<kind>/<key>/`. Its key is a hash of everything that
 determines its content, so a change of any setting makes another artifact and never overwrites one.
 It is written under a lock into `<key>.partial/` and renamed when complete: what has the final name
-is whole. Its manifest holds a checksum of every file, which is compared before each use.
+is whole. Its manifest holds a checksum of every file, which is compared before each use; a damaged
+file is named and made again.
 """
 
 import hashlib
@@ -45,6 +46,11 @@ class Artifact:
     key: str
     seconds: float  # spent on making it now; 0 where it was there already
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        return found
+
 
 class Store:
     """The artifacts below one outputs folder, shared by all jobs and processes that use it."""
@@ -58,12 +64,18 @@ class Store:
     def find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
         """The artifact if it exists and is undamaged."""
         folder = self.folder(kind, made_from)
-        return Artifact(folder, folder.name, 0.0) if _intact(folder) else None
+        return None if _damage(folder) else Artifact(folder, folder.name, 0.0)
 
-    def get(self, kind: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+    def get(
+        self,
+        kind: str,
+        made_from: dict[str, Any],
+        make: Callable[[Path], dict[str, Any] | None],
+    ) -> Artifact:
         """The artifact, made by `make(folder)` unless it exists; made once however many ask.
 
-        `make` may find what an interrupted attempt left in its folder, and go on from there.
+        `make` may find what an interrupted attempt left in its folder, and go on from there. What
+        it returns is noted in the manifest, under `content`.
         """
         if found := self.find(kind, made_from):
             return found
@@ -72,15 +84,16 @@ class Store:
         with _locked(folder, kind):
             if found := self.find(kind, made_from):  # made by another process while we waited
                 return found
-            if folder.exists():
-                log.warning("%s is damaged and is made again", folder)
-                shutil.rmtree(folder)
             partial = folder.with_name(f"{folder.name}.partial")
+            if folder.exists():
+                _set_aside(folder, partial)
             partial.mkdir(exist_ok=True)
+            for file in partial.glob("*.partial"):  # that a killed process was writing
+                file.unlink()
             start = time.perf_counter()
-            make(partial)
+            content = make(partial)
             seconds = time.perf_counter() - start
-            _write_manifest(partial, kind, made_from, seconds)
+            _write_manifest(partial, kind, made_from, content)
             os.replace(partial, folder)
         return Artifact(folder, folder.name, seconds)
 
@@ -100,21 +113,56 @@ def _locked(folder: Path, kind: str) -> Iterator[None]:
         lock.release()
 
 
-def _intact(folder: Path) -> bool:
+def write_whole(file: Path, data: bytes) -> None:
+    """A reader sees the old file or the new one; a full disk leaves nothing of the new one."""
+    partial = file.with_name(f"{file.name}.partial")
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all(hash_of(folder / name) == digest for name, digest in files.items())
+        partial.write_bytes(data)
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _damage(folder: Path) -> list[str]:
+    """The files that are not what the manifest says; the manifest itself if it is not readable."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"].items()
     except (OSError, ValueError, KeyError):
+        return [MANIFEST]
+    return [name for name, digest in files if not _matches(folder / name, digest)]
+
+
+def _matches(file: Path, digest: str) -> bool:
+    try:
+        return hash_of(file) == digest
+    except OSError:
         return False
 
 
-def _write_manifest(folder: Path, kind: str, made_from: dict[str, Any], seconds: float) -> None:
+def _set_aside(folder: Path, partial: Path) -> None:
+    """Makes an unfinished artifact of a damaged one, so that only what is damaged is made again."""
+    damage = _damage(folder)
+    log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damage))
+    if MANIFEST in damage:  # then nothing says which of the other files are whole
+        shutil.rmtree(folder)
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    os.replace(folder, partial)
+    for name in [MANIFEST, *damage]:
+        (partial / name).unlink(missing_ok=True)
+
+
+def _write_manifest(
+    folder: Path, kind: str, made_from: dict[str, Any], content: dict[str, Any] | None
+) -> None:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     manifest = {
         "kind": kind,
         "made_from": made_from,
-        "seconds": round(seconds, 3),
+        "content": content or {},
         "versions": {p: version(p) for p in ("lightning_distill", "torch", "transformers")},
         "files": {str(f.relative_to(folder)): hash_of(f) for f in files},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    data = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    write_whole(folder / MANIFEST, data.encode())

@@ -23,6 +23,7 @@ for message in (
     ".*LeafSpec.*",
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
+    ".*predict returned None.*",
 ):
     warnings.filterwarnings("ignore", message)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -45,6 +46,10 @@ class Progress(TQDMProgressBar):
     @property
     def test_description(self) -> str:
         return f"evaluating {self.role}"
+
+    @property
+    def predict_description(self) -> str:
+        return f"writing {self.role}"
 
     def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)

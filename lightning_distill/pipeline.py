@@ -8,6 +8,8 @@ against its teacher on text that neither has seen.
 import json
 import logging
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     check_inside(cfg, data, teacher_data)
     L.seed_everything(cfg.seed, verbose=False)
     student = models.build(cfg.student, data.tokenizer, data.sequence_length)
+    transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
     if objective.needs_teacher:
@@ -55,12 +58,11 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     needed = teacher if objective.needs_teacher else None
     if needed:
         objective.teacher_weights = needed.weights
-        if needed.data is not data:
-            transfer.translate(data.tokenizer, needed.data.tokenizer, needed.positions)
+        cost.transfer_seconds = transfer.prepare(data, needed, store, trainer_for(cfg, job))
     module = StudentModule(
         student,
         len(data.tokenizer),
-        needed.frozen(objective.fused) if needed else [],
+        needed.frozen(objective.fused) if needed and transfer.holds_teacher else [],
         objective,
         transfer,
         instantiate(cfg.optimizer),
@@ -68,7 +70,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         needed.hash if needed else None,
     )
     with cost.measure(module):
-        data.train_on(transfer.num_blocks, cfg.seed)
+        data.train_on(transfer.dataset(data), cfg.seed)
         fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
 
     data.save(module.model, job.folder / "student")
@@ -85,6 +87,19 @@ def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
     scores = measure(cfg, data, job, None, teacher)
     results = job.results(Cost(teacher_seconds=teacher.seconds), scores)
+    write_results(job.folder, results)
+    return results
+
+
+def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
+    """`stage=transfer`: the first two steps, which students then share."""
+    transfer, store = instantiate(cfg.transfer), Store(cfg.paths.outputs)
+    data, teacher_data = prepare_data(cfg)
+    transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
+    teacher = obtain_teacher(cfg, store, teacher_data, job)
+    seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job))
+    scores = measure(cfg, data, job, None, teacher)
+    results = job.results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)
     return results
 
@@ -137,6 +152,11 @@ def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
         log.info("%s", data.describe())
         found.append(data)
     return found[0], found[-1]
+
+
+def trainer_for(cfg: DictConfig, job: Job) -> Callable[..., L.Trainer]:
+    """What drives the teacher over the transfer set: each device takes shards of its own."""
+    return partial(make_trainer, cfg, job.folder, use_distributed_sampler=False)
 
 
 def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) -> None:

@@ -1,7 +1,6 @@
 """What a job leaves for others to read: `results.json`."""
 
 import json
-import os
 import resource
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill.artifacts import key_of
+from lightning_distill.artifacts import key_of, write_whole
 
 RESULTS = "results.json"
 
@@ -65,9 +64,7 @@ def settings_key(cfg: DictConfig) -> str:
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{RESULTS}.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(partial, folder / RESULTS)  # a reader sees the old file or the new one
+    write_whole(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
 
 
 def read_results(folder: Path) -> dict[str, Any]:

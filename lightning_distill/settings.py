@@ -16,6 +16,8 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "data.batch_size": (True, 1, True),
     "data.vocab_size": (True, 257, True),  # every byte, and the end of text
     "transfer.num_blocks": (True, 1, True),
+    "transfer.k": (True, 1, True),
+    "transfer.draws": (True, 1, True),
     **{
         f"{role}.{key}": (True, least, True)
         for role in ("teacher", "student")

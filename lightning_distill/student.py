@@ -47,9 +47,9 @@ class StudentModule(LanguageModule):
             for term in self.inside.values():
                 recording.enter_context(term.recording())
             student = self.predict(batch)
-            teachers, known = self.transfer.label(self.teachers, batch)
+            teacher, known = self.transfer.label(self.teachers, batch)
         labels, logs = batch["labels"], self.logs_now
-        terms = self.objective(student, teachers, labels, known, details=logs)
+        terms = self.objective(student, teacher, labels, known, details=logs)
         for name, term in self.inside.items():
             terms = terms.plus(name, term, term(labels, batch["position_ids"]), logs)
         if logs:

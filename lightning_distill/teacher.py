@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_distill import ConfigError, models
-from lightning_distill.artifacts import Store, key_of
+from lightning_distill.artifacts import Artifact, Store, key_of
 from lightning_distill.dashboard import finish_loggers, start_loggers
 from lightning_distill.data import DataModule
 from lightning_distill.losses import LABELS_ALONE
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 # What of `trainer` changes the numbers, and not just where they are computed.
 NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 
-# A model, what it is known by, and the seconds that its training took now.
-Found = tuple[PreTrainedModel, str, float]
+# How to load a model, what its weights are known by, and the seconds of training it now.
+Found = tuple[Callable[[], PreTrainedModel], str, float]
 
 
 class TeacherModule(LanguageModule):
@@ -51,15 +51,24 @@ class TeacherModule(LanguageModule):
         return self.step(terms)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Teacher:
     """One model, or several whose probabilities are averaged by their weights."""
 
-    models: list[PreTrainedModel]
+    load: list[Callable[[], PreTrainedModel]]
     weights: list[float]
-    hash: str  # of the weights of all, or of all that they were made from
+    hash: str  # of all that decides what they predict
     seconds: float  # of training, now; 0 where they were there already
     data: DataModule  # the text in their tokens
+
+    @cached_property
+    def models(self) -> list[PreTrainedModel]:
+        """Loaded when they are first asked for: a run on stored predictions never does."""
+        return [load() for load in self.load]
+
+    def release(self) -> None:
+        """Leaves their memory to others."""
+        self.__dict__.pop("models", None)
 
     @property
     def positions(self) -> int | None:
@@ -72,15 +81,14 @@ class Teacher:
 
 
 def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) -> Teacher:
-    """Loads the teacher; trains it first, once for all who ask for the same one."""
+    """The teacher; trained first if it is not there, once for all who ask for the same one."""
 
     def obtain(one: DictConfig) -> Found:
         if not one.teacher.max_steps:
             return _as_it_is(one, data)
         artifact = store.get("teacher", _made_from(one, data), partial(_train, one, data, job))
         log.info("teacher: %s%s", artifact.folder, "" if artifact.seconds else " (reused)")
-        model = AutoModelForCausalLM.from_pretrained(artifact.folder)
-        return model, artifact.key, artifact.seconds
+        return _trained(artifact)
 
     return _together(cfg, data, [obtain(one) for one in each_teacher(cfg)])
 
@@ -92,11 +100,15 @@ def find_teacher(cfg: DictConfig, store: Store, data: DataModule) -> Teacher | N
         if not one.teacher.max_steps:
             found.append(_as_it_is(one, data))
         elif artifact := store.find("teacher", _made_from(one, data)):
-            model = AutoModelForCausalLM.from_pretrained(artifact.folder)
-            found.append((model, artifact.key, 0.0))
+            found.append(_trained(artifact))
         else:
             return None
     return _together(cfg, data, found)
+
+
+def _trained(artifact: Artifact) -> Found:
+    load = partial(AutoModelForCausalLM.from_pretrained, artifact.folder)
+    return load, pretrained.fingerprint(str(artifact.folder), None), artifact.seconds
 
 
 def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
@@ -105,7 +117,7 @@ def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
     if len(found) > 1:
         name = key_of({"teachers": [key for _, key, _ in found], "weights": weights})
     seconds = sum(seconds for *_, seconds in found)
-    return Teacher([model for model, *_ in found], weights, name, seconds, data)
+    return Teacher([load for load, *_ in found], weights, name, seconds, data)
 
 
 def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
@@ -132,8 +144,10 @@ def _as_it_is(cfg: DictConfig, data: DataModule) -> Found:
     """A pretrained teacher that is not trained further."""
     if "name" not in cfg.teacher:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
-    weights = pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision)
-    return models.build(cfg.teacher, data.tokenizer, data.sequence_length), weights, 0.0
+    outline = models.outline(cfg.teacher, data.tokenizer)
+    models.check(cfg.teacher, outline, data.tokenizer, data.sequence_length)
+    load = partial(models.build, cfg.teacher, data.tokenizer, data.sequence_length)
+    return load, pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision), 0.0
 
 
 def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:

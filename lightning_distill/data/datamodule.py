@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -89,9 +89,9 @@ class DataModule(L.LightningDataModule):
                 "Bring more text or set a shorter data.sequence_length."
             )
 
-    def train_on(self, num_blocks: int | None, seed: int) -> None:
-        """Chooses the first `num_blocks` blocks (all where None), and the order of the batches."""
-        self.num_blocks, self.seed, self.start = num_blocks, seed, 0
+    def train_on(self, dataset: Dataset[dict[str, Any]] | None, seed: int) -> None:
+        """Chooses the blocks (all of the train split where None), and their order."""
+        self.dataset, self.seed, self.start = dataset, seed, 0
 
     def blocks(self, split: str) -> Blocks:
         return Blocks(
@@ -118,10 +118,9 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        blocks = self.blocks("train")
-        available = min(self.num_blocks or len(blocks), len(blocks))
+        blocks: Any = self.blocks("train") if self.dataset is None else self.dataset
         samples = self.trainer.max_steps * self.trainer.accumulate_grad_batches * self.batch_size
-        order = Order(available, samples, self.seed, self.start)
+        order = Order(len(blocks), samples, self.seed, self.start)
         return DataLoader(blocks, self.batch_size, sampler=order)
 
     def val_dataloader(self) -> DataLoader:

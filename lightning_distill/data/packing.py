@@ -29,7 +29,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
         return -(-(len(self.tokens) - 1) // self.sequence_length)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids, labels and position_ids of one block, each [T]."""
+        """input_ids, labels and position_ids of one block, each [T], and its number."""
         T = self.sequence_length
         start = index * T
         stop = min(start + T, len(self.tokens) - 1)
@@ -47,6 +47,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
             "input_ids": torch.cat([input_ids, filler]),
             "labels": torch.cat([labels, filler + IGNORED]),
             "position_ids": position_ids,
+            "block": torch.tensor(index),
         }
 
 

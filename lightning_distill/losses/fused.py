@@ -101,7 +101,7 @@ class _Walk:
         """The sum over a chunk; its gradient takes the place of the products."""
         references = [teacher.products(chunk) for teacher in self.teachers]
         total = products.new_zeros(())
-        for block in _pieces(len(products), _block(products)):
+        for block in _pieces(len(products), rows_at_a_time(products)):
             leaf = products[block].detach().requires_grad_(learns)
             others = [t.finish(r[block]) for t, r in zip(self.teachers, references, strict=True)]
             positions = slice(chunk.start + block.start, chunk.start + block.stop)
@@ -148,11 +148,11 @@ class _Logits:
             total += gradient.T @ self.states[chunk]
 
 
-def _block(products: Tensor) -> int:
-    """How many positions at a time."""
-    kind = _kind(products)
+def rows_at_a_time(logits: Tensor) -> int:
+    """How many positions of [N, V] to work on before the next ones."""
+    kind = _kind(logits)
     share = BLOCK[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
-    return max(1, share // products.shape[1])
+    return max(1, share // logits.shape[1])
 
 
 def _kind(x: Tensor) -> str:

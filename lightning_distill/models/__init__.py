@@ -17,6 +17,7 @@ __all__ = [
     "Frozen",
     "architecture",
     "build",
+    "check",
     "count_parameters",
     "outline",
     "positions",
@@ -38,9 +39,21 @@ def architecture(role: DictConfig) -> dict[str, Any]:
 def build(
     role: DictConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
 ) -> PreTrainedModel:
+    """A new model, or a loaded one. Raises ConfigError where it does not fit the tokens."""
+    model: PreTrainedModel = instantiate(architecture(role), tokenizer=tokenizer)
+    check(role, model, tokenizer, sequence_length)
+    return model
+
+
+def check(
+    role: DictConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+) -> None:
     """Raises ConfigError if the model cannot read the tokens, or blocks of that length."""
-    model = instantiate(architecture(role), tokenizer=tokenizer)
-    rows = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.num_embeddings
     if rows < len(tokenizer):
         raise ConfigError(
             f"{role.get('name', 'The model')} has {rows} embedding rows, the tokenizer "
@@ -52,7 +65,6 @@ def build(
             f"data.sequence_length={sequence_length} is longer than the {most} positions "
             "(max_position_embeddings) of the model."
         )
-    return model
 
 
 def outline(role: DictConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

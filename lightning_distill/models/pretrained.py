@@ -15,6 +15,9 @@ from transformers import (
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import hash_of
 
+# What decides, beside its weights, what a model predicts.
+DESCRIBED_BY = ("config.json", "tokenizer.json")
+
 # What is said to be missing if it cannot be loaded.
 WHAT = {
     AutoTokenizer: "tokenizer",
@@ -61,8 +64,11 @@ def fingerprint(name: str, revision: str | None) -> str:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return f"{name}@{revision or 'main'}"
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    return hashlib.sha256(" ".join(hash_of(f) for f in files).encode()).hexdigest()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ConfigError(f"name={name}: it holds no weights (model.safetensors).")
+    files = [*weights, *(folder / f for f in DESCRIBED_BY if (folder / f).exists())]
+    return hashlib.sha256(" ".join(hash_of(f) for f in files).encode()).hexdigest()[:16]
 
 
 def _try(auto: Any, name: str, **settings: Any) -> Any:

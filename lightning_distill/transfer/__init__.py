@@ -1,5 +1,6 @@
 """How knowledge travels from teacher to student: one file a way."""
 
+from lightning_distill.transfer.cached import Cached
 from lightning_distill.transfer.online import Online
 
-__all__ = ["Online"]
+__all__ = ["Cached", "Online"]

@@ -1,36 +1,63 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import lightning as L
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import Dataset, Subset
 
+from lightning_distill.artifacts import Store
+from lightning_distill.data import DataModule
+from lightning_distill.data.packing import Blocks
+from lightning_distill.losses import Objective
+from lightning_distill.losses.targets import Sparse
 from lightning_distill.models import Frozen
 from lightning_distill.models.head import Predictions
+from lightning_distill.teacher import Teacher
 from lightning_distill.transfer.alignment import Aligner
 
 
 class Online:
     """The teacher labels each batch as the student meets it.
 
-    Nothing is stored, and every step pays for the teacher's forward pass.
+    Nothing is stored, and every step pays for the teacher's forward pass. The other transfers
+    change what they do otherwise.
     num_blocks: the transfer set is the first so many blocks of the train split; None for all.
     """
+
+    holds_teacher = True  # during the student's training
 
     def __init__(self, num_blocks: int | None) -> None:
         self.num_blocks = num_blocks
         self.aligner: Aligner | None = None
 
-    def translate(
-        self,
-        student: PreTrainedTokenizerBase,
-        teacher: PreTrainedTokenizerBase,
-        limit: int | None,
+    def check(
+        self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
     ) -> None:
-        """Has the teacher read the text in tokens of its own, at most `limit` of them."""
-        self.aligner = Aligner(student, teacher, limit)
+        """Raises ConfigError where the objective asks for what this transfer cannot bring."""
+
+    def prepare(
+        self,
+        data: DataModule,
+        teacher: Teacher,
+        store: Store,
+        make_trainer: Callable[..., L.Trainer],
+    ) -> float:
+        """What has to be there before the student trains; the seconds that it took now."""
+        if teacher.data is not data:
+            self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.positions)
+        return 0.0
+
+    def count(self, blocks: Blocks) -> int:
+        return min(self.num_blocks or len(blocks), len(blocks))
+
+    def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
+        """What the student trains on."""
+        blocks = data.blocks("train")
+        return Subset(blocks, range(self.count(blocks)))
 
     def label(
-        self, teachers: Sequence[Frozen], batch: dict[str, Tensor]
-    ) -> tuple[list[Predictions], Tensor | None]:
+        self, teachers: Sequence[Frozen], batch: dict[str, Any]
+    ) -> tuple[list[Predictions] | Sparse, Tensor | None]:
         """Each teacher's predictions [B, T, ...] for the student's positions of a batch.
 
         Also where they are known: [B, T], or None if that is everywhere. With tokens of its own,

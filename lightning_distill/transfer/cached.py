@@ -1,0 +1,246 @@
+"""The teacher labels the transfer set once; after that no student needs it."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_distill import ConfigError
+from lightning_distill.artifacts import MANIFEST, Store
+from lightning_distill.data import DataModule
+from lightning_distill.errors import nearest
+from lightning_distill.losses import Objective
+from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.losses.targets import Sparse
+from lightning_distill.models import Frozen
+from lightning_distill.models.head import Predictions, find_head
+from lightning_distill.settings import require
+from lightning_distill.teacher import Teacher
+from lightning_distill.transfer.hidden import Hidden, load_heads, save_heads
+from lightning_distill.transfer.labelling import Labeller
+from lightning_distill.transfer.online import Online
+from lightning_distill.transfer.shards import Labelled
+from lightning_distill.transfer.stored import Listed
+
+log = logging.getLogger(__name__)
+
+# What is stored a token, and the settings that each of them has.
+STORED = {
+    "topk": ("k", "temperatures"),
+    "sampled": ("draws", "temperatures"),
+    "hybrid": ("k", "draws", "temperatures"),
+    "hidden": (),
+}
+
+
+class Cached(Online):
+    """Students train on stored predictions, with no teacher in memory.
+
+    stored: `topk` (the `k` largest probabilities; all others count as one), `sampled` (`draws`
+    tokens drawn from the teacher), `hybrid` (the `k` largest, and `draws` of the others) or
+    `hidden` (the last hidden states, from which everything follows).
+    temperatures: at which draws are unbiased; 1 is always among them. bits: 8 or 16 a value.
+    cache: the folder of an artifact to use, instead of the one that these settings ask for.
+    """
+
+    holds_teacher = False
+
+    def __init__(
+        self,
+        num_blocks: int | None,
+        stored: str,
+        k: int,
+        draws: int,
+        temperatures: Sequence[float],
+        bits: int,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__(num_blocks)
+        if stored not in STORED:
+            raise nearest("transfer.stored", stored, STORED)
+        if isinstance(temperatures, str | float | int):
+            raise ConfigError(f"transfer.temperatures={temperatures} must be a list, as in [1, 2].")
+        for temperature in temperatures:
+            require("transfer.temperatures", temperature, 1e-3)
+        if bits not in (8, 16):
+            raise ConfigError(f"transfer.bits={bits} must be 8 or 16.")
+        every = sorted({1.0, *map(float, temperatures)})
+        given = {"k": k, "draws": draws, "temperatures": every}
+        self.settings: dict[str, Any] = {name: given[name] for name in STORED[stored]}
+        self.settings |= {"stored": stored, "bits": bits}
+        self.path = Path(cache).expanduser() if cache else None
+        if self.path and not (self.path / MANIFEST).exists():
+            raise ConfigError(f"transfer.cache={cache} is not the folder of a finished cache.")
+        if self.path:
+            self.settings = _manifest(self.path)["made_from"]["stored"]
+        self.folder: Path | None = None
+
+    def check(
+        self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
+    ) -> None:
+        """Raises ConfigError where the objective needs more than what is stored."""
+        stored, count = self.settings["stored"], len(data.tokenizer)
+        kept = self.settings.get("k", 0) + self.settings.get("draws", 0)
+        if kept > count:
+            said = " + ".join(f"transfer.{n}={self.settings[n]}" for n in STORED[stored][:-1])
+            raise ConfigError(f"{said} is more than the vocabulary has tokens, {count}.")
+        if not objective.needs_teacher:
+            return
+        if teacher_data is not data:
+            raise ConfigError(
+                "transfer=cached needs a teacher with the student's tokenizer. Choose "
+                "transfer=online."
+            )
+        for name, term in objective.inside.items():
+            raise ConfigError(
+                f"loss.{name}.weight={term.weight:g} looks inside the teacher, of which a cache "
+                "holds the predictions alone. Choose transfer=online."
+            )
+        if stored == "hidden":
+            return
+        named, ramp = self.settings["temperatures"], objective.balance.ramps["temperature"]
+        if teachers > 1 and ramp.ends != (1.0, 1.0):
+            raise ConfigError(
+                f"transfer.stored={stored} of several teachers is for loss.temperature=1 alone. "
+                "Choose transfer.stored=hidden."
+            )
+        if objective.compares == "logits":
+            raise ConfigError("This loss compares logits; choose transfer.stored=hidden.")
+        if stored != "topk" and objective.divergence is not forward_kl:
+            raise ConfigError(
+                f"transfer.stored={stored} is unbiased for loss=forward_kl alone. Choose "
+                "transfer.stored=hidden, or topk, which is biased."
+            )
+        if ramp.start != ramp.end or ramp.start not in named:
+            log.warning(
+                "loss.temperature=%s is not among transfer.temperatures=%s: what is stored is "
+                "scaled to sum to 1, which is biased",
+                ramp,
+                named,
+            )
+
+    def prepare(
+        self,
+        data: DataModule,
+        teacher: Teacher,
+        store: Store,
+        make_trainer: Callable[..., L.Trainer],
+    ) -> float:
+        """Has the transfer set labelled, unless it is; the seconds that this took now."""
+        blocks = data.blocks("train")
+        count = self.count(blocks)
+        made_from = {
+            "teacher": teacher.hash,
+            "text and tokenizer": data.artifact.key,
+            "data.sequence_length": data.sequence_length,
+            "data.isolate_documents": data.isolate_documents,
+            "transfer.num_blocks": count,
+            "stored": self.settings,
+        }
+        seconds = 0.0
+        if self.path:
+            self._refuse_another(made_from)
+            self.folder = self.path
+        else:
+            make = partial(self._make, data, teacher, make_trainer, count)
+            artifact = store.get("predictions", made_from, make)
+            self.folder, seconds = artifact.folder, artifact.seconds
+        content = _manifest(self.folder)["content"]
+        log.info(
+            "predictions: %s%s; %s bytes a token, KL(stored ‖ true) %.4f on held-out blocks",
+            self.folder,
+            "" if seconds else " (reused)",
+            content["bytes_per_token"],
+            content["kl"],
+        )
+        self.layout = self._layout(teacher.weights, len(data.tokenizer))
+        return seconds
+
+    def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
+        blocks = data.blocks("train")
+        if self.folder is None:  # nothing to learn from it
+            return super().dataset(data)
+        return Labelled(blocks, self.count(blocks), self.folder)
+
+    def label(
+        self, teachers: Sequence[Frozen], batch: dict[str, Any]
+    ) -> tuple[list[Predictions] | Sparse, Tensor | None]:
+        if "stored" not in batch:
+            return [], None
+        return self.layout.decode(batch["stored"]), None
+
+    def _make(
+        self,
+        data: DataModule,
+        teacher: Teacher,
+        make_trainer: Callable[..., L.Trainer],
+        count: int,
+        folder: Path,
+    ) -> dict[str, Any]:
+        layout: Listed | Hidden
+        if self.settings["stored"] == "hidden":
+            heads = [find_head(model) for model in teacher.models]
+            if any(head is None for head in heads):
+                raise ConfigError(
+                    "transfer.stored=hidden needs logits that are a product with an output "
+                    "matrix, and this teacher's are more. Choose transfer.stored=hybrid."
+                )
+            save_heads(folder, [head for head in heads if head])
+        layout = self._layout(teacher.weights, len(data.tokenizer), folder)
+        labeller = Labeller(
+            teacher.frozen(),
+            layout,
+            data.blocks("train"),
+            count,
+            data.blocks("validation"),
+            8 * data.batch_size,
+            folder,
+        )
+        trainer = make_trainer("the teacher's predictions")
+        trainer.predict(labeller, return_predictions=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        teacher.release()
+        kl = float(labeller.held_out_kl.compute())
+        return {"bytes_per_token": layout.bytes_per_token, "kl": kl}
+
+    def _layout(
+        self, weights: Sequence[float], vocab_size: int, folder: Path | None = None
+    ) -> Listed | Hidden:
+        settings = dict(self.settings)
+        kind, bits = settings.pop("stored"), settings.pop("bits")
+        if kind == "hidden":
+            found = folder or self.folder
+            assert found
+            return Hidden(load_heads(found), bits, vocab_size)
+        temperatures = tuple(settings.pop("temperatures"))
+        kept = {"k": 0, "draws": 0, **settings}
+        return Listed(
+            kind,
+            **kept,
+            temperatures=temperatures,
+            bits=bits,
+            vocab_size=vocab_size,
+            weights=tuple(weights),
+        )
+
+    def _refuse_another(self, ours: dict[str, Any]) -> None:
+        assert self.path
+        theirs = _manifest(self.path)["made_from"]
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise ConfigError(
+                    f"transfer.cache={self.path} was made from another {name}: {theirs[name]}; "
+                    f"this run's is {value}. Leave transfer.cache out to have its own made."
+                )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return found

@@ -1,0 +1,151 @@
+"""The frozen teacher reads the transfer set once, and its predictions are written to shards."""
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from rich.filesize import decimal
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_distill import ConfigError
+from lightning_distill.data.packing import IGNORED, Blocks
+from lightning_distill.models import Frozen
+from lightning_distill.models.head import Predictions
+from lightning_distill.transfer import shards
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 32  # validation blocks on which stored and true predictions are compared
+
+
+class Layout(Protocol):
+    """How predictions are kept."""
+
+    @property
+    def bytes_per_token(self) -> int: ...
+
+    def encode(self, said: Sequence[Predictions], uniform: Tensor) -> dict[str, Tensor]:
+        """Of each teacher [N, ...], uniform: numbers [N] to draw with. Fields [N, ...]."""
+
+    def kl(self, said: Sequence[Predictions], fields: dict[str, Tensor]) -> Tensor:
+        """KL(stored ‖ true) of each position, [N]."""
+
+
+class Labeller(L.LightningModule):
+    """Writes the shards that are not there yet; `trainer.predict` drives it on any device.
+
+    Each device writes shards of its own, the same ones whoever wrote the others.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Frozen],
+        layout: Layout,
+        blocks: Blocks,
+        num_blocks: int,
+        validation: Blocks,
+        batch_size: int,
+        folder: Path,
+    ) -> None:
+        super().__init__()
+        self.teachers: Any = nn.ModuleList(teachers)
+        self.layout, self.blocks, self.folder = layout, blocks, folder
+        self.validation, self.batch_size = validation, batch_size
+        self.ranges = shards.ranges(num_blocks, blocks.sequence_length)
+        self.held_out_kl = MeanMetric()  # between stored and true predictions, in nats a token
+        self._done: list[dict[str, Tensor]] = []
+
+    def predict_dataloader(self) -> list[shards.Batches]:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        numbers = range(rank, len(self.ranges), world)
+        self.missing = [n for n in numbers if not shards.shard_file(self.folder, n).exists()]
+        own = [self.ranges[n] for n in self.missing]
+        held_out = range(min(HELD_OUT, len(self.validation)))
+        return [
+            shards.Batches(self.blocks, own, self.batch_size),
+            shards.Batches(self.validation, [held_out], self.batch_size),
+        ]
+
+    def on_predict_start(self) -> None:
+        """Says what it will take, and refuses where the disk has no room for it."""
+        if not self.missing:
+            return
+        tokens = sum(len(self.ranges[n]) for n in self.missing) * self.blocks.sequence_length
+        size = tokens * self.layout.bytes_per_token
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise ConfigError(
+                f"The teacher's predictions take {decimal(size)}, and {self.folder} has "
+                f"{decimal(free)} left. Free some, set another paths.outputs, or keep less a "
+                "token: transfer.k, transfer.draws, transfer.bits."
+            )
+        batches = shards.Batches(self.blocks, [self.ranges[self.missing[0]]], self.batch_size)
+        batch = self.trainer.strategy.batch_to_device(next(iter(batches)))
+        self.label(batch)  # the first time of everything is slow
+        start = time.perf_counter()
+        self.label(batch)
+        seconds = (time.perf_counter() - start) / batch["input_ids"].numel() * tokens
+        log.info(
+            "the teacher labels %s tokens: %s, %s bytes a token, about %.0f seconds",
+            f"{tokens * self.trainer.world_size:,}",
+            decimal(size * self.trainer.world_size),
+            self.layout.bytes_per_token,
+            seconds,
+        )
+
+    def predict_step(self, batch: dict[str, Tensor], _: int, dataloader_idx: int) -> None:
+        fields = self.label(batch)
+        if dataloader_idx:
+            self._compare(batch, fields)
+            return
+        rows = [{k: v[i].cpu() for k, v in batch.items()} for i in range(len(batch["block"]))]
+        fields[shards.CHECKSUM] = torch.stack([shards.checksum(row) for row in rows])
+        self._done.append(fields)
+        number = self.missing[0]
+        if int(batch["block"][-1]) == self.ranges[number][-1]:
+            shards.write_shard(shards.shard_file(self.folder, number), self._done)
+            self.missing, self._done = self.missing[1:], []
+
+    def on_predict_end(self) -> None:
+        self.trainer.strategy.barrier("labelled")
+
+    @torch.no_grad()
+    def label(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fields [B, T, ...] of a batch."""
+        said = [teacher(batch) for teacher in self.teachers]
+        ids = batch["input_ids"]
+        uniform = torch.cat([_uniform(int(b), ids.shape[1]) for b in batch["block"]]).to(ids.device)
+        parts = [
+            self.layout.encode([one.at(part) for one in said], uniform[part])
+            for part in _positions(said[0], len(uniform))
+        ]
+        return {
+            name: torch.cat([p[name] for p in parts]).unflatten(0, ids.shape) for name in parts[0]
+        }
+
+    def _compare(self, batch: dict[str, Tensor], fields: dict[str, Tensor]) -> None:
+        """Adds up KL(stored ‖ true) where neither teacher nor student has learned."""
+        said = [teacher(batch) for teacher in self.teachers]
+        fields = {name: x.flatten(0, 1) for name, x in fields.items()}
+        kept = (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]
+        for part in _positions(said[0], len(kept)):
+            own = {name: x[kept[part]] for name, x in fields.items()}
+            kl = self.layout.kl([one.at(kept[part]) for one in said], own)
+            self.held_out_kl.update(kl)
+
+
+def _positions(said: Predictions, count: int) -> list[slice]:
+    """Positions whose logits are held at a time."""
+    size = max(256, 2**20 // said.vocab_size)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _uniform(block: int, length: int) -> Tensor:
+    """Numbers of a block's own, so that whoever labels it draws the same."""
+    return torch.rand(length, generator=torch.Generator().manual_seed(block))

@@ -1,0 +1,198 @@
+"""What a cache keeps of a distribution, against the distribution itself in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from lightning_distill.losses import Objective
+from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.losses.jensen_shannon import jensen_shannon
+from lightning_distill.losses.targets import Dense, Sparse
+from lightning_distill.models.head import Head, Predictions
+from lightning_distill.transfer.stored import (
+    Listed,
+    as_bytes,
+    from_bytes,
+    largest_and_draws,
+    quantised,
+    restored,
+    systematic,
+)
+
+V = 23
+EVENLY = 20_000  # the uniform number at so many even places: an integral over it
+
+
+def layout(kind, k=3, draws=4, temperatures=(1.0,), bits=16, vocab_size=V):
+    k, draws = (k if kind != "sampled" else 0), (draws if kind != "topk" else 0)
+    return Listed(kind, k, draws, temperatures, bits, vocab_size)
+
+
+@pytest.fixture
+def log_p():
+    return (2 * torch.randn(V)).log_softmax(-1)
+
+
+def everywhere(kept: Listed, log_p):
+    """What is stored of one position for every uniform number."""
+    uniform = (torch.arange(EVENLY) + 0.5) / EVENLY
+    return kept.decode(kept.fields(log_p.expand(EVENLY, -1), uniform))
+
+
+def as_stored(log_p, bits=16):
+    """The distribution with its log-probabilities rounded, which is what is drawn from."""
+    return restored(quantised(log_p, bits), bits).double()
+
+
+def gradient(target, q, temperature):
+    """Of the mean forward KL with respect to the student's logits."""
+    q = q.clone().requires_grad_()
+    count = len(target.ids) if isinstance(target, Sparse) else 1
+    log_q = (q / temperature).log_softmax(-1).expand(count, -1)
+    target.compare(forward_kl, log_q, temperature).mean().backward()
+    return q.grad
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("temperatures", [(1.0,), (1.0, 2.0, 4.0)])
+@pytest.mark.parametrize("kind", ["sampled", "hybrid"])
+def test_the_gradient_of_draws_expects_the_true_one(log_p, kind, temperatures, bits):
+    stored = everywhere(layout(kind, temperatures=temperatures, bits=bits), log_p)
+    q = torch.randn(V)
+    for T in temperatures:
+        true = Dense([as_stored(log_p, bits)[None]], (1.0,))
+        found, expected = gradient(stored, q, T), gradient(true, q.double(), T)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)
+
+
+def test_the_gradient_of_renormalised_largest_does_not(log_p):
+    stored = everywhere(layout("topk"), log_p)
+    renormalised = Sparse(stored.ids, stored.log_p, {}, torch.ones_like(stored.log_p))
+    q = torch.randn(V)
+    true = gradient(Dense([log_p.double()[None]], (1.0,)), q.double(), 1.0)
+    assert (gradient(renormalised, q, 1.0) - true).abs().max() > 0.02
+
+
+def test_draws_between_the_named_temperatures_sum_to_one(log_p):
+    stored = everywhere(layout("hybrid", temperatures=(1.0, 2.0)), log_p)
+    at = 1.5
+    weights = stored.inverse * (stored.log_p / at).exp()
+    log_q = torch.zeros(EVENLY, V).log_softmax(-1)
+    p = weights / weights.sum(-1, keepdim=True)
+    expected = (p * (stored.log_p / at - weights.sum(-1, keepdim=True).log())).sum(-1)
+    found = stored.compare(forward_kl, log_q, at)
+    torch.testing.assert_close(found, expected + torch.log(torch.tensor(V)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled", "hybrid"])
+def test_a_perfect_student_has_no_divergence(log_p, kind):
+    kept = layout(kind, temperatures=(1.0, 2.0))
+    stored = everywhere(kept, log_p)
+    for T in (1.0, 2.0):
+        q = (as_stored(log_p) / T).log_softmax(-1).float().expand(EVENLY, -1)
+        assert stored.compare(forward_kl, q, T).abs().max() < 1e-4
+
+
+def test_the_largest_are_kept_and_all_others_are_one(log_p):
+    stored = everywhere(layout("topk", k=3), log_p).at(slice(0, 1))
+    log_q = torch.randn(1, V).log_softmax(-1)
+
+    def grouped(x):
+        top = log_p.topk(3).indices
+        listed = x[top].exp()
+        return torch.cat([listed, 1 - listed.sum()[None]]).log()[None]
+
+    for divergence in (forward_kl, lambda q, p: jensen_shannon(q, p, beta=0.3)):
+        expected = divergence(grouped(log_q[0]), grouped(log_p))
+        found = stored.compare(divergence, log_q, 1.0)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_hybrid_varies_less_than_sampled_at_equal_size(log_p):
+    q = torch.randn(V)
+    true = gradient(Dense([log_p.double()[None]], (1.0,)), q.double(), 1.0)
+
+    def variance(kind, k, draws):
+        stored = everywhere(layout(kind, k, draws), log_p).at(slice(None, None, 50))
+        each = [gradient(stored.at(slice(i, i + 1)), q, 1.0) for i in range(len(stored.ids))]
+        return sum(float((g - true).square().sum()) for g in each) / len(each)
+
+    assert variance("hybrid", 4, 4) < 0.7 * variance("sampled", 0, 8)
+
+
+sizes = st.lists(st.floats(1e-6, 1.0), min_size=9, max_size=V)
+
+
+@examples(deadline=None)
+@given(sizes, st.integers(1, 4), st.integers(1, 4), st.floats(0, 0.999))
+def test_hybrid_keeps_different_tokens_and_the_largest_first(r, k, draws, uniform):
+    r = torch.tensor(r)[None]
+    ids, sure, rate = largest_and_draws(r, k, draws, torch.tensor([uniform]))
+    assert len(set(ids[0].tolist())) == k + draws
+    assert k <= int(sure) <= k + draws
+    assert set(r[0, ids[0, : int(sure)]].tolist()) == set(r[0].topk(int(sure)).values.tolist())
+    if sure < k + draws:
+        assert (rate * r[0, ids[0, int(sure) :]] <= 1 + 1e-5).all()
+
+
+@examples(deadline=None)
+@given(sizes, st.integers(1, 9), st.floats(0, 0.999))
+def test_systematic_draws_take_each_token_as_often_as_it_is_due(r, draws, uniform):
+    r = torch.tensor(r)[None]
+    ids = systematic(r, draws, torch.tensor([uniform]))
+    due = draws * r[0] / r.sum()
+    taken = ids[0].bincount(minlength=r.shape[1])
+    assert ((taken - due).abs() < 1 + 1e-4).all()
+
+
+def test_a_certain_teacher_leaves_nothing_to_draw():
+    log_p = torch.full((1, V), -torch.inf).index_fill(1, torch.tensor([5]), 0.0)
+    kept = layout("hybrid")
+    stored = kept.decode(kept.fields(log_p, torch.tensor([0.3])))
+    log_q = torch.randn(1, V).log_softmax(-1)
+    torch.testing.assert_close(stored.compare(forward_kl, log_q, 1.0), -log_q[:, 5])
+
+
+@examples(deadline=None)
+@given(st.integers(1, 2**24 - 1))
+def test_ids_take_the_fewest_bytes_and_come_back(vocab_size):
+    ids = torch.tensor([0, vocab_size // 2, vocab_size - 1])
+    size = layout("topk", vocab_size=vocab_size).id_bytes
+    assert 256 ** (size - 1) < vocab_size or size <= 1
+    assert torch.equal(from_bytes(as_bytes(ids, size or 1)), ids)
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.13), (16, 6e-4)])
+def test_log_probabilities_are_rounded_finer_where_they_are_large(bits, error):
+    log_p = -torch.linspace(0, 20, 5000)
+    found = restored(quantised(log_p, bits), bits)
+    assert ((found - log_p).abs() <= error * (-log_p / 4).sqrt() + 1e-3).all()
+    assert restored(quantised(torch.tensor([0.0]), bits), bits) == 0
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled", "hybrid"])
+def test_the_stated_size_is_that_of_the_fields(log_p, kind):
+    kept = layout(kind, temperatures=(1.0, 2.0))
+    fields = kept.fields(log_p[None], torch.tensor([0.5]))
+    assert sum(x.numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
+
+
+def test_the_objective_takes_what_is_stored_fused_and_unfused():
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(8, V, bias=False)
+    labels = torch.randint(0, V, (2, 5)).index_fill(1, torch.tensor([2]), -100)
+    log_p = torch.randn(2, 5, V).log_softmax(-1)
+    kept = layout("hybrid", temperatures=(1.0, 2.0))
+    fields = kept.fields(log_p.flatten(0, 1), torch.rand(10))
+    stored = kept.decode({k: x.unflatten(0, (2, 5)) for k, x in fields.items()})
+    states = torch.randn(2, 5, 8, requires_grad=True)
+    found = []
+    for fused in (True, False):
+        objective = Objective(forward_kl, 2.0, 0.5, 1.0, "teacher", fused=fused)
+        student = Predictions(states, Head(linear, 1.0, None), V)
+        terms = objective(student, stored, labels, details=True)
+        found.append((terms.total, *torch.autograd.grad(terms.total, [states, linear.weight])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
