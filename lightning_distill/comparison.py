@@ -93,8 +93,9 @@ def _twin_key(row: Row) -> str:
 
 
 def _rival_key(row: Row) -> str:
-    """Equal for jobs that train the same student on the same text, however long or well."""
-    student = {k: v for k, v in row.cfg["student"].items() if k != "max_steps"}
+    """Equal for jobs that train a student of one size on the same text, from whatever start."""
+    start = ("max_steps", "initialize", "layers")
+    student = {k: v for k, v in row.cfg["student"].items() if k not in start}
     return key_of({"student": student} | {k: row.cfg[k] for k in ("seed", "data", "transfer")})
 
 

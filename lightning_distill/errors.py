@@ -79,22 +79,28 @@ def _no_such_option(error: MissingConfigException) -> str:
 
 
 def _no_such_key(error: BaseException, key: str) -> str:
-    near = difflib.get_close_matches(key, set(_all_keys()), 1, 0.6)
+    known = dict(_all_keys())
+    if choice := known.get(key):
+        return f"{key} is a setting of {choice}; choose that for every job."
+    near = difflib.get_close_matches(key, known, 1, 0.6)
     hint = f" Did you mean {near[0]}?" if near else " `lightning-distill --cfg job` shows all."
     return f"There is no setting {key}.{hint}"
 
 
-def _all_keys() -> Iterator[str]:
-    """Every dotted key that some choice of the committed configs has."""
-    yield from _keys(OmegaConf.load(CONF / "config.yaml"))
+def _all_keys() -> Iterator[tuple[str, str]]:
+    """Every dotted key that some choice of the committed configs has, and that choice."""
+    for key in _keys(OmegaConf.load(CONF / "config.yaml")):
+        yield key, ""
     for file in CONF.rglob("*.yaml"):
         group = file.relative_to(CONF).parts[0]
         roles = {"model": ("teacher", "student"), "optimizer": ("optimizer", "teacher.optimizer")}
         roles["schedule"] = ("schedule", "teacher.schedule")
         if group not in ("config.yaml", "experiment", "sweep", "hydra"):
             for role in roles.get(group, (group,)):
-                yield role
-                yield from _keys(OmegaConf.load(file), f"{role}.")
+                choice = f"{role}={file.stem}"
+                yield role, ""
+                for key in _keys(OmegaConf.load(file), f"{role}."):
+                    yield key, choice
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

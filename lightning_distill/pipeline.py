@@ -17,6 +17,7 @@ import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_distill import ConfigError, models
@@ -24,6 +25,7 @@ from lightning_distill.artifacts import Store
 from lightning_distill.dashboard import finish_loggers, log_samples, start_loggers
 from lightning_distill.data import DataModule
 from lightning_distill.evaluation import evaluate, write_samples
+from lightning_distill.models.from_teacher import from_teacher
 from lightning_distill.results import RESULTS, Cost, Job, read_results, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
@@ -41,14 +43,21 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     data, teacher_data = prepare_data(cfg)
     check_inside(cfg, data, teacher_data)
     L.seed_everything(cfg.seed, verbose=False)
-    student = models.build(cfg.student, data.tokenizer, data.sequence_length)
+    copied = cfg.student.initialize == "teacher_layers"
+    if copied:
+        student = outline_student(cfg, data)
+    else:
+        student = models.build(cfg.student, data.tokenizer, data.sequence_length)
     transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
-    if objective.needs_teacher:
+    if objective.needs_teacher or copied:
         teacher = obtain_teacher(cfg, store, teacher_data, job)
     else:
         teacher = find_teacher(cfg, store, teacher_data)  # not trained for this, but compared with
+    if teacher and copied:
+        text = DataLoader(data.blocks("train"), data.batch_size)
+        student = from_teacher(teacher.models[0], cfg.student, text)
 
     if not job.was_interrupted():
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # of other settings
@@ -167,8 +176,16 @@ def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) ->
                 f"loss.{name}.weight={term.weight:g} compares the models token by token, and "
                 f"their tokenizers differ. Set loss.{name}.weight=0."
             )
-        student = models.outline(cfg.student, data.tokenizer)
-        term.attach(student, models.outline(each_teacher(cfg)[0].teacher, data.tokenizer))
+        teacher = models.outline(each_teacher(cfg)[0].teacher, data.tokenizer)
+        term.attach(outline_student(cfg, data), teacher)
+
+
+def outline_student(cfg: DictConfig, data: DataModule) -> PreTrainedModel:
+    """Without its weights. Raises ConfigError where it cannot be a part of its teacher."""
+    if cfg.student.initialize == "random":
+        return models.outline(cfg.student, data.tokenizer)
+    teacher = models.outline(each_teacher(cfg)[0].teacher, data.tokenizer)
+    return from_teacher(teacher, cfg.student, [])
 
 
 def measure(

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill import ConfigError
+from lightning_distill.errors import nearest
 
 # key: (whole numbers only, least value, whether that value itself is allowed)
 RANGES: dict[str, tuple[bool, float, bool]] = {
@@ -37,6 +38,8 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "trainer.accumulate_grad_batches": (True, 1, True),
 }
 
+INITIALIZE = ("random", "teacher_layers")
+
 SWITCHES = (
     "data.isolate_documents",
     "teacher.trust_remote_code",
@@ -48,7 +51,7 @@ SWITCHES = (
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
-    problems += _problems_of_weights(cfg)
+    problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
     if problems:
         raise ConfigError("; ".join(dict.fromkeys(problems)) + ".")
 
@@ -85,6 +88,16 @@ def _problems_of_weights(cfg: DictConfig) -> Iterator[str]:
         yield f"teacher.weights={weights} must be numbers above 0"
 
 
+def _problems_of_start(cfg: DictConfig) -> Iterator[str]:
+    if cfg.student.initialize not in INITIALIZE:
+        yield str(nearest("student.initialize", cfg.student.initialize, INITIALIZE)).rstrip(".")
+    elif cfg.student.initialize == "teacher_layers" and "name" in cfg.student:
+        yield (
+            "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
+            "brings its own; choose a size, as in student=s, or student.initialize=random"
+        )
+
+
 def _problems(cfg: DictConfig) -> list[str]:
     problems = []
     for key, (whole, least, inclusive) in RANGES.items():
@@ -100,6 +113,8 @@ def _problems(cfg: DictConfig) -> list[str]:
             problems.append(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
     for role in ("teacher", "student"):
         node = cfg[role]
+        if node.get("initialize") == "teacher_layers":  # its heads are as wide as the teacher's
+            continue
         width, heads = node.get("hidden_size"), node.get("num_attention_heads")
         # Rotary positions turn pairs of each head's channels.
         if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % (2 * heads):

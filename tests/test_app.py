@@ -80,6 +80,12 @@ VALUES = [
     (["seed=1.5"], "seed=1.5 must be a whole number"),
     (["data.batch_size=0", "data.sequence_length=1"], "data.batch_size=0"),
     (["student.hidden_size=63"], "must be a multiple of 2 × student.num_attention_heads"),
+    (["student.initialize=teacher_layer"], "Did you mean teacher_layers?"),
+    (
+        ["student=pretrained", "student.name=x", "student.initialize=teacher_layers"],
+        "student.initialize=teacher_layers takes the teacher's weights",
+    ),
+    (["student.initialize=teacher_layers", "student.layers=frist"], "Did you mean first?"),
     (["transfer.num_blocks=0"], "transfer.num_blocks=0"),
     (["trainer.precision=half"], "trainer: Precision 'half' is invalid"),
     (["trainer.accelerator=abacus"], "trainer: "),

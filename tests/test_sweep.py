@@ -21,13 +21,15 @@ TEACHER = {
 
 @pytest.fixture
 def job(tmp_path):
-    def write(name, nll, seed=0, steps=10, sample="fine", status="finished", **loss):
+    def write(
+        name, nll, seed=0, steps=10, sample="fine", status="finished", start="random", **loss
+    ):
         folder = tmp_path / f"{name},seed={seed}"
         (folder / ".hydra").mkdir(parents=True)
         cfg = {
             "seed": seed,
             "data": {"batch_size": 4},
-            "student": {"hidden_size": 8, "max_steps": steps},
+            "student": {"hidden_size": 8, "max_steps": steps, "initialize": start},
             "transfer": {"num_blocks": None},
             "optimizer": {"lr": 0.1},
             "schedule": {},
@@ -76,6 +78,15 @@ def test_a_baseline_of_another_seed_is_not_the_measure(job, tmp_path):
     job("distilled", 4.5, seed=1)
     (row,) = [r for r in gather(tmp_path) if "distilled" in r.name]
     assert row.gap_closed == pytest.approx((6.0 - 4.5) / (6.0 - 4.0))
+
+
+def test_a_start_from_the_teacher_is_compared_with_its_like_and_with_the_best(job, tmp_path):
+    job("plain", 4.6, alpha=0)
+    job("copied plain", 5.0, start="teacher_layers", alpha=0)
+    job("copied", 4.25, start="teacher_layers")
+    row = {r.name.split(",")[0]: r for r in gather(tmp_path)}["name=copied"]
+    assert row.gap_closed == pytest.approx((5.0 - 4.25) / (5.0 - 4.0))
+    assert row.gap_closed_best == pytest.approx((4.6 - 4.25) / (4.6 - 4.0))
 
 
 def test_without_a_baseline_no_gap_is_claimed(job, tmp_path):

@@ -16,6 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError
+from lightning_distill.models import find_layers
 
 
 class Inside(nn.Module):
@@ -131,10 +132,9 @@ def layer_map(
 
 def decoder_layers(model: PreTrainedModel, role: str, key: str) -> nn.ModuleList:
     """The layers of a text decoder."""
+    if found := find_layers(model):
+        return found[1]
     count = model.config.get_text_config().num_hidden_layers
-    for module in model.get_decoder().modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
     raise ConfigError(
         f"{key}: the {role}, a {type(model).__name__}, has no list of {count} decoder layers to "
         f"look into. Set {key}.weight=0."

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
@@ -19,14 +20,18 @@ __all__ = [
     "build",
     "check",
     "count_parameters",
+    "find_layers",
     "outline",
     "positions",
     "tokenizers",
 ]
 
-# How a model is trained stands beside what it is, in the same node: teacher.max_steps and
-# teacher.hidden_size. The rest of the node is what builds it.
-TRAINING = {"max_steps", "seed", "optimizer", "schedule", "members", "weights"}
+# How a model begins and is trained stands beside what it is, in the same node: teacher.max_steps
+# and teacher.hidden_size. The rest of the node is what builds it.
+TRAINING = {
+    *("max_steps", "seed", "optimizer", "schedule", "members", "weights"),
+    *("initialize", "layers"),
+}
 
 
 def architecture(role: DictConfig) -> dict[str, Any]:
@@ -73,6 +78,16 @@ def outline(role: DictConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
         if "name" in role:
             return pretrained.outline(role.name, role.revision, role.trust_remote_code)
         return instantiate(architecture(role), tokenizer=tokenizer)
+
+
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
+    """The list of a text decoder's layers, and its name in the model; None if there is none."""
+    count = model.config.get_text_config().num_hidden_layers
+    decoder = set(model.get_decoder().modules())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder:
+            return name, module
+    return None
 
 
 def positions(model: PreTrainedModel) -> int | None:

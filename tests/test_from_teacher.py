@@ -1,0 +1,305 @@
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from lightning_distill import ConfigError
+from lightning_distill.models import find_layers
+from lightning_distill.models.from_teacher import _importance, from_teacher
+
+LAYERS, WIDTH, HEADS, VOCABULARY = 4, 32, 4, 40
+SIZE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "rms_norm_eps": 1e-12,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+SCALED = {"embedding_multiplier": 50.0, "attention_multiplier": 0.4, "residual_multiplier": 0.7}
+WINDOWS = {"head_dim": 16, "sliding_window": 3}
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOWS}
+NARROWED = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SIZE, attention_bias=True, mlp_bias=True)),
+    "granite": (GraniteForCausalLM, GraniteConfig(**SIZE, **SCALED, tie_word_embeddings=True)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZE)),
+    "qwen3": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZE, **ALTERNATING, use_sliding_window=True, tie_word_embeddings=True),
+    ),
+}
+SHORTENED = NARROWED | {
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SIZE, **ALTERNATING)),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=64
+        ),
+    ),
+    "mamba": (
+        MambaForCausalLM,
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS),
+    ),
+}
+
+
+def make(name):
+    """A teacher all of whose weights are random, biases and gains too; in 64 bits."""
+    kind, config = SHORTENED[name]
+    model = kind(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def role(count=LAYERS, width=WIDTH, heads=HEADS, layers="uniform"):
+    return {
+        "num_hidden_layers": count,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "layers": layers,
+    }
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(1, VOCABULARY, (3, 9))
+    return {"input_ids": ids, "position_ids": torch.arange(9).expand(3, 9)}
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model.eval()(input_ids=batch["input_ids"], use_cache=False).logits
+
+
+def same(found, expected):
+    """As far as the norms and rotations tell, which transformers computes in 32 bits."""
+    torch.testing.assert_close(found, expected, rtol=1.3e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHORTENED)
+def test_with_the_teachers_own_numbers_the_student_is_the_teacher(name, batch):
+    teacher = make(name)
+    assert torch.equal(logits(from_teacher(teacher, role(), []), batch), logits(teacher, batch))
+
+
+@pytest.mark.parametrize("name", SHORTENED)
+def test_listed_layers_are_the_teacher_without_the_others(name, batch):
+    teacher = make(name)
+    student = from_teacher(teacher, role(2, layers=[2, 3]), [])
+    for number in (1, 4):
+        bypassed = find_layers(teacher)[1][number - 1]
+        bypassed.register_forward_hook(lambda _, args, output: args[0])
+    assert torch.equal(logits(student, batch), logits(teacher, batch))
+
+
+@pytest.mark.parametrize("size", [{"count": 2}, {"count": 3, "width": 16, "heads": 2}], ids=str)
+@pytest.mark.parametrize("name", SHORTENED)
+def test_the_student_reloads_and_writes_with_its_cache_what_it_writes_without(
+    name, size, batch, tmp_path
+):
+    if name not in NARROWED and "width" in size:
+        pytest.skip("only its layers can be left out")
+    student = from_teacher(make(name), role(**size, layers="last"), [batch])
+    student.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    same(logits(again, batch), logits(student, batch))
+    ids = batch["input_ids"]
+    asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
+    cached, plain = (again.generate(ids, use_cache=cache, **asked) for cache in (True, False))
+    assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_channels_heads_and_neurons_that_do_nothing_can_be_left_out(name, batch):
+    teacher = make(name)
+    config = teacher.config
+    lost = torch.randperm(WIDTH)[: WIDTH // 2]
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight[:, lost] = 0
+        for layer in teacher.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            group = int(torch.randint(2, ()))  # of two, which share a key and a value each
+            parameters = [
+                (attention.v_proj, slice(group * attention.head_dim, None)),
+                (mlp.up_proj, torch.randperm(config.intermediate_size)[24:]),
+                (attention.o_proj, lost),
+                (mlp.down_proj, lost),
+            ]
+            if group == 0:
+                parameters[0] = (attention.v_proj, slice(0, attention.head_dim))
+            for linear, rows in parameters:
+                linear.weight[rows] = 0
+                if linear.bias is not None:
+                    linear.bias[rows] = 0
+    student = from_teacher(teacher, role(width=WIDTH // 2, heads=2), [batch])
+    assert student.config.intermediate_size == 24
+    same(logits(student, batch), logits(teacher, batch))
+
+
+def test_a_channel_counts_by_its_mean_over_time_and_its_norm_over_the_batch(batch):
+    teacher = make("llama")
+    states = teacher.model(batch["input_ids"]).last_hidden_state
+    rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(3)]
+    found = _importance(teacher, rows)["model.norm"]
+    torch.testing.assert_close(found.double(), states.abs().mean(1).norm(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "expected"),
+    [
+        ("uniform", 1, [1]),
+        ("uniform", 2, [1, 4]),
+        ("uniform", 3, [1, 3, 4]),
+        ("first", 3, [1, 2, 3]),
+        ("last", 3, [2, 3, 4]),
+        ([2, 4], 2, [2, 4]),
+    ],
+    ids=str,
+)
+def test_which_layers_are_taken(layers, count, expected):
+    teacher = make("llama")
+    for number, layer in enumerate(teacher.model.layers, 1):
+        torch.nn.init.constant_(layer.input_layernorm.weight, number)
+    student = from_teacher(teacher, role(count, layers=layers), [])
+    assert [int(own.input_layernorm.weight[0]) for own in student.model.layers] == expected
+
+
+def test_the_copy_learns_and_the_teacher_does_not():
+    teacher = make("llama").bfloat16().requires_grad_(False)
+    student = from_teacher(teacher, role(2), [])
+    assert student.dtype == torch.bfloat16
+    assert student.training
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    shared = {p.data_ptr() for p in student.parameters()} & {
+        p.data_ptr() for p in teacher.parameters()
+    }
+    assert not shared
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("llama", {"count": 5}, "student.num_hidden_layers=5 is more than the teacher's 4"),
+        ("llama", {"width": 64}, "student.hidden_size=64 is more than the teacher's 32"),
+        ("llama", {"heads": 8}, "student.num_attention_heads=8 does not fit the teacher's 4"),
+        ("llama", {"heads": 3}, "teacher's 4, each 2 of which share their keys"),
+        ("llama", {"layers": "unifrom"}, "Did you mean uniform?"),
+        ("llama", {"layers": None}, "student.layers=None does not exist"),
+        ("llama", {"layers": [1, 2], "count": 3}, "names 2 layers, student.num_hidden_layers=3"),
+        ("llama", {"layers": [0, 4], "count": 2}, "layers 1 to 4, there is no 0"),
+        ("llama", {"layers": [1, "b"], "count": 2}, "layers 1 to 4, there is no b"),
+        ("llama", {"layers": [4, 1], "count": 2}, "must name each layer once, in their order"),
+        ("gpt2", {"width": 16}, "of a GPT2LMHeadModel only layers can be left out; set student.hi"),
+        ("mamba", {"width": 16, "heads": 7}, "only layers can be left out"),
+        ("gemma2", {"heads": 2}, "set student.hidden_size=32 and student.num_attention_heads=4"),
+    ],
+    ids=str,
+)
+def test_what_the_teacher_has_no_such_part_of_is_refused_on_its_outline(name, asked, message):
+    kind, config = SHORTENED[name]
+    with torch.device("meta"):
+        teacher = kind(config)
+    with pytest.raises(ConfigError) as refused:
+        from_teacher(teacher, role(**asked), [])
+    assert message in str(refused.value)
+
+
+def test_all_that_does_not_fit_is_told_at_once():
+    with pytest.raises(ConfigError, match=r"num_hidden_layers=5.*hidden_size=64.*heads=5"):
+        from_teacher(make("llama"), role(5, 64, 5), [])
+
+
+def test_an_outline_of_the_student_has_its_shapes(batch):
+    kind, config = SHORTENED["qwen3"]
+    with torch.device("meta"):
+        teacher = kind(config)
+    outline = from_teacher(teacher, role(2, 16, 2), [])
+    student = from_teacher(make("qwen3"), role(2, 16, 2), [batch])
+    assert outline.device.type == "meta"
+    assert {k: v.shape for k, v in outline.state_dict().items()} == {
+        k: v.shape for k, v in student.state_dict().items()
+    }
+
+
+def test_an_embedding_scaled_by_its_width_is_not_narrowed():
+    teacher = GemmaForCausalLM(GemmaConfig(**SIZE))
+    with pytest.raises(ConfigError, match="only layers can be left out"):
+        from_teacher(teacher, role(width=16), [])
+
+
+def test_a_layer_in_the_place_of_another_kind_is_refused():
+    config = Qwen3MoeConfig(
+        **SIZE, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, decoder_sparse_step=2
+    )
+    teacher = Qwen3MoeForCausalLM(config)
+    from_teacher(teacher, role(2, layers=[1, 4]), [])
+    with pytest.raises(ConfigError, match="layer 2 cannot be the student's layer 1"):
+        from_teacher(teacher, role(2, layers=[2, 4]), [])
+
+
+@pytest.mark.slow
+def test_without_steps_to_speak_of_a_start_from_the_teacher_is_near_it(command, tmp_path):
+    found = {}
+    for start in ("random", "teacher_layers"):
+        command(
+            f"student.initialize={start}", "student.hidden_size=32", "student.num_hidden_layers=1",
+            "student.max_steps=1", "teacher.max_steps=60", "loss.alpha=0",
+            "schedule=constant", "optimizer.lr=1e-5",
+            f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path / start}",
+        )  # fmt: skip
+        found[start] = json.loads((tmp_path / start / "results.json").read_text())
+    copied = found["teacher_layers"]
+    assert copied["teacher"]["nll"] < 5  # trained, although alpha is 0
+    assert copied["cost"]["teacher_seconds"] > 0
+    assert copied["student"]["nll"] < copied["teacher"]["nll"] + 0.5
+    assert found["random"]["student"]["nll"] > copied["teacher"]["nll"] + 0.5
+
+
+@pytest.mark.slow
+def test_a_narrower_copy_is_distilled_with_terms_inside_the_network(command, tmp_path):
+    command(
+        "student.initialize=teacher_layers", "student.layers=[2]", "student.num_hidden_layers=1",
+        "student.num_attention_heads=1", "loss.hidden.weight=1", f"paths.outputs={tmp_path}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    config = json.loads((tmp_path / "run" / "student" / "config.json").read_text())
+    size = [config[k] for k in ("num_hidden_layers", "hidden_size", "num_attention_heads")]
+    assert size == [1, 16, 1]
+
+
+@pytest.mark.slow
+def test_a_part_that_the_teacher_lacks_is_refused_before_it_is_trained(command, tmp_path):
+    done = command(
+        "student.initialize=teacher_layers", "student.num_hidden_layers=9",
+        f"paths.outputs={tmp_path}", expect=2,
+    )  # fmt: skip
+    assert "student.num_hidden_layers=9 is more than the teacher's 2" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("artifacts/teacher/*"))
