@@ -31,6 +31,7 @@ from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
 from lightning_distill.training import fit, make_trainer
+from lightning_distill.transfer.writing import GENERATED
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
-    if objective.needs_teacher or copied:
+    asked = objective.needs_teacher or transfer.always_asks
+    if asked or copied:
         teacher = obtain_teacher(cfg, store, teacher_data, job)
     else:
         teacher = find_teacher(cfg, store, teacher_data)  # not trained for this, but compared with
@@ -61,17 +63,22 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
     if not job.was_interrupted():
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # of other settings
+        (job.folder / GENERATED).unlink(missing_ok=True)
     write_results(job.folder, job.state("running"))
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
     loggers = start_loggers(cfg, "student", job.folder, job.name, job.group)
-    needed = teacher if objective.needs_teacher else None
+    needed = teacher if asked else None
     if needed:
         objective.teacher_weights = needed.weights
-        cost.transfer_seconds = transfer.prepare(data, needed, store, trainer_for(cfg, job))
+        trainer = trainer_for(cfg, job)
+        cost.transfer_seconds = transfer.prepare(data, needed, store, trainer, job.folder)
+    holds = transfer.holds_teacher and objective.needs_teacher
+    if teacher and not holds:
+        teacher.release()
     module = StudentModule(
         student,
         len(data.tokenizer),
-        needed.frozen(objective.fused) if needed and transfer.holds_teacher else [],
+        needed.frozen(objective.fused) if needed and holds else [],
         objective,
         transfer,
         instantiate(cfg.optimizer),
@@ -106,7 +113,7 @@ def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
     data, teacher_data = prepare_data(cfg)
     transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
     teacher = obtain_teacher(cfg, store, teacher_data, job)
-    seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job))
+    seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job), job.folder)
     scores = measure(cfg, data, job, None, teacher)
     results = job.results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)

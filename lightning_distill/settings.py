@@ -19,6 +19,11 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "transfer.num_blocks": (True, 1, True),
     "transfer.k": (True, 1, True),
     "transfer.draws": (True, 1, True),
+    "transfer.num_sequences": (True, 1, True),
+    "transfer.prompt_length": (True, 1, True),
+    "transfer.length": (True, 2, True),
+    "transfer.batch_size": (True, 1, True),
+    "transfer.seed": (True, 0, True),
     **{
         f"{role}.{key}": (True, least, True)
         for role in ("teacher", "student")

@@ -43,13 +43,15 @@ class StudentModule(LanguageModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         self.objective.balance.move_to(self.global_step, self.trainer.max_steps)
+        batch = self.transfer.compose(self, batch)
         with ExitStack() as recording:
             for term in self.inside.values():
                 recording.enter_context(term.recording())
             student = self.predict(batch)
             teacher, known = self.transfer.label(self.teachers, batch)
         labels, logs = batch["labels"], self.logs_now
-        terms = self.objective(student, teacher, labels, known, details=logs)
+        truth = "by_student" not in batch
+        terms = self.objective(student, teacher, labels, known, truth, details=logs)
         for name, term in self.inside.items():
             terms = terms.plus(name, term, term(labels, batch["position_ids"]), logs)
         if logs:

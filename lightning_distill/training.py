@@ -60,7 +60,7 @@ class LanguageModule(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.validation_nll = MeanMetric()
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor | int, Tensor | int]] = {}
         self.tokens_seen: Tensor | int = 0
         self._tokens: Tensor | int = 0  # of the current global batch
         self._clock = (time.perf_counter(), 0)
@@ -78,9 +78,10 @@ class LanguageModule(L.LightningModule):
         """The loss of one micro-batch, as something for Lightning to differentiate."""
         self._tokens = self._tokens + terms.tokens
         self.tokens_seen = self.tokens_seen + terms.tokens
-        sums = {"loss": terms.total.detach(), "tokens": terms.tokens, **terms.parts}
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+        # Each over the tokens that it is of: some micro-batches lack a term.
+        for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
+            total, tokens = self._sums.get(name, (0, 0))
+            self._sums[name] = total + value, tokens + terms.tokens
         self._details = terms.details
         return terms.total * UNIT
 
@@ -120,8 +121,9 @@ class LanguageModule(L.LightningModule):
 
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}
-        tokens = sums.pop("tokens")
-        values = {name: total / tokens for name, total in sums.items()} | self._details
+        tokens = sums["loss"][1]
+        values: dict[str, Any] = {name: total / n for name, (total, n) in sums.items()}
+        values |= self._details
         values["gradient_norm"] = gradient_norm
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
         now, before = time.perf_counter(), self._clock

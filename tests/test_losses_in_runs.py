@@ -124,6 +124,18 @@ def test_a_teacher_with_another_tokenizer_teaches_by_the_universal_loss(
     assert "teacher_kl" not in found["student"]
 
 
+def test_a_student_reads_what_a_teacher_with_another_tokenizer_wrote(
+    command, outputs, tmp_path, across
+):
+    command(
+        *across, "transfer=sequence", "loss=universal", "loss.alpha=0", f"paths.outputs={outputs}",
+        f"hydra.run.dir={tmp_path}", tiny=False,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["cost"]["transfer_seconds"] > 0
+    assert (tmp_path / "generated.jsonl").read_text().count("\n") == 100
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

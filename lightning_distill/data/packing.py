@@ -15,6 +15,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
     tokens: [S] all documents of the split, each closed by the end-of-text token.
     documents: [S] the number of the document that a token belongs to.
+    targets: [S] which tokens are there to be predicted; None for all.
     A block's label at t is the token after its input at t, also over the block's end, so that
     every token of the split but the first is predicted once.
     """
@@ -23,6 +24,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
     documents: Tensor
     sequence_length: int
     isolate_documents: bool
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         # The last block may be short; it is filled up with labels that carry no loss.
@@ -36,6 +38,8 @@ class Blocks(Dataset[dict[str, Tensor]]):
         filler = torch.zeros(T - (stop - start), dtype=torch.long)
         input_ids = self.tokens[start:stop].long()
         labels = self.tokens[start + 1 : stop + 1].long()
+        if self.targets is not None:
+            labels = labels.masked_fill(~self.targets[start + 1 : stop + 1], IGNORED)
         position_ids = torch.arange(T)
         if self.isolate_documents:
             # A first token is not predicted from another document, and each document's

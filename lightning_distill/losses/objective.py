@@ -101,8 +101,13 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """At any step."""
+        return self.compares_predictions or bool(self.inside)
+
+    @property
+    def compares_predictions(self) -> bool:
+        """With the teacher's, at any step."""
         hard = self.hard_target == "teacher" and self.balance.uses("hard")
-        return hard or self.balance.uses("soft") or bool(self.inside)
+        return hard or self.balance.uses("soft")
 
     def __call__(
         self,
@@ -110,18 +115,20 @@ class Objective:
         teachers: Sequence[Predictions] | Sparse,
         labels: Tensor,
         known: Tensor | None = None,
+        truth: bool = True,
         details: bool = False,
     ) -> Terms:
         """Of a batch: student and each teacher [B, T, ...], labels: [B, T], -100 left out.
 
         Positions correspond: labels[b, t] is the token that the states at [b, t] predict.
         known: [B, T], where the teachers can be compared with the student; None for everywhere.
+        truth: false where the labels are the student's own words, which it need not learn.
         details: also nll; kl, KL(p ‖ q) at T = 1; the share of tokens known; and the norms of the
         gradients of both weighted terms with respect to the student's logits, which show the
         balance that alpha and T really make.
         """
         kept = (labels.flatten() != IGNORED).nonzero()[:, 0]
-        targets = labels.flatten()[kept]
+        targets = labels.flatten()[kept] if truth else None
         compared = None if known is None else known.flatten()[kept]
         student = student.at(kept)
         stored = teachers.at(kept) if isinstance(teachers, Sparse) else None
@@ -130,7 +137,8 @@ class Objective:
         def score(z: Tensor, ys: list[Tensor], at: slice) -> tuple[Tensor, dict[str, Tensor]]:
             where = None if compared is None else compared[at]
             target = stored.at(at) if stored else Dense(ys, self.teacher_weights) if ys else None
-            return self.score(z, target, targets[at], where, details)
+            said = None if targets is None else targets[at]
+            return self.score(z, target, said, where, details)
 
         if self.fused and student.head is not None and all(t.head for t in dense):
             total, sums = fused(student, dense, score)
@@ -144,7 +152,7 @@ class Objective:
         self,
         student: Tensor,
         teacher: Target | None,
-        labels: Tensor,
+        labels: Tensor | None,
         known: Tensor | None,
         details: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -166,7 +174,7 @@ class Objective:
         return total, sums
 
     def terms(
-        self, student: Tensor, teacher: Target | None, labels: Tensor, known: Tensor | None
+        self, student: Tensor, teacher: Target | None, labels: Tensor | None, known: Tensor | None
     ) -> dict[str, Tensor]:
         """Sums over N positions of each term that is ever weighed, without its weight.
 
@@ -175,9 +183,9 @@ class Objective:
         found = {}
         T, (hard, soft) = self.balance.temperature, map(self.balance.uses, ("hard", "soft"))
         log_q = F.log_softmax(student, dim=-1) if hard or T == 1 else student
-        if hard and self.hard_target == "labels":
+        if hard and self.hard_target == "labels" and labels is not None:
             found["hard"] = -log_q.gather(-1, labels[:, None]).sum()
-        elif hard and teacher:
+        elif hard and self.hard_target == "teacher" and teacher:
             found["hard"] = _sum(teacher.compare(forward_kl, log_q, 1.0), known)
         if soft and teacher:
             # The gradient of a softened divergence falls with 1 / T²; this restores it.
@@ -196,10 +204,12 @@ class Objective:
 
     @torch.no_grad()
     def details(
-        self, student: Tensor, teacher: Target | None, labels: Tensor, known: Tensor | None
+        self, student: Tensor, teacher: Target | None, labels: Tensor | None, known: Tensor | None
     ) -> dict[str, Tensor]:
         log_q = F.log_softmax(student, dim=-1)
-        found = {"nll": -log_q.gather(-1, labels[:, None]).sum()}
+        found = {}
+        if labels is not None:
+            found["nll"] = -log_q.gather(-1, labels[:, None]).sum()
         if teacher and self.shared_vocabulary:
             found["kl"] = _sum(teacher.compare(forward_kl, log_q, 1.0), known)
         if known is not None:

@@ -1,6 +1,8 @@
 """How knowledge travels from teacher to student: one file a way."""
 
 from lightning_distill.transfer.cached import Cached
+from lightning_distill.transfer.on_policy import OnPolicy
 from lightning_distill.transfer.online import Online
+from lightning_distill.transfer.sequence import Sequence
 
-__all__ = ["Cached", "Online"]
+__all__ = ["Cached", "OnPolicy", "Online", "Sequence"]

@@ -131,6 +131,7 @@ class Cached(Online):
         teacher: Teacher,
         store: Store,
         make_trainer: Callable[..., L.Trainer],
+        folder: Path,
     ) -> float:
         """Has the transfer set labelled, unless it is; the seconds that this took now."""
         blocks = data.blocks("train")
@@ -206,7 +207,6 @@ class Cached(Online):
         trainer.predict(labeller, return_predictions=False)
         if trainer.interrupted:
             raise KeyboardInterrupt
-        teacher.release()
         kl = float(labeller.held_out_kl.compute())
         return {"bytes_per_token": layout.bytes_per_token, "kl": kl}
 

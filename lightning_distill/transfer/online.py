@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from lightning_distill.losses.targets import Sparse
 from lightning_distill.models import Frozen
 from lightning_distill.models.head import Predictions
 from lightning_distill.teacher import Teacher
+from lightning_distill.training import LanguageModule
 from lightning_distill.transfer.alignment import Aligner
 
 
@@ -24,6 +26,7 @@ class Online:
     num_blocks: the transfer set is the first so many blocks of the train split; None for all.
     """
 
+    always_asks = False  # the teacher, whatever the objective
     holds_teacher = True  # during the student's training
 
     def __init__(self, num_blocks: int | None) -> None:
@@ -41,8 +44,12 @@ class Online:
         teacher: Teacher,
         store: Store,
         make_trainer: Callable[..., L.Trainer],
+        folder: Path,
     ) -> float:
-        """What has to be there before the student trains; the seconds that it took now."""
+        """What has to be there before the student trains; the seconds that it took now.
+
+        make_trainer: what drives the teacher over the data. folder: of the run.
+        """
         if teacher.data is not data:
             self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.positions)
         return 0.0
@@ -54,6 +61,10 @@ class Online:
         """What the student trains on."""
         blocks = data.blocks("train")
         return Subset(blocks, range(self.count(blocks)))
+
+    def compose(self, module: LanguageModule, batch: dict[str, Any]) -> dict[str, Any]:
+        """What student and teacher read in place of a batch."""
+        return batch
 
     def label(
         self, teachers: Sequence[Frozen], batch: dict[str, Any]

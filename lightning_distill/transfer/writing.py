@@ -1,0 +1,97 @@
+"""A model writes: beginnings from the data, and what it makes of them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from lightning_distill.data.packing import IGNORED
+
+GENERATED = "generated.jsonl"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: at a temperature (0: the likeliest one), from the fewest
+    tokens whose probabilities sum to top_p."""
+
+    temperature: float
+    top_p: float = 1.0
+
+
+def prompts(batch: dict[str, Tensor], length: int) -> list[Tensor]:
+    """The first `length` tokens of each block of a batch [B, T], or fewer: with documents kept
+    apart, those of the last document that begins there. [P] each, on the processor."""
+    ids, places = batch["input_ids"].cpu(), batch["position_ids"].cpu()
+    found = []
+    for row, place, label in zip(ids, places, batch["labels"].cpu(), strict=True):
+        end = min(length, int((label != IGNORED).nonzero().max()) + 1)  # filled up behind that
+        begins = (place[:end] == 0).nonzero()
+        found.append(row[int(begins.max()) if len(begins) else 0 : end])
+    return found
+
+
+def write(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    beginnings: list[Tensor],
+    length: int,
+    sampling: Sampling,
+    seed: int,
+) -> list[list[int]]:
+    """What a causal language model puts behind each beginning, which is [P] token ids: up to
+    `length` tokens in all, or up to the end-of-text token. The same for the same seed, on the
+    same kind of device."""
+    width = max(map(len, beginnings))
+    eos: int = tokenizer.eos_token_id
+    ids = torch.full((len(beginnings), width), eos)
+    mask = torch.zeros_like(ids)
+    for row, shown, own in zip(ids, mask, beginnings, strict=True):
+        row[width - len(own) :] = own
+        shown[width - len(own) :] = 1
+    sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    padding = range(len(tokenizer), model.config.get_text_config().vocab_size)
+    settings = GenerationConfig(
+        do_sample=sampling.temperature > 0,
+        **(sampled if sampling.temperature > 0 else {}),
+        num_beams=1,
+        use_cache=True,
+        repetition_penalty=1.0,
+        max_new_tokens=length - min(map(len, beginnings)),
+        eos_token_id=eos,
+        pad_token_id=eos,
+        suppress_tokens=list(padding) or None,
+    )
+    was_training = model.training
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model.eval()
+        written = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=settings,
+        )
+        model.train(was_training)
+    found = []
+    for own, row in zip(beginnings, written[:, width:].tolist(), strict=True):
+        new = row[: length - len(own)]
+        found.append(new[: new.index(eos) + 1] if eos in new else new)
+    return found
+
+
+def show(file: Path, lines: list[dict[str, Any]]) -> None:
+    """Adds lines to a file in a run's folder, for a person to read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of its own for each combination of numbers."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
