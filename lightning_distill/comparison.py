@@ -28,9 +28,13 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        loss = self.cfg["loss"]
+        """Whether nothing in its student is from a teacher."""
+        loss, transfer = self.cfg["loss"], self.cfg["transfer"]
+        copied = self.cfg["student"].get("initialize") == "teacher_layers"
+        written = transfer.get("_target_", "").endswith(".Sequence")  # the text is the teacher's
         inside = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
-        return loss["alpha"] == 0 and loss["hard_target"] == "labels" and not inside
+        alone = loss["alpha"] == 0 and loss["hard_target"] == "labels"
+        return alone and not (inside or written or copied)
 
     @property
     def nll(self) -> float | None:
@@ -87,16 +91,18 @@ def _gaps(row: Row, rows: list[Row]) -> tuple[float | None, float | None]:
 
 
 def _twin_key(row: Row) -> str:
-    """Equal for jobs that differ in their loss alone."""
-    same = ("seed", "data", "student", "transfer", "optimizer", "schedule", "trainer")
-    return key_of({k: row.cfg[k] for k in same})
+    """Equal for jobs that differ only in what the student has from its teacher."""
+    same = ("optimizer", "schedule", "trainer")
+    steps = {"max_steps": row.cfg["student"]["max_steps"]}
+    return key_of({k: row.cfg[k] for k in same} | steps | {"of": _rival_key(row)})
 
 
 def _rival_key(row: Row) -> str:
-    """Equal for jobs that train a student of one size on the same text, from whatever start."""
-    start = ("max_steps", "initialize", "layers")
-    student = {k: v for k, v in row.cfg["student"].items() if k not in start}
-    return key_of({"student": student} | {k: row.cfg[k] for k in ("seed", "data", "transfer")})
+    """Equal for jobs that train a student of one size on the same text, however long or well."""
+    training = ("max_steps", "initialize", "layers")
+    student = {k: v for k, v in row.cfg["student"].items() if k not in training}
+    text = {"data": row.cfg["data"], "num_blocks": row.cfg["transfer"]["num_blocks"]}
+    return key_of({"student": student, "seed": row.cfg["seed"], **text})
 
 
 COLUMNS = (

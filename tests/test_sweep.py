@@ -22,7 +22,15 @@ TEACHER = {
 @pytest.fixture
 def job(tmp_path):
     def write(
-        name, nll, seed=0, steps=10, sample="fine", status="finished", start="random", **loss
+        name,
+        nll,
+        seed=0,
+        steps=10,
+        sample="fine",
+        status="finished",
+        start="random",
+        transfer=None,
+        **loss,
     ):
         folder = tmp_path / f"{name},seed={seed}"
         (folder / ".hydra").mkdir(parents=True)
@@ -30,7 +38,7 @@ def job(tmp_path):
             "seed": seed,
             "data": {"batch_size": 4},
             "student": {"hidden_size": 8, "max_steps": steps, "initialize": start},
-            "transfer": {"num_blocks": None},
+            "transfer": {"num_blocks": None, **(transfer or {})},
             "optimizer": {"lr": 0.1},
             "schedule": {},
             "trainer": {},
@@ -80,13 +88,24 @@ def test_a_baseline_of_another_seed_is_not_the_measure(job, tmp_path):
     assert row.gap_closed == pytest.approx((6.0 - 4.5) / (6.0 - 4.0))
 
 
-def test_a_start_from_the_teacher_is_compared_with_its_like_and_with_the_best(job, tmp_path):
-    job("plain", 4.6, alpha=0)
-    job("copied plain", 5.0, start="teacher_layers", alpha=0)
+def test_a_start_from_the_teacher_is_no_baseline_and_measured_by_a_random_one(job, tmp_path):
+    job("plain", 5.0, alpha=0)
+    job("copied plain", 4.6, start="teacher_layers", alpha=0)
     job("copied", 4.25, start="teacher_layers")
-    row = {r.name.split(",")[0]: r for r in gather(tmp_path)}["name=copied"]
-    assert row.gap_closed == pytest.approx((5.0 - 4.25) / (5.0 - 4.0))
-    assert row.gap_closed_best == pytest.approx((4.6 - 4.25) / (4.6 - 4.0))
+    rows = {r.name.split(",")[0].removeprefix("name="): r for r in gather(tmp_path)}
+    assert rows["copied"].gap_closed == rows["copied"].gap_closed_best == pytest.approx(0.75)
+    assert rows["copied plain"].gap_closed == pytest.approx(0.4)
+
+
+def test_a_baseline_serves_every_transfer_of_its_text(job, tmp_path):
+    job("plain", 5.0, alpha=0)
+    job("cached", 4.25, transfer={"_target_": "x.Cached", "k": 8})
+    job("other text", 4.25, transfer={"_target_": "x.Cached", "num_blocks": 7})
+    job("teacher's text", 4.5, alpha=0, transfer={"_target_": "x.Sequence"})
+    gaps = {r.name.split(",")[0].removeprefix("name="): r.gap_closed for r in gather(tmp_path)}
+    assert gaps["cached"] == pytest.approx(0.75)
+    assert gaps["teacher's text"] == pytest.approx(0.5)
+    assert gaps["other text"] is gaps["plain"] is None
 
 
 def test_without_a_baseline_no_gap_is_claimed(job, tmp_path):
