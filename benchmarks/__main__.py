@@ -24,6 +24,14 @@ NAMES = {
     "trl": "TRL GKDTrainer, `lmbda=0 beta=0`",
     "cross_entropy": "cross-entropy alone, no teacher",
 }
+CACHED = {
+    "labels_alone": "lightning_distill, `loss.alpha=0`: cross-entropy alone",
+    "cached_topk": "`transfer=cached`, `topk`, 32 values a token",
+    "cached_sampled": "`sampled`, 32 values",
+    "cached_hybrid": "`hybrid`, 16 and 16",
+    "cached_hidden": "`hidden`",
+    "cross_entropy": "cross-entropy alone in a bare loop",
+}
 HERE = Path(__file__).parent
 
 
@@ -41,10 +49,7 @@ def steps(args: argparse.Namespace) -> list[str]:
     """Tokens a second, peak memory and utilisation of whole training steps."""
     lines = []
     for vocabulary in args.vocabularies:
-        # A batch of the largest vocabulary does not fit a small machine in unfused form.
-        sequences = 4 if CUDA or vocabulary < 100_000 else 1
-        size = {"vocabulary": vocabulary, "length": args.length, "sequences": sequences}
-        size |= {"steps": args.steps, "cores": args.cores}
+        size = workload(args, vocabulary)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
         rates = []
         for _ in range(args.rounds):
@@ -55,8 +60,8 @@ def steps(args: argparse.Namespace) -> list[str]:
         rate = max(rates)
         lines += [
             "",
-            f"Vocabulary {vocabulary:,}, {sequences} × {args.length} tokens; matrix products ran "
-            f"at {rate / 1e9:,.0f} GFLOP/s at best.",
+            f"Vocabulary {vocabulary:,}, {size['sequences']} × {args.length} tokens; matrix "
+            f"products ran at {rate / 1e9:,.0f} GFLOP/s at best.",
             "",
             "| | tokens/s | × TRL | peak memory | ÷ TRL | utilisation |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -70,6 +75,40 @@ def steps(args: argparse.Namespace) -> list[str]:
                 f"{peak / peer[1]:.2f} | {used:.0%} |"
             )
     return lines
+
+
+def cached(args: argparse.Namespace) -> list[str]:
+    """Steps of a student that is alone with its cache, against those of one with its labels."""
+    lines = []
+    for vocabulary in args.vocabularies:
+        size = workload(args, vocabulary)
+        size["steps"] *= 4  # they are short
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in CACHED}
+        for _ in range(args.rounds):
+            for name, runs in found.items():
+                runs.append(measure(name, **size))
+                print(f"{vocabulary:,} {name}: {runs[-1]['seconds']:.3f} s", flush=True)
+        plain = _median(found["labels_alone"], "seconds")
+        lines += [
+            "",
+            f"From a cache, vocabulary {vocabulary:,}, {size['sequences']} × {args.length} tokens.",
+            "",
+            "| | seconds a step | × cross-entropy | peak memory |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for name, runs in found.items():
+            seconds, peak = _median(runs, "seconds"), _median(runs, "peak")
+            lines.append(
+                f"| {CACHED[name]} | {seconds:.3f} | {seconds / plain:.2f} | {peak / 1e9:.2f} GB |"
+            )
+    return lines
+
+
+def workload(args: argparse.Namespace, vocabulary: int) -> dict[str, int]:
+    # A batch of the largest vocabulary does not fit a small machine in unfused form.
+    sequences = 4 if CUDA or vocabulary < 100_000 else 1
+    size = {"vocabulary": vocabulary, "length": args.length, "sequences": sequences}
+    return size | {"steps": args.steps, "cores": args.cores}
 
 
 def memory(args: argparse.Namespace) -> list[str]:
@@ -106,17 +145,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20 if CUDA else 3, help="timed, a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes for each contender")
     parser.add_argument("--cores", type=int, default=1, help="without a GPU")
+    parser.add_argument(
+        "--tables", nargs="+", choices=["steps", "cached", "memory"], help="all without it",
+        default=["steps", "cached", "memory"],
+    )  # fmt: skip
     args = parser.parse_args()
     if CUDA:
         device = f"{torch.cuda.get_device_name()}, bfloat16"
     else:
         device = f"{args.cores} core{'s' if args.cores > 1 else ''} of {_processor()}, float32"
     lines = [f"{date.today()}, {device}, torch {torch.__version__}."]
-    lines += steps(args) + memory(args)
+    tables = {"steps": steps, "cached": cached, "memory": memory}
+    for name in args.tables:
+        lines += tables[name](args)
     text = "\n".join(lines) + "\n"
-    file = HERE / f"results-{'gpu' if CUDA else 'cpu'}.md"
-    file.write_text(text)
-    print(f"\n{text}\nwritten to {file}")
+    print(f"\n{text}")
+    if len(args.tables) == len(tables):
+        file = HERE / f"results-{'gpu' if CUDA else 'cpu'}.md"
+        file.write_text(text)
+        print(f"written to {file}")
 
 
 def _processor() -> str:

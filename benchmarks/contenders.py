@@ -60,6 +60,14 @@ class Workload:
             part = rows[start : start + self.sequences]
             yield {k: torch.stack([row[k] for row in part]).to(DEVICE) for k in part[0]}
 
+    def blocks(self, count: int | None = None) -> Any:
+        """The same tokens as the blocks of a split; or the first few."""
+        from lightning_distill.data.packing import Blocks
+
+        ids = torch.stack([row["input_ids"] for row in self.rows()[:count]]).flatten()
+        ids = torch.cat([ids, ids[:1]]).int()
+        return Blocks(ids, torch.zeros_like(ids), self.length, isolate_documents=False)
+
     def step_flops(self, with_teacher: bool) -> int:
         """Of the matrix products and attention of one step, counted by torch without a device."""
         from torch.utils.flop_counter import FlopCounterMode
@@ -99,59 +107,123 @@ class Clock:
 
 def ours(work: Workload, clock: Clock, fused: bool = True) -> None:
     """lightning_distill: StudentModule under Lightning, forward KL from the teacher alone."""
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback
-
-    from lightning_distill.losses import Objective
-    from lightning_distill.losses.forward_kl import forward_kl
     from lightning_distill.models import Frozen
-    from lightning_distill.student import StudentModule
     from lightning_distill.transfer import Online
 
-    class Timing(Callback):
-        def on_train_batch_start(self, *args: Any) -> None:
-            clock.start()
-
-        def on_train_batch_end(self, *args: Any) -> None:
-            clock.stop()
-
-    def shifted(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        ids = torch.stack([row["input_ids"] for row in rows])
-        last = torch.full_like(ids[:, :1], -100)
-        positions = torch.arange(work.length).expand(len(ids), -1)
-        labels = torch.cat([ids[:, 1:], last], 1)
-        return {"input_ids": ids, "position_ids": positions, "labels": labels}
-
-    objective = Objective(forward_kl, 1.0, 1.0, 0.0, "labels", fused=fused)
-    module = StudentModule(
-        work.student,
-        work.vocabulary,
-        [Frozen(work.teacher, work.vocabulary, fused)],
-        objective,
-        Online(None),
-        lambda groups: torch.optim.AdamW(groups, lr=1e-4, fused=True),
-        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
-    )
-    trainer = L.Trainer(
-        accelerator=DEVICE if CUDA else "cpu",
-        devices=1,
-        precision="bf16-mixed" if CUDA else "32-true",
-        max_steps=work.steps + WARM_UP,
-        gradient_clip_val=1.0,
-        callbacks=[Timing()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    rows: Any = work.rows()
-    loader: Any = torch.utils.data.DataLoader(rows, work.sequences, collate_fn=shifted)
-    trainer.fit(module, loader)
+    teachers = [Frozen(work.teacher, work.vocabulary, fused)]
+    _train(work, clock, _forward_kl(fused), Online(None), teachers, work.blocks())
 
 
 def unfused(work: Workload, clock: Clock) -> None:
     """lightning_distill with loss.fused=false."""
     ours(work, clock, fused=False)
+
+
+def labels_alone(work: Workload, clock: Clock) -> None:
+    """lightning_distill with loss.alpha=0: the same module on labels, without a teacher."""
+    from lightning_distill.losses import LABELS_ALONE
+    from lightning_distill.transfer import Online
+
+    _train(work, clock, LABELS_ALONE, Online(None), [], work.blocks())
+
+
+def cached_topk(work: Workload, clock: Clock) -> None:
+    """lightning_distill with transfer=cached: 32 largest probabilities a token."""
+    _cached(work, clock, "topk", k=32)
+
+
+def cached_sampled(work: Workload, clock: Clock) -> None:
+    """32 draws."""
+    _cached(work, clock, "sampled", draws=32)
+
+
+def cached_hybrid(work: Workload, clock: Clock) -> None:
+    """16 largest and 16 draws from the rest."""
+    _cached(work, clock, "hybrid", k=16, draws=16)
+
+
+def cached_hidden(work: Workload, clock: Clock) -> None:
+    """The teacher's last hidden states."""
+    _cached(work, clock, "hidden")
+
+
+def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 0) -> None:
+    """The labelling is done before the clock starts; the teacher is gone by then."""
+    import tempfile
+    from types import SimpleNamespace
+
+    from lightning_distill.artifacts import Store
+    from lightning_distill.teacher import Teacher
+    from lightning_distill.transfer import Cached
+
+    data: Any = SimpleNamespace(
+        tokenizer=range(work.vocabulary),
+        artifact=SimpleNamespace(key="random tokens"),
+        sequence_length=work.length,
+        isolate_documents=False,
+        batch_size=work.sequences,
+        blocks=lambda split: work.blocks() if split == "train" else work.blocks(1),
+    )
+    held, work.teacher = [work.teacher], None
+    teacher = Teacher([held.pop], [1.0], "", 0.0, data)
+    transfer = Cached(None, stored, k, draws, [1.0], 16)
+    with tempfile.TemporaryDirectory() as folder:
+        transfer.prepare(data, teacher, Store(folder), lambda _: _trainer(), Path(folder))
+        del teacher
+        reset_peak()
+        _train(work, clock, _forward_kl(True), transfer, [], transfer.dataset(data))
+
+
+def _forward_kl(fused: bool) -> Any:
+    from lightning_distill.losses import Objective
+    from lightning_distill.losses.forward_kl import forward_kl
+
+    return Objective(forward_kl, 1.0, 1.0, 0.0, "labels", fused=fused)
+
+
+def _train(
+    work: Workload, clock: Clock, objective: Any, transfer: Any, teachers: list[Any], dataset: Any
+) -> None:
+    from lightning.pytorch.callbacks import Callback
+
+    from lightning_distill.student import StudentModule
+
+    class Timing(Callback):
+        """A step is from the end of the one before, so that fetching its batch counts."""
+
+        def on_train_start(self, *args: Any) -> None:
+            clock.start()
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            clock.stop()
+            clock.start()
+
+    module = StudentModule(
+        work.student,
+        work.vocabulary,
+        teachers,
+        objective,
+        transfer,
+        lambda groups: torch.optim.AdamW(groups, lr=1e-4, fused=True),
+        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+    )
+    trainer = _trainer(max_steps=work.steps + WARM_UP, gradient_clip_val=1.0, callbacks=[Timing()])
+    trainer.fit(module, torch.utils.data.DataLoader(dataset, work.sequences))
+
+
+def _trainer(**settings: Any) -> Any:
+    import lightning as L
+
+    return L.Trainer(
+        accelerator=DEVICE if CUDA else "cpu",
+        devices=1,
+        precision="bf16-mixed" if CUDA else "32-true",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **settings,
+    )
 
 
 def cross_entropy(work: Workload, clock: Clock) -> None:
@@ -301,9 +373,14 @@ def memory(peak: bool) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+FROM_CACHE = (cached_topk, cached_sampled, cached_hybrid, cached_hidden)
+WITHOUT_TEACHER = {f.__name__ for f in (cross_entropy, labels_alone, *FROM_CACHE)}
 CONTENDERS = {
     f.__name__: f
-    for f in (ours, unfused, cross_entropy, tutorial, trl, loss_alone, unfused_loss_alone)
+    for f in (
+        *(ours, unfused, cross_entropy, tutorial, trl, loss_alone, unfused_loss_alone),
+        *(labels_alone, *FROM_CACHE),
+    )
 }
 
 
@@ -320,7 +397,7 @@ def main() -> None:
         print(json.dumps({"rate": matrix_rate()}))
         return
     work = Workload(args.vocabulary, args.length, args.sequences, args.steps)
-    flops = work.step_flops(with_teacher=args.contender != "cross_entropy")
+    flops = work.step_flops(with_teacher=args.contender not in WITHOUT_TEACHER)
     clock = Clock()
     before = memory(peak=False)
     reset_peak()

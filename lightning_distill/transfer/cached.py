@@ -45,7 +45,8 @@ class Cached(Online):
     stored: `topk` (the `k` largest probabilities; all others count as one), `sampled` (`draws`
     tokens drawn from the teacher), `hybrid` (the `k` largest, and `draws` of the others) or
     `hidden` (the last hidden states, from which everything follows).
-    temperatures: at which draws are unbiased; 1 is always among them. bits: 8 or 16 a value.
+    temperatures: at which draws are unbiased; 1 is always among them. bits: 8 or 16 a value; for
+    hidden states also 32.
     cache: the folder of an artifact to use, instead of the one that these settings ask for.
     """
 
@@ -68,8 +69,8 @@ class Cached(Online):
             raise ConfigError(f"transfer.temperatures={temperatures} must be a list, as in [1, 2].")
         for temperature in temperatures:
             require("transfer.temperatures", temperature, 1e-3)
-        if bits not in (8, 16):
-            raise ConfigError(f"transfer.bits={bits} must be 8 or 16.")
+        if bits not in (8, 16) and not (stored == "hidden" and bits == 32):
+            raise ConfigError(f"transfer.bits={bits} must be 8 or 16, or 32 for hidden states.")
         every = sorted({1.0, *map(float, temperatures)})
         given = {"k": k, "draws": draws, "temperatures": every}
         self.settings: dict[str, Any] = {name: given[name] for name in STORED[stored]}

@@ -21,7 +21,8 @@ from lightning_distill.models.head import Head, Predictions
 
 @dataclass(frozen=True)
 class Hidden:
-    """States of each teacher as whole numbers of `bits`, each position at a scale of its own."""
+    """States of each teacher: as they are in 32 bits, or as whole numbers of 16 or 8 bits, each
+    position at a scale of its own."""
 
     heads: Sequence[Head]
     bits: int
@@ -29,7 +30,8 @@ class Hidden:
 
     @property
     def bytes_per_token(self) -> int:
-        return sum(head.linear.in_features * self.bits // 8 + 4 for head in self.heads)
+        scale = 4 if self.bits < 32 else 0
+        return sum(head.linear.in_features * self.bits // 8 + scale for head in self.heads)
 
     def encode(self, said: Sequence[Predictions], uniform: Tensor) -> dict[str, Tensor]:
         """Of each teacher [N, D]; nothing is drawn. Fields [N, ...]."""
@@ -37,6 +39,9 @@ class Hidden:
         fields = {}
         for i, one in enumerate(said):
             states = one.states.float()
+            if self.bits == 32:
+                fields[f"states_{i}"] = states
+                continue
             scale = states.abs().amax(-1).clamp(min=1e-30) / most
             codes = (states / scale[:, None]).round()
             fields[f"states_{i}"] = codes.to(torch.int8 if self.bits == 8 else torch.int16)
@@ -47,9 +52,10 @@ class Hidden:
         """What `encode` has made, of any leading shape."""
         found = []
         for i, head in enumerate(self.heads):
-            scale = fields[f"scale_{i}"]
-            head.linear.to(scale.device)
-            states = fields[f"states_{i}"] * scale[..., None]
+            states = fields[f"states_{i}"]
+            if self.bits < 32:
+                states = states * fields[f"scale_{i}"][..., None]
+            head.linear.to(states.device)
             found.append(Predictions(states.to(head.linear.weight.dtype), head, self.vocab_size))
         return found
 
