@@ -21,6 +21,7 @@ from lightning_distill.transfer import shards
 
 log = logging.getLogger(__name__)
 
+TRIAL = 4  # blocks that are labelled to tell how long the rest will take
 HELD_OUT = 32  # validation blocks on which stored and true predictions are compared
 
 
@@ -85,7 +86,7 @@ class Labeller(L.LightningModule):
                 f"{decimal(free)} left. Free some, set another paths.outputs, or keep less a "
                 "token: transfer.k, transfer.draws, transfer.bits."
             )
-        batches = shards.Batches(self.blocks, [self.ranges[self.missing[0]]], self.batch_size)
+        batches = shards.Batches(self.blocks, [self.ranges[self.missing[0]]], TRIAL)
         batch = self.trainer.strategy.batch_to_device(next(iter(batches)))
         self.label(batch)  # the first time of everything is slow
         start = time.perf_counter()

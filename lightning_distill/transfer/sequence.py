@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -22,6 +23,7 @@ from lightning_distill.data.packing import Blocks
 from lightning_distill.losses import Objective
 from lightning_distill.settings import require
 from lightning_distill.teacher import Teacher
+from lightning_distill.transfer import vllm
 from lightning_distill.transfer.online import Online
 from lightning_distill.transfer.writing import GENERATED, Sampling, prompts, seed_of, show, write
 
@@ -121,6 +123,7 @@ class Sequence(Online):
             "data.sequence_length": blocks.sequence_length,
             "data.isolate_documents": blocks.isolate_documents,
             "transfer.num_blocks": len(source),
+            "written by": "vllm" if vllm.usable() else "transformers",
             **asdict(plan),
         }
         make = partial(_make, teacher, source, plan, make_trainer)
@@ -164,10 +167,21 @@ class Writer(L.LightningModule):
         self, teacher: Teacher, source: Dataset[dict[str, Any]], plan: Plan, folder: Path
     ) -> None:
         super().__init__()
-        self.teachers: Any = nn.ModuleList(teacher.frozen())
+        self.teachers: Any = nn.ModuleList()
         self.tokenizer: PreTrainedTokenizerBase = teacher.data.tokenizer
         self.source: Any = source
         self.plan, self.folder = plan, folder
+        if vllm.usable():
+            self.scratch = TemporaryDirectory()  # gone with this object
+            places = [Path(self.scratch.name) / str(i) for i in range(len(teacher.load))]
+            self.writers: list[Any] = [
+                vllm.VLLM(model, self.tokenizer, plan.length, place)
+                for model, place in zip(teacher.models, places, strict=True)
+            ]
+            teacher.release()
+        else:
+            self.teachers.extend(teacher.frozen())
+            self.writers = [partial(write, one.model, self.tokenizer) for one in self.teachers]
 
     def predict_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -210,9 +224,11 @@ class Writer(L.LightningModule):
         return prompts(default_collate(rows), self.plan.prompt_length)
 
     def write(self, beginnings: list[torch.Tensor], length: int, number: int) -> list[list[int]]:
-        model = self.teachers[number % len(self.teachers)].model
-        seed = seed_of(self.plan.seed, number)
-        return write(model, self.tokenizer, beginnings, length, self.plan.sampling, seed)
+        writer = self.writers[number % len(self.writers)]
+        found: list[list[int]] = writer(
+            beginnings, length, self.plan.sampling, seed_of(self.plan.seed, number)
+        )
+        return found
 
 
 def _make(
