@@ -173,8 +173,3 @@ def as_bytes(numbers: Tensor, size: int) -> Tensor:
 
 def from_bytes(fields: Tensor) -> Tensor:
     return torch.stack([x.long() << 8 * i for i, x in enumerate(fields.unbind(-1))]).sum(0)
-
-
-def with_one(temperatures: Sequence[float]) -> tuple[float, ...]:
-    """Every temperature once, in rising order, with 1, at which the divergence is reported."""
-    return tuple(sorted({1.0, *map(float, temperatures)}))
