@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_distill import ConfigError
 
-UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.ENOTDIR)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR)
 
 # In a wheel the configs lie inside the package, in a checkout beside it.
 HERE = Path(__file__).resolve().parent
