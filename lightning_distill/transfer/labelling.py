@@ -55,6 +55,8 @@ class Labeller(L.LightningModule):
         folder: Path,
     ) -> None:
         super().__init__()
+        # Of the shards that are not there yet, a device may have none.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.teachers: Any = nn.ModuleList(teachers)
         self.layout, self.blocks, self.folder = layout, blocks, folder
         self.validation, self.batch_size = validation, batch_size
@@ -78,7 +80,7 @@ class Labeller(L.LightningModule):
         if not self.missing:
             return
         tokens = sum(len(self.ranges[n]) for n in self.missing) * self.blocks.sequence_length
-        size = tokens * self.layout.bytes_per_token
+        size = tokens * self.layout.bytes_per_token * self.trainer.world_size
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise ConfigError(
@@ -95,7 +97,7 @@ class Labeller(L.LightningModule):
         log.info(
             "the teacher labels %s tokens: %s, %s bytes a token, about %.0f seconds",
             f"{tokens * self.trainer.world_size:,}",
-            decimal(size * self.trainer.world_size),
+            decimal(size),
             self.layout.bytes_per_token,
             seconds,
         )
