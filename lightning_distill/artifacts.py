@@ -64,7 +64,7 @@ class Store:
     def find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
         """The artifact if it exists and is undamaged."""
         folder = self.folder(kind, made_from)
-        return None if _damage(folder) else Artifact(folder, folder.name, 0.0)
+        return None if damage(folder) else Artifact(folder, folder.name, 0.0)
 
     def get(
         self,
@@ -124,7 +124,7 @@ def write_whole(file: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
-def _damage(folder: Path) -> list[str]:
+def damage(folder: Path) -> list[str]:
     """The files that are not what the manifest says; the manifest itself if it is not readable."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"].items()
@@ -142,15 +142,17 @@ def _matches(file: Path, digest: str) -> bool:
 
 def _set_aside(folder: Path, partial: Path) -> None:
     """Makes an unfinished artifact of a damaged one, so that only what is damaged is made again."""
-    damage = _damage(folder)
-    log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damage))
-    if MANIFEST in damage:  # then nothing says which of the other files are whole
+    damaged = damage(folder)
+    log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damaged))
+    if MANIFEST in damaged:  # then nothing says which of the other files are whole
         shutil.rmtree(folder)
         return
     shutil.rmtree(partial, ignore_errors=True)
+    # Before the folder is renamed: whoever goes on from an unfinished one takes it for whole.
+    for name in damaged:
+        (folder / name).unlink(missing_ok=True)
     os.replace(folder, partial)
-    for name in [MANIFEST, *damage]:
-        (partial / name).unlink(missing_ok=True)
+    (partial / MANIFEST).unlink()
 
 
 def _write_manifest(

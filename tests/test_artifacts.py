@@ -86,6 +86,29 @@ def test_a_damaged_one_is_made_again(tmp_path, made, damage):
     assert made() == ["made", "made"]
 
 
+def test_one_that_was_being_set_aside_by_a_killed_process_is_not_taken_for_whole(
+    tmp_path, monkeypatch
+):
+    store = Store(tmp_path)
+    folder = store.get("teacher", MADE_FROM, write).folder
+    (folder / "weights").write_text("1 2 4")
+
+    def go_on(folder: Path) -> None:
+        if not (folder / "weights").exists():
+            write(folder)
+
+    def rename_and_die(source, target):
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", rename_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        store.get("teacher", MADE_FROM, go_on)
+    monkeypatch.undo()
+    assert (store.get("teacher", MADE_FROM, go_on).folder / "weights").read_text() == "1 2 3"
+
+
 def test_a_failure_leaves_nothing_that_counts(tmp_path):
     def fail(folder: Path) -> None:
         (folder / "weights").write_text("half")

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_distill import ConfigError
-from lightning_distill.artifacts import MANIFEST, Store
+from lightning_distill.artifacts import MANIFEST, Store, damage
 from lightning_distill.data import DataModule
 from lightning_distill.errors import nearest
 from lightning_distill.losses import Objective
@@ -29,6 +30,8 @@ from lightning_distill.transfer.shards import Labelled
 from lightning_distill.transfer.stored import Listed
 
 log = logging.getLogger(__name__)
+
+KIND = "predictions"  # of artifact
 
 # What is stored a token, and the settings that each of them has.
 STORED = {
@@ -65,7 +68,7 @@ class Cached(Online):
         super().__init__(num_blocks)
         if stored not in STORED:
             raise nearest("transfer.stored", stored, STORED)
-        if isinstance(temperatures, str | float | int):
+        if isinstance(temperatures, str) or not isinstance(temperatures, Sequence):
             raise ConfigError(f"transfer.temperatures={temperatures} must be a list, as in [1, 2].")
         for temperature in temperatures:
             require("transfer.temperatures", temperature, 1e-3)
@@ -76,10 +79,8 @@ class Cached(Online):
         self.settings: dict[str, Any] = {name: given[name] for name in STORED[stored]}
         self.settings |= {"stored": stored, "bits": bits}
         self.path = Path(cache).expanduser() if cache else None
-        if self.path and not (self.path / MANIFEST).exists():
-            raise ConfigError(f"transfer.cache={cache} is not the folder of a finished cache.")
         if self.path:
-            self.settings = _manifest(self.path)["made_from"]["stored"]
+            self.settings = _made_from(self.path)["stored"]
         self.folder: Path | None = None
 
     def check(
@@ -93,11 +94,7 @@ class Cached(Online):
             raise ConfigError(f"{said} is more than the vocabulary has tokens, {count}.")
         if not objective.needs_teacher:
             return
-        if teacher_data is not data:
-            raise ConfigError(
-                "transfer=cached needs a teacher with the student's tokenizer. Choose "
-                "transfer=online."
-            )
+        _refuse_other_tokens(data, teacher_data)
         for name, term in objective.inside.items():
             raise ConfigError(
                 f"loss.{name}.weight={term.weight:g} looks inside the teacher, of which a cache "
@@ -135,23 +132,24 @@ class Cached(Online):
         folder: Path,
     ) -> float:
         """Has the transfer set labelled, unless it is; the seconds that this took now."""
+        _refuse_other_tokens(data, teacher.data)  # not yet refused for stage=transfer, loss.alpha=0
         blocks = data.blocks("train")
         count = self.count(blocks)
-        made_from = {
-            "teacher": teacher.hash,
-            "text and tokenizer": data.artifact.key,
+        made_from = {  # what a user can type comes first, and is named first where it differs
             "data.sequence_length": data.sequence_length,
             "data.isolate_documents": data.isolate_documents,
+            "text and tokenizer": data.artifact.key,
             "transfer.num_blocks": count,
+            "teacher": teacher.hash,
             "stored": self.settings,
         }
         seconds = 0.0
         if self.path:
-            self._refuse_another(made_from)
+            _refuse_another(self.path, made_from)
             self.folder = self.path
         else:
             make = partial(self._make, data, teacher, make_trainer, count)
-            artifact = store.get("predictions", made_from, make)
+            artifact = store.get(KIND, made_from, make)
             self.folder, seconds = artifact.folder, artifact.seconds
         content = _manifest(self.folder)["content"]
         log.info(
@@ -231,15 +229,36 @@ class Cached(Online):
             weights=tuple(weights),
         )
 
-    def _refuse_another(self, ours: dict[str, Any]) -> None:
-        assert self.path
-        theirs = _manifest(self.path)["made_from"]
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise ConfigError(
-                    f"transfer.cache={self.path} was made from another {name}: {theirs[name]}; "
-                    f"this run's is {value}. Leave transfer.cache out to have its own made."
-                )
+
+def _refuse_other_tokens(data: DataModule, teacher_data: DataModule) -> None:
+    if teacher_data is not data:
+        raise ConfigError(
+            "transfer=cached needs a teacher with the student's tokenizer. Choose transfer=online."
+        )
+
+
+def _refuse_another(cache: Path, ours: dict[str, Any]) -> None:
+    """Raises ConfigError where a cache that the user names is not this run's, or not whole."""
+    theirs = _made_from(cache)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ConfigError(
+                f"transfer.cache={cache} was made from another {name}: {theirs[name]}; "
+                f"this run's is {value}. Leave transfer.cache out to have its own made."
+            )
+    if damaged := damage(cache):
+        raise ConfigError(
+            f"transfer.cache={cache} is damaged ({', '.join(damaged)}). Leave transfer.cache out "
+            "to have it made again."
+        )
+
+
+def _made_from(cache: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, KeyError):
+        manifest = _manifest(cache)
+        if manifest["kind"] == KIND:
+            return dict(manifest["made_from"])
+    raise ConfigError(f"transfer.cache={cache} is not the folder of a finished cache.")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
