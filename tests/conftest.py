@@ -1,13 +1,17 @@
+import io
 import json
+import logging
 import os
 import random
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_distill import app
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.data.text import Text
@@ -89,6 +93,35 @@ def command(text_file, tmp_path_factory):
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == expect, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_process(text_file, tmp_path_factory):
+    """Runs the command like `command`, in this process, which has imported everything already."""
+
+    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        pretrained = [role for role in ("teacher", "student") if f"{role}=pretrained" in overrides]
+        without = [f"{role}.hidden_size" for role in pretrained]
+        own = [o for o in TINY if o.split("=")[0] not in without]
+        settings = [*own, "logger=none", f"data.path={text_file}", *overrides]
+        handlers = logging.getLogger().handlers
+        before = list(handlers)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(tmp_path_factory.mktemp("cwd"))
+            patch.setenv("HYDRA_FULL_ERROR", "0")
+            patch.setattr(sys, "argv", ["lightning-distill", *settings])
+            try:
+                app.main()
+            except SystemExit as stop:
+                code = stop.code
+            finally:
+                handlers[:] = before  # Hydra's hold this run's output
+        done = subprocess.CompletedProcess(settings, code, out.getvalue(), err.getvalue())
+        assert code == expect, done.stdout + done.stderr
         return done
 
     return run

@@ -1,0 +1,233 @@
+"""The teacher's pass over the transfer set: killed, cut short of room, and on two devices."""
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import lightning as L
+import pytest
+from conftest import TINY
+
+from lightning_distill import ConfigError, app
+from lightning_distill.models import Frozen, sizes
+from lightning_distill.transfer import labelling, shards
+from lightning_distill.transfer.labelling import Labeller
+from lightning_distill.transfer.stored import Listed
+
+
+def contents(folder):
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+@pytest.fixture
+def label(make_data, monkeypatch):
+    """Labels the text's first 64 blocks into a folder of 16 shards."""
+    monkeypatch.setattr(shards, "SHARD_TOKENS", (128, 2**20))
+    data = make_data()
+    teacher = Frozen(sizes.build(32, 2, 2, 64, data.tokenizer), len(data.tokenizer))
+    layout = Listed("hybrid", 4, 4, (1.0, 2.0), 16, len(data.tokenizer))
+
+    def run(folder):
+        folder.mkdir(exist_ok=True)
+        train, validation = data.blocks("train"), data.blocks("validation")
+        labeller = Labeller([teacher], layout, train, 64, validation, 3, folder)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.predict(labeller, return_predictions=False)
+        return float(labeller.held_out_kl.compute())
+
+    return run
+
+
+def test_missing_shards_alone_are_made_and_are_the_same_again(label, tmp_path):
+    kl = label(tmp_path / "cache")
+    before = contents(tmp_path / "cache")
+    assert len(before) == 16
+    files = {f: f.stat() for f in (tmp_path / "cache").iterdir()}
+    missing = [shards.shard_file(tmp_path / "cache", n) for n in (0, 7, 8, 15)]
+    for file in missing:
+        file.unlink()
+    for _ in range(2):  # then none is missing
+        assert label(tmp_path / "cache") == kl
+        assert contents(tmp_path / "cache") == before
+    for file in files.keys() - set(missing):
+        assert file.stat().st_mtime_ns == files[file].st_mtime_ns
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(label, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**6, 10**6 - 10_000, 10_000)
+    monkeypatch.setattr(labelling.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"predictions take 94\.2 kB, and .*cache has 10\.0 kB"):
+        label(tmp_path / "cache")
+    assert contents(tmp_path / "cache") == {}
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_shard(in_process, tmp_path):
+    """The limit to a file's size stands for the disk: the first shard takes 1.2 MB."""
+    same = ("stage=transfer", "transfer=cached", f"paths.outputs={tmp_path}")
+    in_process("stage=teacher", f"paths.outputs={tmp_path}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        said = in_process(*same, expect=2).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (left,) = tmp_path.glob("artifacts/predictions/*.partial")
+    assert f"File too large: {left / 'shard-00000.safetensors'}" in said
+    assert len(said.strip().splitlines()) == 1
+    assert contents(left) == {}
+    in_process(*same)
+    assert len(list(tmp_path.glob("artifacts/predictions/*/shard-*"))) == 2
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+import lightning as L, torch
+from lightning_distill.artifacts import Store
+from lightning_distill.data import DataModule
+from lightning_distill.data.text import Text
+from lightning_distill.models import Frozen, sizes
+from lightning_distill.transfer import shards
+from lightning_distill.transfer.labelling import Labeller
+from lightning_distill.transfer.stored import Listed
+
+devices, text, outputs, folder = int(sys.argv[1]), *sys.argv[2:4], Path(sys.argv[4])
+shards.SHARD_TOKENS = 128, 2**20
+torch.set_num_threads(1)
+data = DataModule(Text, 32, 4, 300, False, path=text)
+data.prepare(Store(outputs), None)
+torch.manual_seed(1)
+V = len(data.tokenizer)
+labeller = Labeller(
+    [Frozen(sizes.build(32, 2, 2, 64, data.tokenizer), V)],
+    Listed("hybrid", 4, 4, (1.0, 2.0), 16, V),
+    data.blocks("train"), 58, data.blocks("validation"), 3, folder,
+)
+trainer = L.Trainer(
+    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
+    logger=False, enable_progress_bar=False, enable_model_summary=False,
+    enable_checkpointing=False, use_distributed_sampler=False,
+)
+trainer.predict(labeller, return_predictions=False)
+kl = float(labeller.held_out_kl.compute())
+if trainer.is_global_zero:
+    print("KL", kl)
+if devices > 1:  # else gloo's threads may outlive the interpreter, which aborts
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_write_the_shards_of_one(text_file, tmp_path):
+    """15 shards, 8 for the one and 7 for the other; then none for the other."""
+    (tmp_path / "label.py").write_text(TWO_DEVICES)
+
+    def label(devices, folder):
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "label.py", str(devices), text_file, tmp_path / "outputs", folder],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return contents(folder), next(x for x in done.stdout.splitlines() if x.startswith("KL"))
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone, kl = label(1, one)
+    assert len(alone) == 15
+    assert label(2, two) == (alone, kl)
+    for number in (2, 4):
+        shards.shard_file(two, number).unlink()
+    assert label(2, two) == (alone, kl)
+
+
+def run_command(cwd: Path, settings: list[str]) -> None:
+    """In a process of its own; one block a shard, 271 of the tests' text."""
+    os.chdir(cwd)
+    sys.stdout = sys.stderr = (cwd / "said.txt").open("a")
+    sys.argv = ["lightning-distill", *settings]
+    shards.SHARD_TOKENS = 32, 32
+    app.main()
+
+
+@pytest.fixture(scope="module")
+def start(text_file, tmp_path_factory):
+    """Starts `stage=transfer` on a copy of the outputs that hold the teacher.
+
+    Returns the process and those outputs.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning_distill.pipeline", "lightning_distill.transfer"])
+    settings = [*TINY, f"data.path={text_file}", "logger=none", "transfer=cached"]
+
+    def run(outputs, stage="transfer"):
+        cwd = tmp_path_factory.mktemp("cwd")
+        own = [*settings, f"paths.outputs={outputs}", f"stage={stage}"]
+        process = context.Process(target=run_command, args=(cwd, own))
+        process.start()
+        return process
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    """Outputs with a teacher, and the cache that it makes when it is left in peace."""
+    outputs = tmp_path_factory.mktemp("undisturbed")
+    process = start(outputs, "teacher")
+    process.join()
+    with_teacher = tmp_path_factory.mktemp("outputs") / "with_teacher"
+    shutil.copytree(outputs, with_teacher)
+    process = start(outputs)
+    process.join()
+    assert process.exitcode == 0
+    (cache,) = outputs.glob("artifacts/predictions/*/manifest.json")
+    return with_teacher, contents(cache.parent)
+
+
+def shards_there(outputs):
+    return len(list(outputs.glob("artifacts/predictions/*.partial/shard-*.safetensors")))
+
+
+def kill_after(count, process, outputs):
+    """As soon as so many shards are there."""
+    while process.is_alive() and shards_there(outputs) < count:
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    assert count <= shards_there(outputs)
+
+
+def check_killed(start, undisturbed, outputs, moments):
+    with_teacher, expected = undisturbed
+    shutil.copytree(with_teacher, outputs)
+    for moment in moments:
+        kill_after(moment, start(outputs), outputs)
+        assert not list(outputs.glob("artifacts/predictions/*/manifest.json"))
+    last = start(outputs)
+    last.join()
+    assert last.exitcode == 0
+    (cache,) = outputs.glob("artifacts/predictions/*/manifest.json")
+    assert contents(cache.parent) == expected
+
+
+def test_labelling_that_was_killed_twice_ends_at_the_same_bytes(start, undisturbed, tmp_path):
+    assert len(undisturbed[1]) == 272
+    check_killed(start, undisturbed, tmp_path / "outputs", [20, 160])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(240), 10)))
+def test_killed_at_any_moment_it_ends_at_the_same_bytes(start, undisturbed, tmp_path, moment):
+    check_killed(start, undisturbed, tmp_path / "outputs", [moment])

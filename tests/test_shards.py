@@ -1,0 +1,59 @@
+"""Shards of predictions, and the blocks that they belong to."""
+
+import pickle
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_distill import ConfigError
+from lightning_distill.transfer import shards
+from lightning_distill.transfer.shards import Labelled, checksum, ranges, shard_file, write_shard
+
+
+@given(st.integers(1, 10**6), st.integers(2, 10**5))
+def test_every_block_is_in_one_shard_and_no_shard_is_too_large(num_blocks, sequence_length):
+    found = ranges(num_blocks, sequence_length)
+    assert [found[0].start, found[-1].stop] == [0, num_blocks]
+    assert all(a.stop == b.start for a, b in pairwise(found))
+    assert all(0 < len(shard) * sequence_length <= shards.SHARD_TOKENS[1] for shard in found)
+
+
+@pytest.fixture
+def labelled(make_data, tmp_path, monkeypatch):
+    """The first 30 blocks in shards of 8, each position labelled with its place in the text."""
+    monkeypatch.setattr(shards, "SHARD_TOKENS", (256, 256))
+    blocks = make_data().blocks("train")
+    for number, shard in enumerate(ranges(30, 32)):
+        places = torch.stack([32 * i + torch.arange(32) for i in shard])
+        sums = torch.stack([checksum(blocks[i]) for i in shard])
+        write_shard(shard_file(tmp_path, number), [{"place": places, "checksum": sums}])
+    return Labelled(blocks, 30, tmp_path)
+
+
+def test_every_block_comes_with_its_own_labels(labelled):
+    assert len(labelled) == 30
+    for i in (29, 0, 8, 7, 15, 16):
+        assert torch.equal(labelled[i]["stored"]["place"], 32 * i + torch.arange(32))
+        assert torch.equal(labelled[i]["input_ids"], labelled.blocks[i]["input_ids"])
+
+
+def test_another_process_opens_its_own_files(labelled):
+    labelled[3]
+    copy = pickle.loads(pickle.dumps(labelled))
+    assert torch.equal(copy[3]["stored"]["place"], labelled[3]["stored"]["place"])
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_labels_of_other_tokens_are_refused(labelled, make_data, split):
+    other = Labelled(make_data().blocks(split), 18, labelled.folder)
+    with pytest.raises(ConfigError, match=r"shard-00001\.safetensors holds the predictions for"):
+        other[9]
+
+
+def test_labels_of_other_positions_are_refused(labelled, make_data):
+    other = Labelled(make_data(isolate_documents=True).blocks("train"), 30, labelled.folder)
+    with pytest.raises(ConfigError, match="shard-00000"):
+        [other[i] for i in range(8)]
