@@ -1,23 +1,18 @@
 """The teacher writes the transfer set: sequence-level distillation (Kim and Rush 2016)."""
 
-import json
 import logging
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store, write_whole
+from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.data.packing import Blocks
 from lightning_distill.losses import Objective
@@ -25,29 +20,12 @@ from lightning_distill.settings import require
 from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
 from lightning_distill.transfer.online import Online
-from lightning_distill.transfer.writing import GENERATED, Sampling, prompts, seed_of, show, write
+from lightning_distill.transfer.writer import Plan, lines_of, write_all
+from lightning_distill.transfer.writing import GENERATED, Sampling, show
 
 log = logging.getLogger(__name__)
 
 SHOWN = 100  # sequences to read in the run's folder
-TRIAL = 8  # tokens that are written to tell how long the rest will take
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is written: everything that decides it but teacher and prompts."""
-
-    num_sequences: int
-    prompt_length: int
-    length: int
-    sampling: Sampling
-    seed: int
-    batch_size: int
-
-    @property
-    def batches(self) -> list[range]:
-        starts = range(0, self.num_sequences, self.batch_size)
-        return [range(i, min(i + self.batch_size, self.num_sequences)) for i in starts]
 
 
 class Sequence(Online):
@@ -126,9 +104,9 @@ class Sequence(Online):
             "written by": "vllm" if vllm.usable() else "transformers",
             **asdict(plan),
         }
-        make = partial(_make, teacher, source, plan, make_trainer)
+        make = partial(write_all, teacher, source, plan, make_trainer)
         artifact = store.get("text", made_from, make)
-        lines = list(_lines(artifact.folder))
+        lines = list(lines_of(artifact.folder))
         new = sum(len(line["ids"]) for line in lines)
         reused = "" if artifact.seconds else " (reused)"
         log.info("text: %s%s; %s sequences, %s tokens", artifact.folder, reused, len(lines), new)
@@ -154,110 +132,6 @@ def refuse_longer(prompt_length: int, data: DataModule) -> None:
             f"transfer.prompt_length={prompt_length} must be less than "
             f"data.sequence_length={data.sequence_length}."
         )
-
-
-class Writer(L.LightningModule):
-    """Writes the files that are not there yet, one a batch; `trainer.predict` drives it.
-
-    Each device writes files of its own, the same ones whoever wrote the others. Of several
-    teachers, each writes every so many-th batch.
-    """
-
-    def __init__(
-        self, teacher: Teacher, source: Dataset[dict[str, Any]], plan: Plan, folder: Path
-    ) -> None:
-        super().__init__()
-        self.teachers: Any = nn.ModuleList()
-        self.tokenizer: PreTrainedTokenizerBase = teacher.data.tokenizer
-        self.source: Any = source
-        self.plan, self.folder = plan, folder
-        if vllm.usable():
-            self.scratch = TemporaryDirectory()  # gone with this object
-            places = [Path(self.scratch.name) / str(i) for i in range(len(teacher.load))]
-            self.writers: list[Any] = [
-                vllm.VLLM(model, self.tokenizer, plan.length, place)
-                for model, place in zip(teacher.models, places, strict=True)
-            ]
-            teacher.release()
-        else:
-            self.teachers.extend(teacher.frozen())
-            self.writers = [partial(write, one.model, self.tokenizer) for one in self.teachers]
-
-    def predict_dataloader(self) -> DataLoader:
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        numbers = range(rank, len(self.plan.batches), world)
-        self.missing = [n for n in numbers if not _file(self.folder, n).exists()]
-        return DataLoader(self.missing, batch_size=None)  # type: ignore[arg-type]
-
-    def on_predict_start(self) -> None:
-        """Says what it will take."""
-        if not self.missing:
-            return
-        beginnings = self.prompts(self.missing[0])
-        length = max(map(len, beginnings)) + TRIAL
-        start = time.perf_counter()
-        self.write(beginnings, length, 0)
-        seconds = (time.perf_counter() - start) / TRIAL * (self.plan.length - length + TRIAL)
-        log.info(
-            "the teacher writes %s sequences of up to %s tokens: about %.0f seconds",
-            f"{sum(len(self.plan.batches[n]) for n in self.missing) * self.trainer.world_size:,}",
-            self.plan.length,
-            seconds * len(self.missing),
-        )
-
-    def predict_step(self, number: int, _: int) -> None:
-        beginnings = self.prompts(number)
-        found = self.write(beginnings, self.plan.length, number)
-        lines = []
-        for own, new in zip(beginnings, found, strict=True):
-            prompt, text = self.tokenizer.decode(own), self.tokenizer.decode(new, True)
-            lines.append({"prompt": prompt, "text": text, "prompt_ids": own.tolist(), "ids": new})
-        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_whole(_file(self.folder, number), data.encode())
-
-    def on_predict_end(self) -> None:
-        self.trainer.strategy.barrier("written")
-
-    def prompts(self, number: int) -> list[torch.Tensor]:
-        count = len(self.source)
-        rows = [self.source[i % count] for i in self.plan.batches[number]]
-        return prompts(default_collate(rows), self.plan.prompt_length)
-
-    def write(self, beginnings: list[torch.Tensor], length: int, number: int) -> list[list[int]]:
-        writer = self.writers[number % len(self.writers)]
-        found: list[list[int]] = writer(
-            beginnings, length, self.plan.sampling, seed_of(self.plan.seed, number)
-        )
-        return found
-
-
-def _make(
-    teacher: Teacher,
-    source: Dataset[dict[str, Any]],
-    plan: Plan,
-    make_trainer: Callable[..., L.Trainer],
-    folder: Path,
-) -> None:
-    most = teacher.positions
-    if most and plan.length - 1 > most:
-        raise ConfigError(
-            f"transfer.length={plan.length} is longer than the {most} positions "
-            "(max_position_embeddings) of the teacher and the token behind them."
-        )
-    trainer = make_trainer("the teacher's text")
-    trainer.predict(Writer(teacher, source, plan, folder), return_predictions=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"text-{number:05d}.jsonl"
-
-
-def _lines(folder: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(folder.glob("text-*.jsonl")):
-        with file.open() as stream:
-            yield from map(json.loads, stream)
 
 
 def _packed(lines: list[dict[str, Any]], data: DataModule, theirs: DataModule) -> Blocks:
