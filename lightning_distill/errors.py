@@ -79,10 +79,10 @@ def _no_such_option(error: MissingConfigException) -> str:
 
 
 def _no_such_key(error: BaseException, key: str) -> str:
-    known = dict(_all_keys())
-    if choice := known.get(key):
-        return f"{key} is a setting of {choice}; choose that for every job."
-    near = difflib.get_close_matches(key, known, 1, 0.6)
+    known = list(_all_keys())
+    if choices := sorted({choice for name, choice in known if name == key and choice}):
+        return f"{key} is a setting of {' or '.join(choices)}; choose that for every job."
+    near = difflib.get_close_matches(key, dict(known), 1, 0.6)
     hint = f" Did you mean {near[0]}?" if near else " `lightning-distill --cfg job` shows all."
     return f"There is no setting {key}.{hint}"
 
