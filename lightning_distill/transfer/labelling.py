@@ -15,7 +15,6 @@ from torchmetrics import MeanMetric
 
 from lightning_distill import ConfigError
 from lightning_distill.data.packing import IGNORED, Blocks
-from lightning_distill.models import Frozen
 from lightning_distill.models.head import Predictions
 from lightning_distill.transfer import shards
 
@@ -42,15 +41,17 @@ class Labeller(L.LightningModule):
     """Writes the shards that are not there yet; `trainer.predict` drives it on any device.
 
     Each device writes shards of its own, the same ones whoever wrote the others.
+    validation: where stored and true predictions are compared; None for a teacher behind a server,
+    which does not know all of the true ones and is asked no more than once.
     """
 
     def __init__(
         self,
-        teachers: Sequence[Frozen],
+        teachers: Sequence[nn.Module],
         layout: Layout,
         blocks: Blocks,
         num_blocks: int,
-        validation: Blocks,
+        validation: Blocks | None,
         batch_size: int,
         folder: Path,
     ) -> None:
@@ -62,6 +63,7 @@ class Labeller(L.LightningModule):
         self.validation, self.batch_size = validation, batch_size
         self.ranges = shards.ranges(num_blocks, blocks.sequence_length)
         self.held_out_kl = MeanMetric()  # between stored and true predictions, in nats a token
+        self._first: dict[str, Tensor] | None = None  # of a served teacher's first batch
         self._done: list[dict[str, Tensor]] = []
 
     def predict_dataloader(self) -> list[shards.Batches]:
@@ -69,11 +71,11 @@ class Labeller(L.LightningModule):
         numbers = range(rank, len(self.ranges), world)
         self.missing = [n for n in numbers if not shards.shard_file(self.folder, n).exists()]
         own = [self.ranges[n] for n in self.missing]
-        held_out = range(min(HELD_OUT, len(self.validation)))
-        return [
-            shards.Batches(self.blocks, own, self.batch_size),
-            shards.Batches(self.validation, [held_out], self.batch_size),
-        ]
+        batches = [shards.Batches(self.blocks, own, self.batch_size)]
+        if self.validation is not None:
+            held_out = range(min(HELD_OUT, len(self.validation)))
+            batches.append(shards.Batches(self.validation, [held_out], self.batch_size))
+        return batches
 
     def on_predict_start(self) -> None:
         """Says what it will take, and refuses where the disk has no room for it."""
@@ -88,11 +90,15 @@ class Labeller(L.LightningModule):
                 f"{decimal(free)} left. Free some, set another paths.outputs, or keep less a "
                 "token: transfer.k, transfer.draws, transfer.bits."
             )
-        batches = shards.Batches(self.blocks, [self.ranges[self.missing[0]]], TRIAL)
+        served = self.validation is None
+        trial = self.batch_size if served else TRIAL
+        batches = shards.Batches(self.blocks, [self.ranges[self.missing[0]]], trial)
         batch = self.trainer.strategy.batch_to_device(next(iter(batches)))
-        self.label(batch)  # the first time of everything is slow
+        if not served:
+            self.label(batch)  # the first time of everything is slow
         start = time.perf_counter()
-        self.label(batch)
+        fields = self.label(batch)
+        self._first = fields if served else None
         seconds = (time.perf_counter() - start) / batch["input_ids"].numel() * tokens
         log.info(
             "the teacher labels %s tokens: %s, %s bytes a token, about %.0f seconds",
@@ -102,8 +108,8 @@ class Labeller(L.LightningModule):
             seconds,
         )
 
-    def predict_step(self, batch: dict[str, Tensor], _: int, dataloader_idx: int) -> None:
-        fields = self.label(batch)
+    def predict_step(self, batch: dict[str, Tensor], _: int, dataloader_idx: int = 0) -> None:
+        fields, self._first = self._first or self.label(batch), None
         if dataloader_idx:
             self._compare(batch, fields)
             return
