@@ -148,7 +148,7 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
     student = AutoModelForCausalLM.from_pretrained(weights) if weights.exists() else None
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
-        raise ConfigError(f"evaluate.run={folder} trained a teacher, which is no longer there.")
+        raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
     for role, scores in measure(cfg, data, job, student, teacher).items():
         if scores:  # a teacher that is gone takes nothing of what is known along
             results[role] = (results.get(role) or {}) | scores
@@ -204,6 +204,7 @@ def measure(
     loggers: list[Logger] | None = None,
 ) -> dict[str, Any]:
     """Scores on the test split, and samples to read, in the log and in samples.json."""
+    teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
     scores = evaluate(make_trainer(cfg, job.folder, "on the test split"), data, student, teacher)
     if student is None:
         return scores

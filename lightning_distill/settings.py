@@ -1,8 +1,10 @@
 """What can be said of the settings before anything is imported or made."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,6 +38,9 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
         )
     },
     "teacher.seed": (True, 0, True),
+    "teacher.timeout": (False, 0, False),
+    "teacher.retries": (True, 0, True),
+    "teacher.connections": (True, 1, True),
     "teacher.optimizer.lr": (False, 0, False),
     "optimizer.lr": (False, 0, False),
     "optimizer.weight_decay": (False, 0, True),
@@ -57,6 +62,8 @@ def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
+    if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
+        problems += [*_problems_of_server(cfg.teacher), *_problems_of_served(cfg)]
     if problems:
         raise ConfigError("; ".join(dict.fromkeys(problems)) + ".")
 
@@ -101,6 +108,60 @@ def _problems_of_start(cfg: DictConfig) -> Iterator[str]:
             "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
             "brings its own; choose a size, as in student=s, or student.initialize=random"
         )
+
+
+def _problems_of_server(teacher: DictConfig) -> Iterator[str]:
+    """Of where a served teacher is. What may hold a secret is not repeated."""
+    url = str(teacher.url)
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        parts, fits = urlsplit(""), False
+    if "@" in url:
+        yield (
+            "teacher.url holds a user or a password; put the key into the environment variable "
+            "that teacher.key_variable names"
+        )
+    elif not fits or re.search(r"[\s?#]", url):
+        shown = url.partition("?")[0]
+        yield f"teacher.url={shown} must be an address such as http://localhost:8000/v1"
+    elif parts.path.rstrip("/").endswith("/completions"):
+        yield f"teacher.url={url} must end before /completions, as in http://localhost:8000/v1"
+    if not isinstance(teacher.name, str) or not teacher.name:
+        yield f"teacher.name={teacher.name} must be a model of the server, by its name there"
+    variable = teacher.key_variable
+    if variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", str(variable)):
+        yield (
+            "teacher.key_variable must be the name of an environment variable, as in "
+            "OPENAI_API_KEY, and not the key itself"
+        )
+
+
+def _problems_of_served(cfg: DictConfig) -> Iterator[str]:
+    """Of what is asked of a served teacher, which tells its largest probabilities alone."""
+    only, transfer, loss = "with teacher=served", cfg.transfer, cfg.loss
+    if "stored" not in transfer:
+        yield f"{only} the text is labelled once: set transfer=cached transfer.stored=topk"
+    elif transfer.cache is None and transfer.stored != "topk":
+        yield f"transfer.stored={transfer.stored} {only}: set transfer.stored=topk"
+    if cfg.stage == "teacher":
+        yield f"stage=teacher {only} has nothing to train: set stage=transfer"
+    if cfg.teacher.max_steps != 0:
+        yield f"teacher.max_steps={cfg.teacher.max_steps} {only} must be 0: it is not trained here"
+    if cfg.teacher.get("members"):
+        yield f"teacher.members {only} must be null: one server is one teacher"
+    if cfg.student.initialize == "teacher_layers":
+        yield (
+            f"student.initialize=teacher_layers {only} has no layers to copy: set "
+            "student.initialize=random"
+        )
+    for term in ("hidden", "relations"):
+        weight = OmegaConf.select(cfg, f"loss.{term}.weight")
+        if weight:
+            yield f"loss.{term}.weight={weight} {only} has nothing to look into: set it to 0"
+    if loss.get("compares") == "logits" or not loss.get("shared_vocabulary", True):
+        yield f"this loss {only} lacks its logits: set loss=forward_kl"
 
 
 def _problems(cfg: DictConfig) -> list[str]:

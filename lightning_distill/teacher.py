@@ -21,6 +21,7 @@ from lightning_distill.dashboard import finish_loggers, start_loggers
 from lightning_distill.data import DataModule
 from lightning_distill.losses import LABELS_ALONE
 from lightning_distill.models import Frozen, pretrained
+from lightning_distill.models.served import Served
 from lightning_distill.results import Job
 from lightning_distill.settings import each_teacher
 from lightning_distill.training import LanguageModule, fit
@@ -60,6 +61,7 @@ class Teacher:
     hash: str  # of all that decides what they predict
     seconds: float  # of training, now; 0 where they were there already
     data: DataModule  # the text in their tokens
+    served: Served | None = None  # in the place of models
 
     @cached_property
     def models(self) -> list[PreTrainedModel]:
@@ -82,6 +84,8 @@ class Teacher:
 
 def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) -> Teacher:
     """The teacher; trained first if it is not there, once for all who ask for the same one."""
+    if "url" in cfg.teacher:
+        return _served(cfg, data)
 
     def obtain(one: DictConfig) -> Found:
         if not one.teacher.max_steps:
@@ -95,6 +99,8 @@ def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) ->
 
 def find_teacher(cfg: DictConfig, store: Store, data: DataModule) -> Teacher | None:
     """The teacher where it is there already; nothing is trained."""
+    if "url" in cfg.teacher:
+        return None
     found: list[Found] = []
     for one in each_teacher(cfg):
         if not one.teacher.max_steps:
@@ -148,6 +154,22 @@ def _as_it_is(cfg: DictConfig, data: DataModule) -> Found:
     models.check(cfg.teacher, outline, data.tokenizer, data.sequence_length)
     load = partial(models.build, cfg.teacher, data.tokenizer, data.sequence_length)
     return load, pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision), 0.0
+
+
+def _served(cfg: DictConfig, data: DataModule) -> Teacher:
+    """A teacher behind a server, which is not asked yet."""
+    if cfg.loss.temperature != 1:
+        log.warning(
+            "loss.temperature=%s: of a served teacher the largest probabilities are known, and at "
+            "other temperatures than 1 the rest counts as spread evenly, which is biased",
+            cfg.loss.temperature,
+        )
+    served: Served = instantiate(
+        models.architecture(cfg.teacher), tokenizer=data.tokenizer, k=cfg.transfer.k
+    )
+    log.info("teacher: %s at %s", served.name, served.server.url)
+    key = key_of({"url": served.server.url, "name": served.name})
+    return Teacher([], [1.0], key, 0.0, data, served)
 
 
 def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:

@@ -117,15 +117,26 @@ def tokenizers(
     if first is None or own is None or first.get_vocab() == own.get_vocab():
         return first, first
     if shared:
+        remedy = "Choose loss=universal, which needs no shared vocabulary."
+        if "url" in teachers[0]:
+            remedy = "Choose a student of its tokenizer, or of a size, as in student=s."
         raise ConfigError(
             f"teacher.name={teachers[0].name} ({len(first)} tokens) and student.name="
             f"{student.name} ({len(own)} tokens) have different vocabularies: the same id is not "
-            "the same text. Choose loss=universal, which needs no shared vocabulary."
+            f"the same text. {remedy}"
         )
     return first, own
 
 
 def _own_tokenizer(role: str, node: DictConfig) -> PreTrainedTokenizerBase:
+    if "url" in node:  # a teacher behind a server
+        name = node.name if node.tokenizer is None else node.tokenizer
+        try:
+            return load_tokenizer(name, None, False)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} Set teacher.tokenizer to a local folder or a name on the hub."
+            ) from error
     if node.name is None:
         raise ConfigError(
             f"{role}=pretrained needs {role}.name=<a local folder or a name on the hub>."

@@ -152,12 +152,13 @@ class Cached(Online):
             artifact = store.get(KIND, made_from, make)
             self.folder, seconds = artifact.folder, artifact.seconds
         content = _manifest(self.folder)["content"]
+        kl = content["kl"]  # None of a served teacher, whose true predictions are not known
         log.info(
-            "predictions: %s%s; %s bytes a token, KL(stored ‖ true) %.4f on held-out blocks",
+            "predictions: %s%s; %s bytes a token%s",
             self.folder,
             "" if seconds else " (reused)",
             content["bytes_per_token"],
-            content["kl"],
+            "" if kl is None else f", KL(stored ‖ true) {kl:.4f} on held-out blocks",
         )
         self.layout = self._layout(teacher.weights, len(data.tokenizer))
         return seconds
@@ -194,11 +195,11 @@ class Cached(Online):
             save_heads(folder, [head for head in heads if head])
         layout = self._layout(teacher.weights, len(data.tokenizer), folder)
         labeller = Labeller(
-            teacher.frozen(),
+            [teacher.served] if teacher.served else teacher.frozen(),
             layout,
             data.blocks("train"),
             count,
-            data.blocks("validation"),
+            None if teacher.served else data.blocks("validation"),
             8 * data.batch_size,
             folder,
         )
@@ -206,7 +207,7 @@ class Cached(Online):
         trainer.predict(labeller, return_predictions=False)
         if trainer.interrupted:
             raise KeyboardInterrupt
-        kl = float(labeller.held_out_kl.compute())
+        kl = None if teacher.served else float(labeller.held_out_kl.compute())
         return {"bytes_per_token": layout.bytes_per_token, "kl": kl}
 
     def _layout(
