@@ -104,8 +104,8 @@ def in_process(text_file, tmp_path_factory):
 
     def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess:
         out, err, code = io.StringIO(), io.StringIO(), 0
-        pretrained = [role for role in ("teacher", "student") if f"{role}=pretrained" in overrides]
-        without = [f"{role}.hidden_size" for role in pretrained]
+        sizeless = [o.split("=")[0] for o in overrides if o.endswith(("=pretrained", "=served"))]
+        without = [f"{role}.hidden_size" for role in sizeless]
         own = [o for o in TINY if o.split("=")[0] not in without]
         settings = [*own, "logger=none", f"data.path={text_file}", *overrides]
         handlers = logging.getLogger().handlers
