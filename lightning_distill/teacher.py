@@ -119,9 +119,8 @@ def _trained(artifact: Artifact) -> Found:
 
 def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
     weights = [float(weight) for weight in cfg.teacher.get("weights") or [1.0] * len(found)]
-    name = found[0][1]
-    if len(found) > 1:
-        name = key_of({"teachers": [key for _, key, _ in found], "weights": weights})
+    made_of = {"teachers": [key for _, key, _ in found], "weights": weights}
+    name = key_of(made_of | {"precision": cfg.trainer.precision})  # that they compute in
     seconds = sum(seconds for *_, seconds in found)
     return Teacher([load for load, *_ in found], weights, name, seconds, data)
 
