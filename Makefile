@@ -42,7 +42,7 @@ sweep: $(INSTALLED) ## many jobs: make sweep ARGS="student=xs,s loss.alpha=0,1"
 report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
 	$(BIN)/lightning-distill stage=report $(ARGS)
 
-bench: $(INSTALLED) ## training steps against TRL and others, half an hour: make bench ARGS="--rounds=1"
+bench: $(INSTALLED) ## training steps against TRL and others, an hour: make bench ARGS="--rounds=1"
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv and caches; outputs/ stays

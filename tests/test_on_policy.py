@@ -101,6 +101,16 @@ def test_with_no_share_of_its_own_it_is_online(make, tmp_path):
     assert torch.equal(fit(*own, tmp_path / "a"), fit(*online, tmp_path / "b"))
 
 
+def test_without_a_teacher_it_is_ordinary_training(make, tmp_path):
+    found = []
+    for transfer in (OnPolicy(None, 1.0, P, 1.0), Online(None)):
+        module, data = make(transfer)
+        transfer.data, module.teachers = None, torch.nn.ModuleList()  # nobody has prepared it
+        module.objective = Objective(forward_kl, 2.0, 0.0, 1.0, "labels")
+        found.append(fit(module, data, tmp_path / type(transfer).__name__))
+    assert torch.equal(*found)
+
+
 def test_about_its_share_of_the_steps_is_the_students(make, monkeypatch):
     module, data = make(OnPolicy(None, 0.3, P, 1.0))
     taken = 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.losses.jensen_shannon import jensen_shannon
-from lightning_distill.losses.targets import Dense, Sparse
+from lightning_distill.losses.targets import Dense, Sparse, Student
 from lightning_distill.models.head import Head, Predictions
 from lightning_distill.transfer.stored import (
     Listed,
@@ -50,8 +50,8 @@ def gradient(target, q, temperature):
     """Of the mean forward KL with respect to the student's logits."""
     q = q.clone().requires_grad_()
     count = len(target.ids) if isinstance(target, Sparse) else 1
-    log_q = (q / temperature).log_softmax(-1).expand(count, -1)
-    target.compare(forward_kl, log_q, temperature).mean().backward()
+    student = Student(q.expand(count, -1))
+    target.compare(forward_kl, student, temperature).mean().backward()
     return q.grad
 
 
@@ -75,14 +75,23 @@ def test_the_gradient_of_renormalised_largest_does_not(log_p):
     assert (gradient(renormalised, q, 1.0) - true).abs().max() > 0.02
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 3.0])
+def test_some_log_probabilities_have_the_gradient_of_all(log_p, temperature):
+    ids, slopes = torch.tensor([[3, 3, 7], [0, 5, 1]]), torch.randn(2, 3, dtype=torch.double)
+    z = torch.randn(2, V, dtype=torch.double, requires_grad=True)
+    (Student(z).of(ids, temperature) * slopes).sum().backward()
+    found, z.grad = z.grad, None
+    ((z / temperature).log_softmax(-1).gather(-1, ids) * slopes).sum().backward()
+    torch.testing.assert_close(found, z.grad)
+
+
 def test_draws_between_the_named_temperatures_sum_to_one(log_p):
     stored = everywhere(layout("hybrid", temperatures=(1.0, 2.0)), log_p)
     at = 1.5
     weights = stored.inverse * (stored.log_p / at).exp()
-    log_q = torch.zeros(EVENLY, V).log_softmax(-1)
     p = weights / weights.sum(-1, keepdim=True)
     expected = (p * (stored.log_p / at - weights.sum(-1, keepdim=True).log())).sum(-1)
-    found = stored.compare(forward_kl, log_q, at)
+    found = stored.compare(forward_kl, Student(torch.zeros(EVENLY, V)), at)
     torch.testing.assert_close(found, expected + torch.log(torch.tensor(V)), rtol=0, atol=1e-5)
 
 
@@ -91,7 +100,7 @@ def test_a_perfect_student_has_no_divergence(log_p, kind):
     kept = layout(kind, temperatures=(1.0, 2.0))
     stored = everywhere(kept, log_p)
     for T in (1.0, 2.0):
-        q = (as_stored(log_p) / T).log_softmax(-1).float().expand(EVENLY, -1)
+        q = Student(as_stored(log_p).float().expand(EVENLY, -1))
         assert stored.compare(forward_kl, q, T).abs().max() < 1e-4
 
 
@@ -106,7 +115,7 @@ def test_the_largest_are_kept_and_all_others_are_one(log_p):
 
     for divergence in (forward_kl, lambda q, p: jensen_shannon(q, p, beta=0.3)):
         expected = divergence(grouped(log_q[0]), grouped(log_p))
-        found = stored.compare(divergence, log_q, 1.0)
+        found = stored.compare(divergence, Student(log_q), 1.0)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -152,7 +161,7 @@ def test_a_certain_teacher_leaves_nothing_to_draw():
     kept = layout("hybrid")
     stored = kept.decode(kept.fields(log_p, torch.tensor([0.3])))
     log_q = torch.randn(1, V).log_softmax(-1)
-    torch.testing.assert_close(stored.compare(forward_kl, log_q, 1.0), -log_q[:, 5])
+    torch.testing.assert_close(stored.compare(forward_kl, Student(log_q), 1.0), -log_q[:, 5])
 
 
 @examples(deadline=None)

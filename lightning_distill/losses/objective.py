@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_distill import ConfigError
@@ -24,7 +23,7 @@ from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.losses.fused import fused
 from lightning_distill.losses.inside import Inside
 from lightning_distill.losses.schedules import Balance
-from lightning_distill.losses.targets import Dense, Sparse, Target
+from lightning_distill.losses.targets import Dense, Sparse, Student, Target
 from lightning_distill.models.head import Predictions
 
 HARD_TARGETS = ("labels", "teacher")
@@ -182,36 +181,33 @@ class Objective:
         """
         found = {}
         T, (hard, soft) = self.balance.temperature, map(self.balance.uses, ("hard", "soft"))
-        log_q = F.log_softmax(student, dim=-1) if hard or T == 1 else student
+        own = Student(student)
         if hard and self.hard_target == "labels" and labels is not None:
-            found["hard"] = -log_q.gather(-1, labels[:, None]).sum()
+            found["hard"] = -own.of(labels[:, None], 1.0).sum()
         elif hard and self.hard_target == "teacher" and teacher:
-            found["hard"] = _sum(teacher.compare(forward_kl, log_q, 1.0), known)
+            found["hard"] = _sum(teacher.compare(forward_kl, own, 1.0), known)
         if soft and teacher:
             # The gradient of a softened divergence falls with 1 / T²; this restores it.
-            found["soft"] = T**2 * _sum(self._softened(student, log_q, teacher), known)
+            found["soft"] = T**2 * _sum(self._softened(own, teacher), known)
         return found
 
-    def _softened(self, student: Tensor, log_q: Tensor, teacher: Target) -> Tensor:
-        """D(p_T, q_T) per position, [N]. log_q: at temperature 1."""
+    def _softened(self, student: Student, teacher: Target) -> Tensor:
+        """D(p_T, q_T) per position, [N]."""
         T, divergence = self.balance.temperature, partial(self.divergence, **self.settings)
         if self.compares == "logits":
             assert isinstance(teacher, Dense)
-            return divergence(student / T, teacher.mean_logits() / T)
-        return teacher.compare(
-            divergence, log_q if T == 1 else F.log_softmax(student / T, dim=-1), T
-        )
+            return divergence(student.logits / T, teacher.mean_logits() / T)
+        return teacher.compare(divergence, student, T)
 
     @torch.no_grad()
     def details(
         self, student: Tensor, teacher: Target | None, labels: Tensor | None, known: Tensor | None
     ) -> dict[str, Tensor]:
-        log_q = F.log_softmax(student, dim=-1)
-        found = {}
+        own, found = Student(student), {}
         if labels is not None:
-            found["nll"] = -log_q.gather(-1, labels[:, None]).sum()
+            found["nll"] = -own.of(labels[:, None], 1.0).sum()
         if teacher and self.shared_vocabulary:
-            found["kl"] = _sum(teacher.compare(forward_kl, log_q, 1.0), known)
+            found["kl"] = _sum(teacher.compare(forward_kl, own, 1.0), known)
         if known is not None:
             found["known"] = known.sum()
         return found

@@ -1,11 +1,13 @@
-"""The teacher's side of a comparison: all of its logits, or what a cache kept of them."""
+"""Both sides of a comparison: of the teacher all logits, or what a cache kept of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_distill.losses.ensemble import log_probabilities, mean_logits
 
@@ -14,9 +16,59 @@ LEAST = 1e-7  # probability of all tokens that are not listed: what 32 bits can 
 
 class Target(Protocol):
     def compare(
-        self, divergence: Callable[..., Tensor], log_q: Tensor, temperature: float
+        self, divergence: Callable[..., Tensor], student: "Student", temperature: float
     ) -> Tensor:
-        """D(p_T, q_T) per position. log_q: the student's log-probabilities at T, [N, V]; to [N]."""
+        """D(p_T, q_T) per position, [N]."""
+
+
+class Student:
+    """The student's side: logits [N, V], and what of its log-probabilities is asked for."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self._log_q: dict[float, Tensor] = {}
+        self._q: dict[float, Tensor] = {}
+
+    def log_q(self, temperature: float) -> Tensor:
+        """All of them, [N, V]."""
+        if temperature not in self._log_q:
+            self._log_q[temperature] = F.log_softmax(self._softened(temperature), dim=-1)
+        return self._log_q[temperature]
+
+    def of(self, ids: Tensor, temperature: float) -> Tensor:
+        """Those of some tokens, [N, K]."""
+        if temperature in self._log_q:
+            return self._log_q[temperature].gather(-1, ids)
+        if temperature not in self._q:
+            with torch.no_grad():
+                self._q[temperature] = F.softmax(self._softened(temperature), dim=-1)
+        return _Listed.apply(self.logits, ids, temperature, self._q[temperature])
+
+    def _softened(self, temperature: float) -> Tensor:
+        return self.logits if temperature == 1 else self.logits / temperature
+
+
+class _Listed(torch.autograd.Function):
+    """log q at some tokens, of logits z and q = softmax(z / T).
+
+    Its gradient is made in one pass over [N, V], of which log_softmax and gather need three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float, q: Tensor) -> Tensor:
+        ctx.save_for_backward(q, ids)
+        ctx.temperature = temperature
+        most = q.max(-1, keepdim=True)
+        log_sum = logits.gather(-1, most.indices) / temperature - most.values.log()
+        return logits.gather(-1, ids) / temperature - log_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        q, ids = ctx.saved_tensors
+        slope = slope / ctx.temperature
+        gradient = q * -slope.sum(-1, keepdim=True)
+        return gradient.scatter_add_(-1, ids, slope), None, None, None
 
 
 @dataclass(frozen=True)
@@ -27,9 +79,10 @@ class Dense:
     weights: Sequence[float]
 
     def compare(
-        self, divergence: Callable[..., Tensor], log_q: Tensor, temperature: float
+        self, divergence: Callable[..., Tensor], student: Student, temperature: float
     ) -> Tensor:
-        return divergence(log_q, log_probabilities(self.logits, self.weights, temperature))
+        log_p = log_probabilities(self.logits, self.weights, temperature)
+        return divergence(student.log_q(temperature), log_p)
 
     def mean_logits(self) -> Tensor:
         return mean_logits(self.logits, self.weights)
@@ -62,13 +115,13 @@ class Sparse:
         )
 
     def compare(
-        self, divergence: Callable[..., Tensor], log_q: Tensor, temperature: float
+        self, divergence: Callable[..., Tensor], student: Student, temperature: float
     ) -> Tensor:
         """Of a sample the forward KL divergence, which alone is linear in p. Of the largest any.
 
         Unbiased at the temperatures of `log_z`; at others the sample normalises itself.
         """
-        listed_q, listed_p = log_q.gather(-1, self.ids), self.log_p / temperature
+        listed_q, listed_p = student.of(self.ids, temperature), self.log_p / temperature
         log_z = self.log_z.get(temperature)
         if self.inverse is None:
             listed_p = listed_p - (listed_p.logsumexp(-1) if log_z is None else log_z)[..., None]

@@ -18,8 +18,15 @@ from lightning_distill.settings import require
 from lightning_distill.teacher import Teacher
 from lightning_distill.training import LanguageModule
 from lightning_distill.transfer.online import Online
-from lightning_distill.transfer.sequence import refuse_longer
-from lightning_distill.transfer.writing import GENERATED, Sampling, prompts, seed_of, show, write
+from lightning_distill.transfer.writing import (
+    GENERATED,
+    Sampling,
+    prompts,
+    refuse_longer,
+    seed_of,
+    show,
+    write,
+)
 
 
 class OnPolicy(Online):
@@ -44,6 +51,7 @@ class OnPolicy(Online):
         require("transfer.student_fraction", student_fraction, 0, 1)
         self.student_fraction, self.prompt_length = student_fraction, prompt_length
         self.sampling = Sampling(temperature)
+        self.data: DataModule | None = None
 
     def check(
         self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
@@ -72,6 +80,8 @@ class OnPolicy(Online):
 
         All devices and micro-batches of a step decide alike.
         """
+        if self.data is None:  # without a teacher nobody could grade it
+            return batch
         step, seed = module.global_step, self.data.seed
         mine = random.Random(seed_of(seed, step)).random() < self.student_fraction
         if module.logs_now:

@@ -21,7 +21,7 @@ from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
 from lightning_distill.transfer.online import Online
 from lightning_distill.transfer.writer import Plan, lines_of, write_all
-from lightning_distill.transfer.writing import GENERATED, Sampling, show
+from lightning_distill.transfer.writing import GENERATED, Sampling, refuse_longer, show
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +123,6 @@ class Sequence(Online):
         own = round(len(self.written) * self.mix / (1 - self.mix))
         count = self.count(blocks)
         return ConcatDataset([self.written, Subset(blocks, [i % count for i in range(own)])])
-
-
-def refuse_longer(prompt_length: int, data: DataModule) -> None:
-    """Raises ConfigError unless a block has room for a prompt and more."""
-    if prompt_length >= data.sequence_length:
-        raise ConfigError(
-            f"transfer.prompt_length={prompt_length} must be less than "
-            f"data.sequence_length={data.sequence_length}."
-        )
 
 
 def _packed(lines: list[dict[str, Any]], data: DataModule, theirs: DataModule) -> Blocks:

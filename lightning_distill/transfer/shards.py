@@ -92,9 +92,10 @@ class Labelled(Dataset[dict[str, Any]]):
         block = self.blocks[index]
         number = bisect(self.starts, index) - 1
         if number not in self._open:
-            self._open[number] = safe_open(shard_file(self.folder, number), "pt")
-        shard, row = self._open[number], index - self.starts[number]
-        stored = {name: shard.get_slice(name)[row] for name in shard.keys()}  # noqa: SIM118
+            with safe_open(shard_file(self.folder, number), "pt") as shard:  # tensors stay mapped
+                self._open[number] = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+        row = index - self.starts[number]
+        stored = {name: x[row] for name, x in self._open[number].items()}
         if not torch.equal(stored.pop(CHECKSUM), checksum(block)):
             raise ConfigError(
                 f"{shard_file(self.folder, number)} holds the predictions for other tokens than "

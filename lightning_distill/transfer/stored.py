@@ -60,14 +60,17 @@ class Listed:
         codes = quantised(log_p, self.bits)
         # Everything else follows from the rounded values, which are all that the reader will see.
         log_p = restored(codes, self.bits)
-        log_z = {T: (log_p / T).logsumexp(-1) for T in self.temperatures}
-        fields = {"log_z": torch.stack([*log_z.values()], -1)}
+        # Sizes that sum to 1 at each temperature; log_p is at most 0, so nothing can overflow.
+        log_z, r = [], torch.zeros_like(log_p)
+        for T in self.temperatures:
+            p = (log_p / T).exp_()
+            z = p.sum(-1, keepdim=True)
+            log_z.append(z.log())
+            r.addcdiv_(p, z)
+        fields = {"log_z": torch.cat(log_z, -1)}
         if self.kind == "topk":
             ids = log_p.topk(self.k, -1).indices
         else:
-            r = torch.zeros_like(log_p)
-            for T, z in log_z.items():
-                r += (log_p / T - z[:, None]).exp_()
             if self.kind == "sampled":
                 ids = systematic(r, self.draws, uniform)
             else:

@@ -147,5 +147,5 @@ def _file(folder: Path, number: int) -> Path:
 
 def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
     for file in sorted(folder.glob("text-*.jsonl")):
-        with file.open() as stream:
+        with file.open(encoding="utf-8") as stream:
             yield from map(json.loads, stream)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from lightning_distill import ConfigError
+from lightning_distill.data import DataModule
 from lightning_distill.data.packing import IGNORED
+from lightning_distill.settings import require
 
 GENERATED = "generated.jsonl"  # in a run's folder
 
@@ -22,6 +25,19 @@ class Sampling:
 
     temperature: float
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require("transfer.temperature", self.temperature, 0)
+        require("transfer.top_p", self.top_p, 1e-6, 1)
+
+
+def refuse_longer(prompt_length: int, data: DataModule) -> None:
+    """Raises ConfigError unless a block has room for a prompt and more."""
+    if prompt_length >= data.sequence_length:
+        raise ConfigError(
+            f"transfer.prompt_length={prompt_length} must be less than "
+            f"data.sequence_length={data.sequence_length}."
+        )
 
 
 def prompts(batch: dict[str, Tensor], length: int) -> list[Tensor]:
@@ -87,7 +103,7 @@ def write(
 def show(file: Path, lines: list[dict[str, Any]]) -> None:
     """Adds lines to a file in a run's folder, for a person to read."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
+    with file.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
