@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import traceback
-from hashlib import sha256
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.errors import CONF, explain, nearest
+from lightning_distill.results import Job, write_results
 from lightning_distill.settings import check
+from lightning_distill.sweep import job_folder, run_once, sweep_name
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +31,9 @@ STAGES = {
     "evaluate": "pipeline.evaluate_again",
     "report": "sweep.summarise_again",
 }
-LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
-
-
-def folder_name(overrides: str) -> str:
-    """A job's overrides as the name of its folder: `student=xs,loss.alpha=1`.
-
-    Slashes would make sub-folders; what is too long is cut and told apart by a hash.
-    """
-    name = overrides.replace("experiment/", "").replace("/", ".")
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[:LONGEST_NAME]}-{sha256(name.encode()).hexdigest()[:8]}"
-
-
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
-OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
 class Refused(BaseException):
@@ -56,18 +46,15 @@ def job(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode != RunMode.MULTIRUN
     folder = Path(hydra_cfg.runtime.output_dir)
-    overrides = list(hydra_cfg.overrides.task)
+    name = cfg.name if alone else folder.name
+    group = cfg.name if alone else Path(hydra_cfg.sweep.dir).name
+    this = Job.of(cfg, folder, name, group, list(hydra_cfg.overrides.task))
     try:
         if cfg.stage not in STAGES:
             raise nearest("stage", cfg.stage, STAGES)
         check(cfg)
-        from lightning_distill.results import Job
-
-        module, function = STAGES[cfg.stage].split(".")
-        stage = getattr(import_module(f"lightning_distill.{module}"), function)
-        group = cfg.name if alone else Path(hydra_cfg.sweep.dir).name
-        name = cfg.name if alone else folder.name
-        results = stage(cfg, Job.of(cfg, folder, name, group, overrides))
+        once = not alone and cfg.stage == "distill"
+        results = run_once(cfg, this, partial(run, cfg, this)) if once else run(cfg, this)
     except Exception as error:
         reason = explain(error)
         if alone and reason:
@@ -75,13 +62,18 @@ def job(cfg: DictConfig) -> float | None:
         if alone:
             raise
         # The other jobs go on; the end of the sweep says what failed, and exits accordingly.
-        from lightning_distill.sweep import record_failure
-
         log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
-        record_failure(folder, overrides, reason or repr(error), mendable=reason is not None)
+        why = {"error": reason or repr(error), "mendable": reason is not None}
+        write_results(folder, this.state("failed", **why))
         return float("nan")
     student = (results or {}).get("student")
     return student["nll"] if student else None
+
+
+def run(cfg: DictConfig, this: Job) -> Any:
+    """The function of `stage=`, imported when it is known to be needed."""
+    module, function = STAGES[cfg.stage].split(".")
+    return getattr(import_module(f"lightning_distill.{module}"), function)(cfg, this)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Store:
             return found
         folder = self.folder(kind, made_from)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, kind):
+        with locked(folder.with_name(f"{folder.name}.lock"), f"the {kind} {folder.name}") as held:
             if found := self.find(kind, made_from):  # made by another process while we waited
                 return found
             partial = folder.with_name(f"{folder.name}.partial")
@@ -93,24 +93,38 @@ class Store:
             start = time.perf_counter()
             content = make(partial)
             seconds = time.perf_counter() - start
+            held()
             _write_manifest(partial, kind, made_from, content)
             os.replace(partial, folder)
         return Artifact(folder, folder.name, seconds)
 
 
 @contextmanager
-def _locked(folder: Path, kind: str) -> Iterator[None]:
-    # The operating system frees the lock of a process that died.
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+def locked(file: Path, what: str) -> Iterator[Callable[[], None]]:
+    """One process at a time, on a file system that several machines share too.
+
+    A lock whose process died is taken over: at once on the same machine, after a minute without
+    a sign of life from another. Yields a function that raises RuntimeError where that happened
+    to this process, which then was stopped for so long that another may have done its work.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lease = SoftFileLease(file, lease_duration=60)
     try:
-        lock.acquire(timeout=0)
+        lease.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for the %s %s, which another process is making", kind, folder.name)
-        lock.acquire()
+        owner = lease.owner
+        whose = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+        log.info("waiting for %s, which %s is making", what, whose)
+        lease.acquire(poll_interval=0.2)
+
+    def check() -> None:
+        if lease.compromise:
+            raise RuntimeError(f"the lock of {what} was taken over by another process; run again")
+
     try:
-        yield
+        yield check
     finally:
-        lock.release()
+        lease.release()
 
 
 def write_whole(file: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_distill.artifacts import key_of
-from lightning_distill.results import RESULTS, read_results
+from lightning_distill.results import RESULTS, learns_alone, read_results
 
 
 @dataclass
@@ -28,13 +28,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether nothing in its student is from a teacher."""
-        loss, transfer = self.cfg["loss"], self.cfg["transfer"]
-        copied = self.cfg["student"].get("initialize") == "teacher_layers"
-        written = transfer.get("_target_", "").endswith(".Sequence")  # the text is the teacher's
-        inside = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
-        alone = loss["alpha"] == 0 and loss["hard_target"] == "labels"
-        return alone and not (inside or written or copied)
+        return learns_alone(self.cfg)
 
     @property
     def nll(self) -> float | None:

@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Store
-from lightning_distill.dashboard import finish_loggers, log_samples, start_loggers
 from lightning_distill.data import DataModule
 from lightning_distill.evaluation import evaluate, write_samples
 from lightning_distill.models.from_teacher import from_teacher
@@ -30,6 +29,7 @@ from lightning_distill.results import RESULTS, Cost, Job, read_results, write_re
 from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
+from lightning_distill.tracking import finish_loggers, log_samples, start_loggers
 from lightning_distill.training import fit, make_trainer
 from lightning_distill.transfer.writing import GENERATED
 
@@ -62,11 +62,13 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         student = from_teacher(teacher.models[0], cfg.student, text)
 
     if not job.was_interrupted():
-        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # of other settings
+        for old in ("checkpoints", "student"):  # which another job's may be linked to
+            shutil.rmtree(job.folder / old, ignore_errors=True)
         (job.folder / GENERATED).unlink(missing_ok=True)
     write_results(job.folder, job.state("running"))
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
-    loggers = start_loggers(cfg, "student", job.folder, job.name, job.group)
+    checkpoints = job.folder / "checkpoints"
+    loggers = start_loggers(cfg, "student", job.folder, job.name, job.group, checkpoints)
     needed = teacher if asked else None
     if needed:
         objective.teacher_weights = needed.weights
@@ -90,7 +92,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
 
     data.save(module.model, job.folder / "student")
-    scores = measure(cfg, data, job, module.model, teacher, loggers)
+    scores = measure(cfg, data, job.folder, module.model, teacher, loggers)
     results = job.results(cost, scores)
     write_results(job.folder, results)
     finish_loggers(loggers, results)
@@ -101,7 +103,7 @@ def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
     _, data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
-    scores = measure(cfg, data, job, None, teacher)
+    scores = measure(cfg, data, job.folder, None, teacher)
     results = job.results(Cost(teacher_seconds=teacher.seconds), scores)
     write_results(job.folder, results)
     return results
@@ -114,7 +116,7 @@ def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
     transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
     teacher = obtain_teacher(cfg, store, teacher_data, job)
     seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job), job.folder)
-    scores = measure(cfg, data, job, None, teacher)
+    scores = measure(cfg, data, job.folder, None, teacher)
     results = job.results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)
     return results
@@ -143,13 +145,12 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
     assert isinstance(cfg, DictConfig)
     cfg.paths.outputs = outputs
     data, teacher_data = prepare_data(cfg)
-    job = Job.of(cfg, folder, folder.name, "", results["overrides"])
     weights = folder / "student"  # none after stage=teacher
     student = AutoModelForCausalLM.from_pretrained(weights) if weights.exists() else None
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
-    for role, scores in measure(cfg, data, job, student, teacher).items():
+    for role, scores in measure(cfg, data, folder, student, teacher).items():
         if scores:  # a teacher that is gone takes nothing of what is known along
             results[role] = (results.get(role) or {}) | scores
     write_results(folder, results)
@@ -198,18 +199,18 @@ def outline_student(cfg: DictConfig, data: DataModule) -> PreTrainedModel:
 def measure(
     cfg: DictConfig,
     data: DataModule,
-    job: Job,
+    folder: Path,
     student: PreTrainedModel | None,
     teacher: Teacher | None,
     loggers: list[Logger] | None = None,
 ) -> dict[str, Any]:
     """Scores on the test split, and samples to read, in the log and in samples.json."""
     teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
-    scores = evaluate(make_trainer(cfg, job.folder, "on the test split"), data, student, teacher)
+    scores = evaluate(make_trainer(cfg, folder, "on the test split"), data, student, teacher)
     if student is None:
         return scores
     samples = write_samples(data, student, teacher, cfg.seed)
-    (job.folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False))
+    (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False))
     log_samples(loggers or [], samples)
     for sample in samples:
         log.info("%s", "\n".join(f"{who:>8}: {text!r}" for who, text in sample.items()))

@@ -1,5 +1,6 @@
-"""A sweep as one page that any browser shows, offline: table, pictures, samples, settings."""
+"""A sweep as a table, as results.csv, and as one page that any browser shows, offline."""
 
+import csv
 import json
 from html import escape
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
+from rich.console import Console
+from rich.table import Table
 
 from lightning_distill.comparison import COLUMNS, Row, table_cells
 
@@ -58,6 +61,32 @@ def write_report(rows: list[Row], file: Path) -> None:
         f"<script>{get_plotlyjs()}</script></head><body>{''.join(parts)}</body></html>",
         encoding="utf-8",
     )
+
+
+def write_csv(rows: list[Row], file: Path) -> None:
+    """A row a job: its settings and results.json, flattened to dotted columns."""
+    table = []
+    for row in rows:
+        loss = {k: v for k, v in _flat(row.cfg["loss"], "loss.").items() if "_target_" not in k}
+        flat = {"job": row.name} | _flat({k: v for k, v in row.results.items() if v is not None})
+        flat["overrides"] = " ".join(row.results["overrides"])
+        gaps = {"gap_closed": row.gap_closed, "gap_closed_best_baseline": row.gap_closed_best}
+        table.append(flat | loss | gaps)
+    columns = list(dict.fromkeys(key for line in table for key in line))
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def print_table(rows: list[Row]) -> None:
+    table = Table(title="on the held-out test split", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "job" else "right", overflow="fold")
+    for cells in table_cells(rows):
+        table.add_row(*cells)
+    console = Console()
+    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
 
 
 def _table(rows: list[Row]) -> str:
@@ -158,3 +187,11 @@ def _settings(row: Row) -> str:
         f"<details><summary>{escape(row.name)}{escape(state)}</summary>{why}"
         f"<pre>{escape(command)}</pre><pre>{escape(OmegaConf.to_yaml(row.cfg))}</pre></details>"
     )
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

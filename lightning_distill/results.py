@@ -16,8 +16,26 @@ from lightning_distill.artifacts import key_of, write_whole
 
 RESULTS = "results.json"
 
-# What cannot change a job's numbers is no part of its key.
-WITHOUT_EFFECT = ("stage", "name", "paths", "logger", "evaluate", "report", "sweep")
+# What of the configuration cannot change a job's numbers is no part of its key.
+WITHOUT_EFFECT = (
+    "hydra",
+    "stage",
+    "name",
+    "paths",
+    "logger",
+    "evaluate",
+    "report",
+    "sweep",
+    "checkpoint_every_n_steps",
+)
+# Settings that may name files of the user's, which may change while their names stay.
+INPUTS = (
+    ("data", "path"),
+    ("data", "name"),
+    ("teacher", "name"),
+    ("student", "name"),
+    ("transfer", "cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +48,14 @@ class Job:
     overrides: list[str]
     seed: int
     key: str
+    started: str  # when the command was, which may be that of a whole sweep
 
     @classmethod
     def of(
         cls, cfg: DictConfig, folder: Path, name: str, group: str, overrides: list[str]
     ) -> "Job":
-        return cls(folder, name, group, overrides, cfg.seed, settings_key(cfg))
+        key, started = settings_key(cfg), cfg.sweep.started
+        return cls(folder, name, group, overrides, cfg.seed, key, started)
 
     def was_interrupted(self) -> bool:
         """Whether a run with the same settings stopped half-way in this folder."""
@@ -51,15 +71,57 @@ class Job:
 
     def state(self, status: str, **more: Any) -> dict[str, Any]:
         """The content of results.json for a job that has not."""
-        said = {"status": status, "key": self.key, "seed": self.seed, "overrides": self.overrides}
-        return {**said, **more}
+        return {
+            "status": status,
+            "key": self.key,
+            "seed": self.seed,
+            "overrides": self.overrides,
+            "started": self.started,
+            **more,
+        }
 
 
 def settings_key(cfg: DictConfig) -> str:
     """Equal for two jobs that must give the same numbers."""
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    known = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in WITHOUT_EFFECT])
+    settings = OmegaConf.to_container(known, resolve=True)
     assert isinstance(settings, dict)
-    return key_of({str(k): v for k, v in settings.items() if k not in WITHOUT_EFFECT})
+    inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
+    return key_of({"inputs": inputs, **_effective({str(k): v for k, v in settings.items()})})
+
+
+def learns_alone(settings: dict[str, Any]) -> bool:
+    """Whether nothing in this job's student is from a teacher."""
+    loss, transfer = settings["loss"], settings["transfer"]
+    copied = settings["student"].get("initialize") == "teacher_layers"
+    written = transfer.get("_target_", "").endswith(".Sequence")  # the text is the teacher's
+    inside = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
+    labels = loss["alpha"] == 0 and loss["hard_target"] == "labels"
+    return labels and not (inside or written or copied)
+
+
+def _effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what has no effect beside the other settings: the temperature at alpha = 0."""
+    loss, transfer = dict(settings["loss"]), settings["transfer"]
+    for term in ("hidden", "relations"):
+        if not loss[term]["weight"]:
+            del loss[term]
+    if learns_alone(settings):
+        kept = {key: loss.get(key) for key in ("fused", "label_smoothing", "shared_vocabulary")}
+        weight = loss["hard_weight"]
+        loss = kept | {"hard_weight": 1.0 if weight == "complement" else weight}
+        transfer = {"num_blocks": transfer["num_blocks"]}
+    return {**settings, "loss": loss, "transfer": transfer}
+
+
+def _state_of(path: Any) -> list[Any]:
+    """Name, size and time of change of every file there; nothing for what is no path here."""
+    if not isinstance(path, str) or not path or not Path(path).expanduser().exists():
+        return []
+    root = Path(path).expanduser()
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    states = ((f, f.stat()) for f in files if f.is_file())
+    return [[str(f.relative_to(root)), s.st_size, s.st_mtime_ns] for f, s in states]
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -84,11 +146,12 @@ class Cost:
 
     @contextmanager
     def measure(self, module: Any) -> Iterator[None]:
-        """Times the student's training; `module.tokens_seen` counts its target tokens."""
+        """Times the student's training, that of interrupted runs before this one included;
+        `module.tokens_seen` counts its target tokens."""
         _reset_peak()
         start = time.perf_counter()
         yield
-        self.student_seconds = time.perf_counter() - start
+        self.student_seconds = module.seconds_before + time.perf_counter() - start
         self.student_tokens_per_second = int(module.tokens_seen) / self.student_seconds
         self.peak_memory_mb = _peak_mb()
 

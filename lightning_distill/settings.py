@@ -45,10 +45,12 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "optimizer.lr": (False, 0, False),
     "optimizer.weight_decay": (False, 0, True),
     "trainer.log_every_n_steps": (True, 0, True),
+    "sweep.stop_after_failures": (True, 1, True),
     "trainer.accumulate_grad_batches": (True, 1, True),
 }
 
 INITIALIZE = ("random", "teacher_layers")
+RERUN = ("failed", "all", "none")
 
 SWITCHES = (
     "data.isolate_documents",
@@ -62,6 +64,8 @@ def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
+    if cfg.sweep.rerun not in RERUN:
+        problems.append(str(nearest("sweep.rerun", cfg.sweep.rerun, RERUN)).rstrip("."))
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*_problems_of_server(cfg.teacher), *_problems_of_served(cfg)]
     if problems:

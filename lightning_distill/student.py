@@ -60,9 +60,11 @@ class StudentModule(LanguageModule):
         return self.step(terms)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["teacher_hash"] = self.teacher_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if checkpoint["teacher_hash"] != self.teacher_hash:
             raise ConfigError(
                 f"The checkpoint was distilled from teacher {checkpoint['teacher_hash']}, not from "

@@ -1,48 +1,188 @@
-"""What happens around a sweep's jobs: a failure is recorded, and the end is a summary."""
+"""What makes one thing of a sweep's jobs: their folders, what is there already, the summary.
 
-import csv
+The sweep's folder is named after what the command sets and sweeps over, so that the same command,
+or one with more values, goes on where it stopped. A job is known by the key of its settings: what
+is finished is not run again, and a job with the same key as another takes over its results.
+"""
+
+import json
 import logging
+import os
+import shutil
 import sys
-import time
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from lightning_distill import ConfigError
-from lightning_distill.comparison import COLUMNS, Row, gather, table_cells
-from lightning_distill.report import write_report
-from lightning_distill.results import RESULTS, Job, write_results
+from lightning_distill.artifacts import locked, write_whole
+from lightning_distill.comparison import Row, gather
+from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
+NAMELESS = ("paths", "name", "logger", "sweep")  # overrides that tell no job from another
+LEFT = ("samples.json", "metrics.csv", "generated.jsonl")  # by a job, besides its student
+
+
+def folder_name(overrides: list[str]) -> str:
+    """Overrides as the name of a folder: `loss.alpha=1,student=xs`.
+
+    Slashes would make sub-folders; what is too long is cut and told apart by a hash.
+    """
+    name = ",".join(overrides).replace("experiment/", "").replace("/", ".")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+def sweep_name(given: str | None, overrides: list[str]) -> str:
+    """The names of what a command sweeps over, without their values, and what it sets.
+
+    So the same command, and one with more values, goes on with the same sweep.
+    """
+    if given is not None:
+        return str(given)
+    swept, fixed = [], []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        if key == "sweep":  # a committed one
+            swept.append(str(override.value()))
+        elif key.split(".")[0] in NAMELESS:
+            continue
+        elif override.is_sweep_override():
+            swept.append(key)
+        else:
+            fixed.append(str(override.input_line))
+    return folder_name([*sorted(swept), *sorted(fixed)]) or "all"
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """A job's overrides; and its key, where the folder of that name is of other settings."""
+    named = (*NAMELESS, "experiment")
+    parts = [o for o in _root_.hydra.overrides.task if o.split("=")[0].split(".")[0] not in named]
+    name = folder_name(sorted(parts)) or "job"
+    key = settings_key(_root_)
+    there = _results_in(Path(_root_.hydra.sweep.dir) / name).get("key", key)
+    return name if there == key else f"{name}-{key[:8]}"
+
+
+def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A sweep's job: what it left before, or what another with its key did, or what it is run for.
+
+    `sweep.rerun` says what is not run again: `failed` what is finished, `none` what has failed
+    too, `all` nothing. Two processes that come with one key take turns.
+    """
+    index = Path(cfg.paths.outputs).resolve() / "artifacts" / "job" / f"{job.key}.json"
+    with locked(index.with_suffix(".lock"), f"job {job.key}"):
+        before = _results_in(job.folder)
+        if _finished(job.folder, cfg, job):
+            log.info("%s: finished before, skipped", job.name)
+            return before
+        if before.get("status") == "failed" and cfg.sweep.rerun == "none":
+            log.info("%s: failed before, skipped as sweep.rerun=none says", job.name)
+            return before
+        if (twin := _pointed_at(index)) and twin != job.folder and _finished(twin, cfg, job):
+            return _take_over(twin, job)
+        if reason := _given_up(cfg, job):
+            log.info("%s: not run, %s", job.name, reason)
+            write_results(job.folder, state := job.state("not run", error=reason))
+            return state
+        results = run()
+        where = os.path.relpath(job.folder, index.parent)
+        write_whole(index, json.dumps({"folder": where}).encode())
+        return results
+
+
+def _results_in(folder: Path) -> dict[str, Any]:
+    """What is known of a job; nothing where there is none."""
+    try:
+        return read_results(folder)
+    except (OSError, ValueError):
+        return {}
+
+
+def _finished(folder: Path, cfg: DictConfig, job: Job) -> bool:
+    found = _results_in(folder)
+    done = found.get("status") == "finished" and found.get("key") == job.key
+    fresh = cfg.sweep.rerun != "all" or found.get("started") == job.started
+    return done and fresh and (folder / "student").exists()
+
+
+def _pointed_at(index: Path) -> Path | None:
+    try:
+        return (index.parent / json.loads(index.read_text())["folder"]).resolve()
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _take_over(twin: Path, job: Job) -> dict[str, Any]:
+    """Makes another job's results this one's, at no cost."""
+    log.info("%s: takes over the results of %s, which has its settings", job.name, twin)
+    shutil.rmtree(job.folder / "student", ignore_errors=True)
+    shutil.copytree(twin / "student", job.folder / "student", copy_function=_link)
+    for name in LEFT:
+        if (twin / name).exists():
+            shutil.copy2(twin / name, job.folder)
+    found = read_results(twin)
+    free = {key: 0.0 for key in found["cost"] if key.endswith("_seconds")}
+    results = found | job.state("finished", cost=found["cost"] | free, same_as=str(twin))
+    write_results(job.folder, results)
+    return results
+
+
+def _link(source: str, target: str) -> None:
+    """Weights once on the disk, where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _given_up(cfg: DictConfig, job: Job) -> str | None:
+    most = cfg.sweep.stop_after_failures
+    if most is None:
+        return None
+    others = (_results_in(file.parent) for file in job.folder.parent.glob(f"*/{RESULTS}"))
+    failed = [r for r in others if r.get("status") == "failed" and r["started"] == job.started]
+    return (
+        f"{len(failed)} failed (sweep.stop_after_failures={most})" if len(failed) >= most else None
+    )
 
 
 class Summary(Callback):
     """Hydra calls it when all jobs of a sweep have ended: table, results.csv and report.html."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.start = time.time()
+        # Resolved once, here; jobs inherit what is, so that all have the same.
+        self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if config.stage not in ("distill", "teacher"):
             return
-        folder = Path(config.hydra.sweep.dir)
-        compare_with_late_teachers(folder, config.paths.outputs)
-        rows = summarise(folder)
-        now = [row for row in rows if (row.folder / RESULTS).stat().st_mtime >= self.start]
-        failed = [row for row in now if row.results["status"] == "failed"]
-        for row in failed:
-            print(f"failed: {row.name}: {row.results['error']} ({row.folder / 'job.log'})")
-        if failed:
+        compare_with_late_teachers(self.folder, config.paths.outputs)
+        rows = summarise(self.folder)
+        now = [row for row in rows if row.results.get("started") == self.started]
+        ended = [row for row in now if row.results["status"] != "finished"]
+        for row in ended:
+            why = row.results.get("error", "killed before its end").splitlines()[0]
+            print(f"{row.results['status']}: {row.name}: {why} ({row.folder / 'job.log'})")
+        if ended:
+            mendable = len(ended) == len(now) and all(row.results.get("mendable") for row in ended)
             # Hydra turns a callback's exceptions into warnings, this one excepted.
-            sys.exit(2 if all(row.results["mendable"] for row in failed) else 1)
+            sys.exit(2 if mendable else 1)
 
 
 def summarise(folder: Path) -> list[Row]:
     """Writes results.csv and report.html, prints the table, and returns the rows."""
+    from lightning_distill.report import print_table, write_csv, write_report  # plotly is slow
+
     rows = gather(folder)
     write_csv(rows, folder / "results.csv")
     write_report(rows, folder / "report.html")
@@ -61,54 +201,14 @@ def summarise_again(cfg: DictConfig, job: Job) -> None:
     summarise(folder)
 
 
-def write_csv(rows: list[Row], file: Path) -> None:
-    """A row a job: its settings and results.json, flattened to dotted columns."""
-    table = []
-    for row in rows:
-        loss = {k: v for k, v in _flat(row.cfg["loss"], "loss.").items() if "_target_" not in k}
-        flat = {"job": row.name} | _flat({k: v for k, v in row.results.items() if v is not None})
-        flat["overrides"] = " ".join(row.results["overrides"])
-        gaps = {"gap_closed": row.gap_closed, "gap_closed_best_baseline": row.gap_closed_best}
-        table.append(flat | loss | gaps)
-    columns = list(dict.fromkeys(key for line in table for key in line))
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def print_table(rows: list[Row]) -> None:
-    table = Table(title="on the held-out test split", title_justify="left")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "job" else "right", overflow="fold")
-    for cells in table_cells(rows):
-        table.add_row(*cells)
-    console = Console()
-    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
-
-
 def compare_with_late_teachers(folder: Path, outputs: str) -> None:
     """A baseline that ran before the sweep's teacher was there is measured against it now."""
     rows = [r for r in gather(folder) if r.nll is not None]
     if not any(r.results.get("teacher") for r in rows):
         return
-    from lightning_distill.pipeline import evaluate_run
-
     for row in rows:
         if not row.results.get("teacher"):
+            from lightning_distill.pipeline import evaluate_run
+
             log.info("%s ran before its teacher was there: comparing them now", row.name)
             evaluate_run(row.folder, outputs)
-
-
-def record_failure(folder: Path, overrides: list[str], reason: str, mendable: bool) -> None:
-    """A failed job's results.json: the first line of why, and whether the user can mend it."""
-    results = {"status": "failed", "overrides": overrides, "error": reason, "mendable": mendable}
-    write_results(folder, results)
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

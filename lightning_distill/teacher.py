@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Artifact, Store, key_of
-from lightning_distill.dashboard import finish_loggers, start_loggers
 from lightning_distill.data import DataModule
 from lightning_distill.losses import LABELS_ALONE
 from lightning_distill.models import Frozen, pretrained
 from lightning_distill.models.served import Served
 from lightning_distill.results import Job
 from lightning_distill.settings import each_teacher
+from lightning_distill.tracking import finish_loggers, start_loggers
 from lightning_distill.training import LanguageModule, fit
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,8 @@ def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
         instantiate(cfg.teacher.schedule),
     )
     logs = job.folder / "teacher"
-    loggers = start_loggers(cfg, "teacher", logs, f"teacher {folder.stem}", job.group)
+    name, checkpoints = f"teacher {folder.stem}", folder / "checkpoints"
+    loggers = start_loggers(cfg, "teacher", logs, name, job.group, checkpoints)
     data.train_on(None, cfg.teacher.seed)
     fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
     finish_loggers(loggers, {"parameters": models.count_parameters(module.model)})

@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from lightning_distill.dashboard import progress
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.head import Predictions, Predictor
+from lightning_distill.tracking import LAST, progress
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class LanguageModule(L.LightningModule):
         self.validation_nll = MeanMetric()
         self._sums: dict[str, tuple[Tensor | int, Tensor | int]] = {}
         self.tokens_seen: Tensor | int = 0
+        self.seconds_before = 0.0  # of training, ahead of the checkpoint gone on from
+        self._start = time.perf_counter()
         self._tokens: Tensor | int = 0  # of the current global batch
         self._clock = (time.perf_counter(), 0)
 
@@ -84,6 +86,17 @@ class LanguageModule(L.LightningModule):
             self._sums[name] = total + value, tokens + terms.tokens
         self._details = terms.details
         return terms.total * UNIT
+
+    def on_fit_start(self) -> None:
+        self._start = time.perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        seconds = self.seconds_before + time.perf_counter() - self._start
+        checkpoint["spent"] = {"tokens": int(self.tokens_seen), "seconds": seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint["spent"]["tokens"]
+        self.seconds_before = checkpoint["spent"]["seconds"]
 
     @property
     def logs_now(self) -> bool:
@@ -144,10 +157,10 @@ def fit(
     role: str,
 ) -> None:
     """Trains, from the folder's last checkpoint if an interrupted run left one."""
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / "checkpoints" / LAST
     checkpoints = ModelCheckpoint(
         last.parent,
-        filename="last",
+        filename=last.stem,
         every_n_train_steps=cfg.checkpoint_every_n_steps,
         enable_version_counter=False,
     )

@@ -25,6 +25,7 @@ from lightning_distill.losses.inside import Inside
 from lightning_distill.losses.schedules import Balance
 from lightning_distill.losses.targets import Dense, Sparse, Student, Target
 from lightning_distill.models.head import Predictions
+from lightning_distill.settings import require
 
 HARD_TARGETS = ("labels", "teacher")
 COMPARED = ("probabilities", "logits")
@@ -59,6 +60,8 @@ class Objective:
         schedule over the steps: {shape: cosine, start: 4, end: 1} (`losses/schedules.py`).
     hard_weight: weight of H(t, q), or `complement` for 1 − alpha.
     hard_target: t is the text itself (`labels`) or the teacher's distribution (`teacher`).
+    label_smoothing: share of t, from 0 to below 1, that is spread evenly over the vocabulary where
+        t is the text (Szegedy et al. 2016, section 7): what of a teacher needs no teacher.
     fused: never hold all logits, where the models allow that (`losses/fused.py`).
     hidden, relations: terms inside the network, each with a weight of its own.
     compares: `logits` if the divergence takes logits / T in place of log-probabilities.
@@ -74,6 +77,7 @@ class Objective:
         alpha: float | Mapping[str, Any],
         hard_weight: float | str,
         hard_target: str,
+        label_smoothing: float = 0.0,
         fused: bool = True,
         hidden: Any = None,
         relations: Any = None,
@@ -84,6 +88,7 @@ class Objective:
         self.divergence = divergence
         self.settings = settings
         self.hard_target = hard_target
+        self.label_smoothing = label_smoothing
         self.fused = fused
         self.inside: dict[str, Any] = {
             name: term
@@ -184,6 +189,9 @@ class Objective:
         own = Student(student)
         if hard and self.hard_target == "labels" and labels is not None:
             found["hard"] = -own.of(labels[:, None], 1.0).sum()
+            if even := self.label_smoothing:
+                evenly = -own.log_q(1.0).mean(-1).sum()
+                found["hard"] = (1 - even) * found["hard"] + even * evenly
         elif hard and self.hard_target == "teacher" and teacher:
             found["hard"] = _sum(teacher.compare(forward_kl, own, 1.0), known)
         if soft and teacher:
@@ -222,6 +230,12 @@ class Objective:
             yield str(nearest("loss.hard_target", self.hard_target, HARD_TARGETS)).rstrip(".")
         elif self.hard_target == "teacher" and not self.shared_vocabulary:
             yield "loss.hard_target=teacher needs a loss for one shared vocabulary"
+        try:
+            require("loss.label_smoothing", self.label_smoothing, 0, 1, below=True)
+        except ConfigError as error:
+            yield str(error).rstrip(".")
+        if self.label_smoothing and self.hard_target == "teacher":
+            yield "loss.label_smoothing is of labels; set it to 0 with loss.hard_target=teacher"
         if self.compares not in COMPARED:
             yield f"loss.compares={self.compares} must be one of {', '.join(COMPARED)}"
 

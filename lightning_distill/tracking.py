@@ -1,18 +1,21 @@
 """What a person watches while it runs: the trackers and the progress bar."""
 
+import csv
 import logging
 import netrc
 import os
+import secrets
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
 import transformers
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ for message in (
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 transformers.utils.logging.disable_progress_bar()
 
+LAST = "last.ckpt"
 INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
 
 
@@ -63,19 +67,28 @@ def progress(role: str) -> list[Callback]:
 
 
 def start_loggers(
-    cfg: DictConfig, job_type: str, folder: Path, name: str, group: str
+    cfg: DictConfig, job_type: str, folder: Path, name: str, group: str, checkpoints: Path
 ) -> list[Logger]:
     """The loggers of `logger=`, writing below `folder`; W&B offline if there is no key.
 
-    job_type: teacher or student. group: a sweep's jobs share one.
+    job_type: teacher or student. group: a sweep's jobs share one. checkpoints: the folder of the
+    training's; what an interrupted one has left there is gone on from, in the same W&B run.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = []
     for node in cfg.logger.values():
         if node["_target_"] == "wandb.init":
-            loggers.append(_start_wandb(cfg, node, job_type, folder, name, group))
+            run_id = _kept(checkpoints / "wandb_id")
+            loggers.append(_start_wandb(cfg, node, job_type, folder, name, group, run_id))
         else:
             loggers.append(instantiate(node, save_dir=str(folder)))
+    last = checkpoints / LAST
+    if last.exists():
+        step = torch.load(last, "cpu", weights_only=True, mmap=True)["global_step"]
+        for logger in loggers:
+            if isinstance(logger, CSVLogger):
+                _keep_curves(logger, step)
     return loggers
 
 
@@ -95,13 +108,39 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
             logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
 
 
+def _kept(file: Path) -> str:
+    """A name for a tracked run: the file's, or a new one that is written there."""
+    if not file.exists():
+        file.write_text(secrets.token_hex(4))
+    return file.read_text()
+
+
+def _keep_curves(logger: CSVLogger, step: int) -> None:
+    """Leaves in metrics.csv what came before this step; Lightning would start an empty file."""
+    file = Path(logger.log_dir) / "metrics.csv"
+    if not file.exists():
+        return
+    with file.open() as lines:
+        before = [row for row in csv.DictReader(lines) if int(row["step"]) < step]
+    logger.experiment.metrics = before
+    logger.save()
+
+
 def _start_wandb(
-    cfg: DictConfig, node: Any, job_type: str, folder: Path, name: str, group: str
+    cfg: DictConfig,
+    node: Any,
+    job_type: str,
+    folder: Path,
+    name: str,
+    group: str,
+    run_id: str,
 ) -> WandbLogger:
     import wandb
 
     def start(mode: str) -> Any:
         return instantiate(node, _partial_=True)(
+            id=run_id,
+            resume="allow",
             name=name,
             dir=str(folder),
             mode=mode,
