@@ -29,7 +29,7 @@ TEXTS = {
 }  # fmt: skip
 
 
-BUDGETS = [("demo", 400, 320), ("larger", 320, 640)]  # text, student's steps, blocks labelled
+BUDGETS = [("demo", 400, 320), ("larger", 640, 640), ("larger", 960, 640)]  # text, steps, blocks
 
 
 class Bench:
@@ -44,6 +44,7 @@ class Bench:
         folder = self.outputs / f"run-{self.number}"
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "lightning_distill", "-m", "logger=none", *overrides]
+        command += ["sweep.rerun=all"]  # nothing of an earlier command's
         where = [f"paths.outputs={self.outputs}", f"hydra.sweep.dir={folder}"]
         start = time.perf_counter()
         done = subprocess.run(
@@ -61,7 +62,7 @@ class Bench:
             cost = one["cost"]
             one["seconds"] = cost["student_seconds"] + cost["transfer_seconds"]
             one["wall"] = wall
-            print(" ".join(one["overrides"][1:-2]), f"{one['student']['nll']:.4f}",
+            print(" ".join(one["overrides"][1:-3]), f"{one['student']['nll']:.4f}",
                   f"{cost['transfer_seconds']:.1f} + {cost['student_seconds']:.1f} s",
                   flush=True)  # fmt: skip
         return found

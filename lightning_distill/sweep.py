@@ -84,19 +84,22 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
         before = _results_in(job.folder)
         if _finished(job.folder, cfg, job):
             log.info("%s: finished before, skipped", job.name)
-            return before
-        if before.get("status") == "failed" and cfg.sweep.rerun == "none":
+            results = before
+        elif before.get("status") == "failed" and cfg.sweep.rerun == "none":
             log.info("%s: failed before, skipped as sweep.rerun=none says", job.name)
             return before
-        if (twin := _pointed_at(index)) and twin != job.folder and _finished(twin, cfg, job):
+        elif (twin := _pointed_at(index)) and _finished(twin, cfg, job):
             return _take_over(twin, job)
-        if reason := _given_up(cfg, job):
+        elif reason := _given_up(cfg, job):
             log.info("%s: not run, %s", job.name, reason)
-            write_results(job.folder, state := job.state("not run", error=reason))
-            return state
-        results = run()
-        where = os.path.relpath(job.folder, index.parent)
-        write_whole(index, json.dumps({"folder": where}).encode())
+            results = job.state("not run", error=reason)
+            write_results(job.folder, results)
+            return results
+        else:
+            results = run()
+        if _pointed_at(index) is None:
+            where = os.path.relpath(job.folder, index.parent)
+            write_whole(index, json.dumps({"folder": where}).encode())
         return results
 
 
@@ -116,10 +119,12 @@ def _finished(folder: Path, cfg: DictConfig, job: Job) -> bool:
 
 
 def _pointed_at(index: Path) -> Path | None:
+    """The folder with the results of a key, where there is one."""
     try:
-        return (index.parent / json.loads(index.read_text())["folder"]).resolve()
+        folder = (index.parent / json.loads(index.read_text())["folder"]).resolve()
     except (OSError, ValueError, KeyError):
         return None
+    return folder if (folder / RESULTS).exists() else None
 
 
 def _take_over(twin: Path, job: Job) -> dict[str, Any]:

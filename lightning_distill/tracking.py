@@ -85,10 +85,9 @@ def start_loggers(
             loggers.append(instantiate(node, save_dir=str(folder)))
     last = checkpoints / LAST
     if last.exists():
-        step = torch.load(last, "cpu", weights_only=True, mmap=True)["global_step"]
         for logger in loggers:
             if isinstance(logger, CSVLogger):
-                _keep_curves(logger, step)
+                _keep_curves(logger, step_of(last))
     return loggers
 
 
@@ -108,6 +107,12 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
             logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
 
 
+def step_of(checkpoint: Path) -> int:
+    """How many steps were made before it."""
+    found: int = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"]
+    return found
+
+
 def _kept(file: Path) -> str:
     """A name for a tracked run: the file's, or a new one that is written there."""
     if not file.exists():
@@ -121,7 +126,8 @@ def _keep_curves(logger: CSVLogger, step: int) -> None:
     if not file.exists():
         return
     with file.open() as lines:
-        before = [row for row in csv.DictReader(lines) if int(row["step"]) < step]
+        rows = [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
+    before: list[Any] = [row for row in rows if int(row["step"]) < step]
     logger.experiment.metrics = before
     logger.save()
 

@@ -19,11 +19,12 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from lightning_distill import ConfigError
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.head import Predictions, Predictor
-from lightning_distill.tracking import LAST, progress
+from lightning_distill.tracking import LAST, progress, step_of
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,10 @@ class LanguageModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self._start = time.perf_counter()
 
+    def on_train_end(self) -> None:
+        if not all(p.isfinite().all() for p in self.parameters()):
+            raise self._diverged("there are weights that are no numbers")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         seconds = self.seconds_before + time.perf_counter() - self._start
         checkpoint["spent"] = {"tokens": int(self.tokens_seen), "seconds": seconds}
@@ -132,10 +137,19 @@ class LanguageModule(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def _diverged(self, sign: str) -> ConfigError:
+        rate = max(group["lr"] for group in self.optimizers().param_groups)  # type: ignore[union-attr]
+        return ConfigError(
+            f"Training diverged: {sign} at step {self.global_step + 1}, at a learning rate of "
+            f"{rate:g}. Lower optimizer.lr (teacher.optimizer.lr of a teacher)."
+        )
+
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}
         tokens = sums["loss"][1]
         values: dict[str, Any] = {name: total / n for name, (total, n) in sums.items()}
+        if not values["loss"].isfinite():
+            raise self._diverged(f"the loss is {values['loss']:g}")
         values |= self._details
         values["gradient_norm"] = gradient_norm
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -166,7 +180,7 @@ def fit(
     )
     trainer = make_trainer(cfg, folder, role, loggers, [checkpoints], max_steps=max_steps)
     if last.exists():
-        log.info("%s: going on from %s", role, last)
+        log.info("%s: going on from step %s, %s", role, step_of(last), last)
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt

@@ -1,0 +1,178 @@
+"""The same sweep again: what it skips, what it goes on with, and what it leaves alone."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY
+
+pytestmark = pytest.mark.slow
+
+EVERY = 8  # steps between checkpoints
+TWELVE = [
+    "student.max_steps=30",
+    "trainer.log_every_n_steps=1",
+    f"checkpoint_every_n_steps={EVERY}",
+    "loss.temperature=1,2,4",
+    "loss.alpha=0.5,1",
+    "seed=0,1",
+]
+
+
+def results(folder):
+    """By the folder of each job."""
+    return {f.parent.name: json.loads(f.read_text()) for f in sorted(folder.rglob("results.json"))}
+
+
+def numbers(folder):
+    """What must not depend on how often a sweep was interrupted."""
+    found = {}
+    for name, job in results(folder).items():
+        assert job["status"] == "finished"
+        found[name] = {k: job[k] for k in ("key", "seed", "overrides", "teacher", "student")}
+    return found
+
+
+def curves(folder):
+    """The training loss of each step, and the validation nll, of each job."""
+    found = {}
+    for file in folder.rglob("metrics.csv"):
+        with file.open() as lines:
+            rows = list(csv.DictReader(lines))
+        for name in ("train/loss", "validation/nll"):
+            found[file.parent.name, name] = [(r["step"], r[name]) for r in rows if r.get(name)]
+    return found
+
+
+@pytest.fixture
+def start(text_file, tmp_path):
+    """Starts the real command as a process group of its own, below one folder."""
+
+    def start(*overrides, cwd="."):
+        (tmp_path / cwd).mkdir(exist_ok=True)
+        settings = [*TINY, f"data.path={text_file}", "sweep.name=all", *overrides]
+        return subprocess.Popen(
+            [sys.executable, "-m", "lightning_distill", "-m", *settings],
+            cwd=tmp_path / cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def run(start):
+    def run(*overrides, expect=0, cwd="."):
+        process = start(*overrides, cwd=cwd)
+        said, _ = process.communicate(timeout=500)
+        assert process.returncode == expect, said
+        return said
+
+    return run
+
+
+def steps_logged(folder):
+    """How many training steps each job has logged."""
+    return {name[0]: len(rows) for name, rows in curves(folder).items() if name[1] == "train/loss"}
+
+
+def test_a_sweep_killed_five_times_ends_at_the_same_numbers(start, run, tmp_path):
+    run(*TWELVE, cwd="whole")
+    dice = random.Random(4)
+    for _ in range(5):
+        folder = tmp_path / "killed" / "outputs" / "sweeps" / "all"
+        before = steps_logged(folder)
+        process = start(*TWELVE, cwd="killed")
+        more = sum(before.values()) + dice.randint(15, 75)
+        while sum(steps_logged(folder).values()) < more:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.4))
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        for name in re.findall(r"(\S+): finished before", said):
+            assert before[name] == 30
+        # No more of what the kill before had cut off is repeated than since the last checkpoint.
+        (cut,) = [n for name, n in before.items() if n < 30 and "running" in said] or [None]
+        if cut and cut >= EVERY:
+            (step,) = re.findall(r"student: going on from step (\d+)", said)
+            assert cut - int(step) <= EVERY
+    run(*TWELVE, cwd="killed")
+    whole = tmp_path / "whole" / "outputs" / "sweeps" / "all"
+    assert len(numbers(whole)) == 12
+    assert numbers(folder) == numbers(whole)
+    assert curves(folder) == curves(whole)
+    for file in whole.rglob("student/model.safetensors"):
+        assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def test_only_new_values_are_run_and_what_failed_is_tried_again(run, tmp_path):
+    run("loss.alpha=1", "loss.temperature=1")
+    first = results(tmp_path / "outputs" / "sweeps" / "all")
+    said = run("loss.alpha=1,-1", "loss.temperature=1,2", expect=1)
+    assert said.count("finished before, skipped") == 1
+    found = results(tmp_path / "outputs" / "sweeps" / "all")
+    assert {name: found[name] for name in first} == first
+    assert sorted(job["status"] for job in found.values()) == ["failed"] * 2 + ["finished"] * 2
+    said = run("loss.alpha=-1", "loss.temperature=1", "sweep.rerun=none", expect=0)
+    assert "failed before, skipped" in said
+    said = run("loss.alpha=-1", "loss.temperature=1", expect=2)
+    assert "must be a number from 0" in said
+
+
+def test_changed_settings_leave_alone_what_others_made(run, tmp_path, text_file):
+    text = tmp_path / "text.jsonl"
+    lines = text_file.read_text().splitlines(keepends=True)
+    text.write_text("".join(lines))
+    run("loss.alpha=0", f"data.path={text}")
+    first = results(tmp_path / "outputs" / "sweeps" / "all")
+    text.write_text("".join(reversed(lines)))
+    run("loss.alpha=0", f"data.path={text}")
+    both = results(tmp_path / "outputs" / "sweeps" / "all")
+    assert both.items() >= first.items()
+    assert len({job["key"] for job in both.values()}) == 2
+    said = run("loss.alpha=0", f"data.path={text}", "sweep.rerun=all")
+    assert "skipped" not in said
+    assert len(results(tmp_path / "outputs" / "sweeps" / "all")) == 2
+
+
+def test_jobs_that_cannot_differ_are_trained_once_and_reported_for_each(run, tmp_path):
+    said = run("loss.alpha=0", "loss.temperature=1,2,4", "transfer=online,cached")
+    assert said.count("takes over the results") == 5
+    found = list(results(tmp_path / "outputs" / "sweeps" / "all").values())
+    assert len(found) == 6
+    assert len({job["student"]["nll"] for job in found}) == 1
+    assert sorted(job["cost"]["student_seconds"] > 0 for job in found) == [False] * 5 + [True]
+    (name, *_) = re.findall(r"(\S+): takes over", said)
+    weights = tmp_path / "outputs" / "sweeps" / "all" / name / "student" / "model.safetensors"
+    assert weights.stat().st_nlink == 6  # once on the disk
+    before = weights.read_bytes()
+    run("loss.alpha=0", "loss.temperature=1", "transfer=online", "seed=0", "sweep.rerun=all")
+    assert weights.read_bytes() == before
+
+
+def test_a_sweep_that_fails_too_often_is_given_up(run, tmp_path):
+    said = run("loss.alpha=-1,-2,-3,1", "sweep.stop_after_failures=2", expect=1)
+    status = [job["status"] for job in results(tmp_path / "outputs" / "sweeps" / "all").values()]
+    assert sorted(status) == ["failed", "failed", "not run", "not run"]
+    assert "2 failed (sweep.stop_after_failures=2)" in said
+
+
+def test_a_loss_that_is_not_a_number_fails_its_job_alone(run, tmp_path):
+    said = run("optimizer.lr=1e-3,1e30", "loss.alpha=1", expect=1)
+    found = list(results(tmp_path / "outputs" / "sweeps" / "all").values())
+    assert sorted(job["status"] for job in found) == ["failed", "finished"]
+    (high,) = (job for job in found if job["status"] == "failed")
+    assert high["error"].startswith("Training diverged: ")
+    assert "failed: optimizer.lr=1e+30: Training diverged: " in said
+    assert "job.log" in said
