@@ -25,6 +25,7 @@ from filelock import SoftFileLease, Timeout
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LEASE = 60.0  # seconds without a sign of life after which another machine's lock is free
 
 
 def key_of(made_from: dict[str, Any]) -> str:
@@ -103,12 +104,12 @@ class Store:
 def locked(file: Path, what: str) -> Iterator[Callable[[], None]]:
     """One process at a time, on a file system that several machines share too.
 
-    A lock whose process died is taken over: at once on the same machine, after a minute without
-    a sign of life from another. Yields a function that raises RuntimeError where that happened
-    to this process, which then was stopped for so long that another may have done its work.
+    A lock whose process died is taken over: at once on the same machine, after LEASE on another.
+    Yields a function that raises RuntimeError where that happened to this process, which then was
+    stopped for so long that another may have done its work.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(file, lease_duration=60)
+    lease = SoftFileLease(file, lease_duration=LEASE)
     try:
         lease.acquire(timeout=0)
     except Timeout:

@@ -87,7 +87,9 @@ def settings_key(cfg: DictConfig) -> str:
     settings = OmegaConf.to_container(known, resolve=True)
     assert isinstance(settings, dict)
     inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
-    return key_of({"inputs": inputs, **_effective({str(k): v for k, v in settings.items()})})
+    return key_of(
+        {"inputs": inputs, **_alike(_effective({str(k): v for k, v in settings.items()}))}
+    )
 
 
 def learns_alone(settings: dict[str, Any]) -> bool:
@@ -112,6 +114,15 @@ def _effective(settings: dict[str, Any]) -> dict[str, Any]:
         loss = kept | {"hard_weight": 1.0 if weight == "complement" else weight}
         transfer = {"num_blocks": transfer["num_blocks"]}
     return {**settings, "loss": loss, "transfer": transfer}
+
+
+def _alike(value: Any) -> Any:
+    """With 2.0 as 2, which is the same setting."""
+    if isinstance(value, dict):
+        return {str(key): _alike(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_alike(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _state_of(path: Any) -> list[Any]:

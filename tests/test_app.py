@@ -8,7 +8,6 @@ import pytest
 from transformers import GPT2Config
 
 from lightning_distill import app
-from lightning_distill.app import folder_name
 
 
 @pytest.fixture
@@ -60,6 +59,10 @@ VALUES = [
     (["loss=jensen_shannon", "loss.beta=1.5"], "loss.beta=1.5 must be a number from 0 to 1"),
     (["loss=skewed_forward_kl", "loss.skew=1"], "loss.skew=1 must be a number from 0 to below 1"),
     (["loss=forward_kl", "loss.fused=perhaps"], "loss.fused=perhaps must be true or false"),
+    (["loss.label_smoothing=1"], "loss.label_smoothing=1 must be a number from 0 to below 1"),
+    (["loss.label_smoothing=0.1", "loss.hard_target=teacher"], "loss.label_smoothing is of labels"),
+    (["sweep.rerun=some"], "sweep.rerun=some does not exist"),
+    (["sweep.stop_after_failures=0"], "sweep.stop_after_failures=0 must be a whole number"),
     (["loss=universal", "loss.hard_target=teacher"], "needs a loss for one shared vocabulary"),
     (["loss.alpha={shape: linear, start: 0}"], "is a schedule without an end"),
     (["loss.alpha={shape: steep, end: 1}"], "shape must be one of linear, cosine, warmup"),
@@ -201,12 +204,3 @@ def test_help_is_for_a_person_and_imports_no_torch():
     assert done.stdout.count("lightning-distill ") >= 3
     for group in ("data:", "teacher:", "student:", "loss:", "trainer:", "logger:"):
         assert group in done.stdout
-
-
-def test_a_folders_name_holds_no_slash_and_is_never_too_long():
-    assert folder_name("student=xs,loss.alpha=1") == "student=xs,loss.alpha=1"
-    assert folder_name("experiment/job=baseline") == "job=baseline"
-    assert "/" not in folder_name("data.path=/a/b")
-    long = [folder_name(f"data.path={'x' * 300}{i}") for i in range(2)]
-    assert len(set(long)) == 2
-    assert max(map(len, long)) < 200

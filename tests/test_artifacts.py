@@ -1,13 +1,17 @@
 import json
+import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from lightning_distill.artifacts import Store, key_of
+from lightning_distill import artifacts
+from lightning_distill.artifacts import Store, key_of, locked
 
 MADE_FROM = {"steps": 3, "data": "abc"}
 
@@ -131,3 +135,57 @@ def test_any_changed_setting_is_another_artifact(tmp_path):
     keys = {key_of(MADE_FROM), key_of(MADE_FROM | {"steps": 4}), key_of({"steps": 3})}
     assert len(keys) == 3
     assert key_of(MADE_FROM) == key_of(dict(reversed(MADE_FROM.items())))
+
+
+HOLD = """
+import socket, sys, time
+socket.gethostname = lambda: sys.argv[2]
+from pathlib import Path
+from lightning_distill import artifacts
+artifacts.LEASE = 1.5
+with artifacts.locked(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+def hold(file, host, seconds):
+    """A process that holds the lock, on a machine of that name."""
+    command = [sys.executable, "-c", HOLD, str(file), host, str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_who_waits_says_for_what_and_for_whom(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(artifacts, "LEASE", 1.5)
+    process = hold(tmp_path / "lock", "elsewhere", 3)
+    with locked(tmp_path / "lock", "the teacher 12ab"):
+        assert process.wait() == 0  # longer than a lease, and held all the time
+    assert f"waiting for the teacher 12ab, which process {process.pid} on elsewhere" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
+def test_a_lock_whose_process_died_is_taken_over(tmp_path, monkeypatch, host):
+    monkeypatch.setattr(artifacts, "LEASE", 1.5)
+    process = hold(tmp_path / "lock", host, 100)
+    process.kill()
+    process.wait()
+    start = time.monotonic()
+    with locked(tmp_path / "lock", "it") as check:
+        check()
+    waited = time.monotonic() - start
+    assert waited > 1.5 if host == "elsewhere" else waited < 1.5
+
+
+def test_a_process_whose_lock_was_taken_over_does_not_finish(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "LEASE", 0.3)
+
+    def make(folder):
+        (tmp_path / "artifacts" / "teacher" / f"{key_of(MADE_FROM)}.lock").unlink()
+        time.sleep(0.5)
+
+    with pytest.raises(RuntimeError, match="taken over by another process"):
+        Store(tmp_path).get("teacher", MADE_FROM, make)
+    assert Store(tmp_path).find("teacher", MADE_FROM) is None

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lightning_distill.comparison import gather, table_cells
-from lightning_distill.sweep import summarise
+from lightning_distill.sweep import folder_name, summarise, sweep_name
 
 TEACHER = {
     "parameters": 1000,
@@ -161,3 +161,22 @@ def test_text_in_the_report_is_shown_and_never_run(job, tmp_path):
     assert "&lt;script&gt;alert(1)" in page
     assert "<img src=x" not in page
     assert "no <b>memory" not in page
+
+
+def test_a_folders_name_holds_no_slash_and_is_never_too_long():
+    assert folder_name(["student=xs", "loss.alpha=1"]) == "student=xs,loss.alpha=1"
+    assert folder_name(["experiment/job=baseline"]) == "job=baseline"
+    assert "/" not in folder_name(["data.path=/a/b"])
+    long = [folder_name([f"data.path={'x' * 300}{i}"]) for i in range(2)]
+    assert len(set(long)) == 2
+    assert max(map(len, long)) < 200
+
+
+def test_more_values_of_the_same_settings_go_on_with_the_same_sweep():
+    few = ["student=xs,s", "loss.alpha=0,1", "seed=1", "paths.outputs=a", "sweep.rerun=all"]
+    more = ["student=xs,s,m", "loss.alpha=range(3)", "seed=1", "logger=none"]
+    assert sweep_name(None, few) == sweep_name(None, more) == "loss.alpha,student,seed=1"
+    assert sweep_name(None, [*few, "data.batch_size=8"]) != sweep_name(None, few)
+    assert sweep_name(None, ["sweep=sizes", "student=xs"]) == "sizes,student=xs"
+    assert sweep_name("mine", few) == "mine"
+    assert sweep_name(None, []) == "all"
