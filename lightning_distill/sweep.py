@@ -97,9 +97,8 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
             return results
         else:
             results = run()
-        if _pointed_at(index) is None:
-            where = os.path.relpath(job.folder, index.parent)
-            write_whole(index, json.dumps({"folder": where}).encode())
+        where = os.path.relpath(job.folder, index.parent)
+        write_whole(index, json.dumps({"folder": where}).encode())
         return results
 
 
@@ -124,7 +123,7 @@ def _pointed_at(index: Path) -> Path | None:
         folder = (index.parent / json.loads(index.read_text())["folder"]).resolve()
     except (OSError, ValueError, KeyError):
         return None
-    return folder if (folder / RESULTS).exists() else None
+    return folder
 
 
 def _take_over(twin: Path, job: Job) -> dict[str, Any]:
