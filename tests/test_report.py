@@ -16,6 +16,7 @@ from browser import CHROMIUM, Browser
 
 from lightning_distill.comparison import gather
 from lightning_distill.report import pictures
+from lightning_distill.report.heatmaps import heat_maps
 from lightning_distill.report.page import as_json
 from lightning_distill.report.tables import short, table_cells
 from lightning_distill.sweep import summarise
@@ -125,7 +126,7 @@ def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
         pictures.gaps(rows),
         pictures.against(rows),
         pictures.curves(rows, "validation/nll", "nll"),
-        *(one for _, one in pictures.heat_maps(rows)),
+        *(one for _, one in heat_maps(rows)),
     ]
     assert len(drawn) == 6
     for figure in drawn:
@@ -135,7 +136,7 @@ def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
 
 def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
     rows = gather(sweep_of_24)
-    (name, figure), (_, larger) = pictures.heat_maps(rows)
+    (name, figure), (_, larger) = heat_maps(rows)
     assert name == "student=xs, 0.23 M"
     (cells,), (others,) = figure["data"], larger["data"]
     assert (cells["x"], cells["y"]) == (["1", "2"], ["0", "0.5", "1"])
@@ -147,7 +148,7 @@ def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
 def test_without_both_swept_there_is_no_heat_map(job, tmp_path):
     job("a", 4.3, more=["loss.alpha=1"])
     job("b", 4.4, more=["loss.alpha=0"], alpha=0)
-    assert pictures.heat_maps(gather(tmp_path)) == []
+    assert heat_maps(gather(tmp_path)) == []
 
 
 def test_keys_are_shortened_where_that_leaves_no_doubt():

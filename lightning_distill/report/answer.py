@@ -21,7 +21,11 @@ def answer(rows: list[Row]) -> str:
     best = found.best
     teacher = best.rows[0].results.get("teacher")
     size = best.mean("parameters")
-    part = f" <small>{size / teacher['parameters']:.0%} of its teacher</small>" if teacher else ""
+    part = (
+        f" <small>{100 * size / teacher['parameters']:.0f} % of the teacher's</small>"
+        if teacher
+        else ""
+    )
     facts = [
         ("gap to the teacher closed", _mean(best.shares(), 0, 100, " %"), "main"),
         ("nll", _mean(best.scores("nll"), 3), ""),
@@ -64,7 +68,8 @@ def _lead(found: Verdict) -> str:
             f"<p>It is {ahead}. Whether that is more than noise between seeds is not known: "
             f"{REPEAT}.</p>"
         )
-    span = f"95 % interval {found.lead - found.noise:.3f} to {found.lead + found.noise:.3f}"
+    span = f"95&nbsp;% interval {found.lead - found.noise:.3f} to {found.lead + found.noise:.3f}"
+    span = span.replace("-", "−")
     if found.is_clear:
         verdict = f"more than the noise between seeds (Welch's t, {span})"
     else:
@@ -92,10 +97,10 @@ def _mean(values: Sequence[float], digits: int, scale: float = 1, unit: str = ""
     """With half its confidence interval, where seeds repeat."""
     if not values:
         return ""
-    text = f"{scale * mean(values):,.{digits}f}"
+    text = f"{scale * mean(values):,.{digits}f}{unit}"
     if width := interval(values):
         text += f" <small>± {scale * width:.{digits}f}</small>"
-    return text + unit
+    return text
 
 
 def over_seeds_table(rows: list[Row]) -> str:
@@ -117,7 +122,7 @@ def over_seeds_table(rows: list[Row]) -> str:
         name = escape(short(group.name, group.rows[0].settings))
         lines.append(f"<tr><td class='text'>{name}</td>{plain}</tr>")
     return (
-        "<p class='note'>Means, ± half the 95 % confidence interval (Student's t); seconds ± "
+        "<p class='note'>Means, ± half the 95&nbsp;% confidence interval (Student's t); seconds ± "
         "standard deviation. The best first.</p><div class='wide'><table><thead><tr>"
         + "".join(f"<th{' class=text' if h == 'setting' else ''}>{h}</th>" for h in heads)
         + f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"

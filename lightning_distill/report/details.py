@@ -13,21 +13,24 @@ from lightning_distill.report.tables import records, short, teachers
 
 # What the table of jobs shows: the column of results.csv, its head, digits, factor, unit, meaning.
 COLUMNS = (
-    ("student.parameters", "size", 2, 1e-6, " M", "parameters of the student"),
     ("student.nll", "nll", 3, 1, "", "nats per token of the held-out test split"),
     ("student.perplexity", "perplexity", 1, 1, "", "exp(nll)"),
-    ("student.teacher_agreement", "agreement", 3, 1, "", "how often both favour the same token"),
-    ("student.teacher_kl", "KL(p ‖ q)", 3, 1, "", "from the teacher's distribution"),
-    ("student.calibration_error", "ECE", 3, 1, "", "expected calibration error"),
     ("gap_closed", "gap closed", 1, 100, " %", "(baseline − student) / (baseline − teacher)"),
     ("gap_closed_best_baseline", "… of best", 1, 100, " %", "from the best without a teacher"),
     ("gain_over_baseline", "over baseline", 3, 1, "", "nll gained over plain training"),
     ("gain_over_label_smoothing", "over smoothing", 3, 1, "", "nll gained over smoothed labels"),
+    ("student.teacher_agreement", "agreement", 3, 1, "", "how often both favour the same token"),
+    ("student.teacher_kl", "KL(p ‖ q)", 3, 1, "", "from the teacher's distribution"),
+    ("student.calibration_error", "ECE", 3, 1, "", "expected calibration error"),
+    ("student.parameters", "size", 2, 1e-6, " M", "parameters of the student"),
     ("teacher.nll", "teacher's nll", 3, 1, "", "of the teacher"),
     ("cost.student_seconds", "seconds", 0, 1, "", "of training the student"),
     ("cost.student_tokens_per_second", "tokens/s", 0, 1, "", "target tokens of the student"),
     ("cost.peak_memory_mb", "memory, MB", 0, 1, "", "at most, while the student trains"),
 )
+# Left out where they say no more than another.
+ONLY_IF_OTHER = {"gap_closed_best_baseline": "gap_closed"}
+ONLY_IF_VARIED = ("teacher.nll",)
 
 
 def jobs_table(rows: list[Row]) -> str:
@@ -36,12 +39,14 @@ def jobs_table(rows: list[Row]) -> str:
     best = {id(row) for row in found.best.rows} if found else set()
     lines = list(zip(rows, records(rows), strict=True))
     lines.sort(key=lambda line: math.inf if line[0].nll is None else line[0].nll)
-    shown = [column for column in COLUMNS if any(_is_number(r.get(column[0])) for _, r in lines)]
+    shown = [column for column in COLUMNS if _worth_showing(column[0], [r for _, r in lines])]
     keys = list(rows[0].settings)
     heads = [(key, short(f"{key}=", keys).rstrip("="), key) for key in keys]
     if not keys:
         heads = [("job", "job", "the folder")]
-    text = [*heads, ("status", "status", "of the job")]
+    text = (
+        heads if not any(row.why for row in rows) else [*heads, ("status", "status", "of the job")]
+    )
     head = "".join(
         f"<th class='text'><button title='{escape(meaning)}'>{escape(name)}</button></th>"
         for _, name, meaning in text
@@ -58,11 +63,19 @@ def jobs_table(rows: list[Row]) -> str:
     return (
         "<p class='note'>A click on a column's head sorts by it. The best is marked.</p>"
         "<div class='filter'><input type='search' data-filters='table-jobs' "
-        "placeholder='filter, as in alpha=0.5 finished' aria-label='filter the jobs'>"
+        "placeholder='filter, as in alpha=0.5 student=s' aria-label='filter the jobs'>"
         "<output class='note'></output></div>"
         f"<div class='wide'><table class='sorts' id='table-jobs'><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _worth_showing(key: str, lines: list[dict[str, Any]]) -> bool:
+    values = [line.get(key) for line in lines]
+    if key in ONLY_IF_VARIED and len({line.get("student.nll") for line in lines}) > 1:
+        return len(set(values) - {None}) > 1
+    other = ONLY_IF_OTHER.get(key, "")
+    return any(map(_is_number, values)) and any(line.get(other) != line.get(key) for line in lines)
 
 
 def _is_number(value: Any) -> bool:
@@ -79,7 +92,7 @@ def _number_cell(
     row: Row, record: dict[str, Any], key: str, _: str, digits: int, factor: float, unit: str
 ) -> str:
     value = record.get(key)
-    if not _is_number(value):
+    if value is None or not _is_number(value):
         return f"<td data-column='{key}'></td>"
     shown = f"{factor * value:,.{digits}f}{unit}"
     if key == "cost.student_seconds" and row.took_over:
@@ -99,10 +112,8 @@ def influences(rows: list[Row]) -> str:
         for key, share in found
     )
     note = (
-        f"The share of the variance of {measure} between jobs that lies between the means at each "
-        "setting's values (η²). What settings do only together, and what is left to seeds, counts "
-        "for none of them; where not every combination was run, settings that went together share "
-        "what they explain, and the shares may add up to more than all."
+        f"η²: how much of the variance of {measure} between jobs lies between the means at each "
+        "setting's values. What settings do only together counts for none of them."
     )
     return f"<p class='note'>{note}</p><div class='bars'>{bars}</div>"
 
@@ -117,9 +128,11 @@ def cost(rows: list[Row]) -> str:
     total = sum(seconds for _, seconds in parts)
     tokens = sum(r.cost("student_seconds") * r.cost("student_tokens_per_second") for r in rows)
     peak = max((row.cost("peak_memory_mb") for row in rows), default=0)
-    cells = [(name, _time(seconds) if seconds else "reused") for name, seconds in parts]
     if not any(row.results.get("cost") for row in rows):
         return ""
+    cells = [(name, _time(seconds)) for name, seconds in parts]
+    if teachers(rows) and not parts[0][1]:
+        cells[0] = ("teachers", "reused")
     cells.append(("in all", _time(total)))
     if students:
         cells.append(("tokens a second, students", f"{tokens / students:,.0f}"))
@@ -143,16 +156,17 @@ def _time(seconds: float) -> str:
 
 
 def samples(rows: list[Row]) -> str:
-    """For each prompt how the teacher and the students go on, the best first."""
+    """For each prompt how the teacher, the best student and the best without a teacher go on."""
     first = [row for group in over_seeds(rows) for row in group.rows]
-    ordered = [*first, *(row for row in rows if all(row is not one for one in first))]
+    alone = [row for row in first if row.is_baseline]
+    ordered = [*first[:1], *alone[:1], *first, *rows]
     by_prompt: dict[str, dict[str, str]] = {}
     for row in ordered:
         for sample in row.samples:
             texts = by_prompt.setdefault(str(sample["prompt"]), {})
             if "teacher" in sample:
                 texts.setdefault("teacher", str(sample["teacher"]))
-            texts[short(row.name, row.settings)] = str(sample["student"])
+            texts.setdefault(short(row.name, row.settings), str(sample["student"]))
     parts = []
     for prompt, texts in by_prompt.items():
         lines = [
@@ -176,10 +190,10 @@ def commands(rows: list[Row], command: list[str]) -> str:
         state = "" if row.nll is not None else f" ({row.results['status']})"
         why = str(row.results.get("error") or "")
         parts.append(
-            f"<details><summary>{escape(row.name + state)}</summary>"
+            f"<details><summary>{escape(short(row.name, row.settings) + state)}</summary>"
             + _command(row.results["overrides"])
             + (f"<pre>{escape(why)}</pre>" if why else "")
-            + f"<p class='note'>{escape(str(row.folder))}</p>"
+            + f"<p class='note verbatim'>{escape(str(row.folder))}</p>"
             + (f"<pre>{escape(OmegaConf.to_yaml(row.cfg))}</pre>" if row.cfg else "")
             + (
                 f"<p class='bad'>Missing: {escape(', '.join(row.missing))}</p>"

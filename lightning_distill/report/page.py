@@ -10,7 +10,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from lightning_distill.jobs import Row, not_begun, planned
-from lightning_distill.report import pictures
+from lightning_distill.report import heatmaps, pictures
 from lightning_distill.report.answer import answer, over_seeds_table, unfinished
 from lightning_distill.report.details import commands, cost, influences, jobs_table, samples
 
@@ -80,7 +80,7 @@ def write_report(rows: list[Row], file: Path) -> None:
 
 def _gaps(rows: list[Row]) -> str:
     repeated = any(row.gap_closed is not None for row in rows) and _repeats(rows)
-    bars = " Bars: 95 % confidence intervals of the mean over seeds (Student's t)."
+    bars = " Bars: 95&nbsp;% confidence intervals of the mean over seeds (Student's t)."
     note = (
         "How much of the way from the nll of the same training without a teacher (alpha = 0, no "
         f"label smoothing, equal steps) to the teacher's.{bars if repeated else ''}"
@@ -108,10 +108,10 @@ def _against(rows: list[Row]) -> str:
 
 
 def _maps(rows: list[Row]) -> str:
-    maps = pictures.heat_maps(rows)
+    maps = heatmaps.heat_maps(rows)
     if not maps:
         return ""
-    axes = (pictures.TEMPERATURE, pictures.ALPHA)
+    axes = (heatmaps.TEMPERATURE, heatmaps.ALPHA)
     own = ("student", "student.hidden_size", "student.num_hidden_layers", "seed", *axes)
     others = [key for key in rows[0].settings if key not in own]
     over = f"over seeds and {', '.join(others)}" if others else "over seeds"

@@ -24,7 +24,6 @@ COLOURS = {
 }
 LINES = [f"var(--line-{n})" for n in range(1, 9)]  # the page has as many
 DASHES = ("solid", "dot", "dash", "dashdot")
-TEMPERATURE, ALPHA = "loss.temperature", "loss.alpha"
 
 
 def figure(traces: list[Figure], x: str, y: str, height: int = 420, **layout: Any) -> Figure | None:
@@ -40,7 +39,7 @@ def figure(traces: list[Figure], x: str, y: str, height: int = 420, **layout: An
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     }
     for name, title in (("xaxis", x), ("yaxis", y)):
-        base[name] = axis | {"title": {"text": title}} | layout.pop(name, {})
+        base[name] = axis | {"title": {"text": title, "standoff": 10}} | layout.pop(name, {})
     return {"data": traces, "layout": base | layout}
 
 
@@ -53,7 +52,7 @@ def sizes(rows: list[Row]) -> Figure | None:
         traces.append(
             {
                 "type": "scatter",
-                "name": "Pareto front of the students",
+                "name": "Pareto front",
                 "x": [group.mean("parameters") for group in front],
                 "y": [group.mean("perplexity") for group in front],
                 "mode": "lines",
@@ -89,7 +88,8 @@ def _cloud(
 
 def gaps(rows: list[Row]) -> Figure | None:
     """Gap closed, with the interval of its mean where seeds repeat; the best on top."""
-    groups = [group for group in over_seeds(rows) if group.shares()][::-1]
+    measured = [group for group in over_seeds(rows) if group.shares()]
+    groups = sorted(measured, key=lambda group: mean(group.shares()))
     if not groups:
         return None
     widths = [interval(group.shares()) for group in groups]
@@ -156,67 +156,6 @@ def _lying(traces: list[Figure], lines: int, x: str, **axis: Any) -> Figure | No
     """With a line a job, and its name on the left."""
     names = {"automargin": True, "ticksuffix": "  ", "type": "category"}
     return figure(traces, x, "", 130 + 26 * lines, xaxis=axis, yaxis=names)
-
-
-def heat_maps(rows: list[Row]) -> list[tuple[str, Figure]]:
-    """nll at each temperature and alpha, one for each size of the student, and its name.
-
-    None where not both are swept, or where they have schedules.
-    """
-    done = [row for row in rows if row.nll is not None and _is_grid_point(row)]
-    found = []
-    for size in sorted({row.score("parameters") or 0.0 for row in done}):
-        here = [row for row in done if row.score("parameters") == size]
-        temperatures, alphas = (
-            sorted({row.settings[key] for row in here}, key=float) for key in (TEMPERATURE, ALPHA)
-        )
-        if len(temperatures) < 2 or len(alphas) < 2:
-            continue
-        cells = [
-            [
-                [r for r in here if (r.settings[ALPHA], r.settings[TEMPERATURE]) == (alpha, t)]
-                for t in temperatures
-            ]
-            for alpha in alphas
-        ]
-        trace = {
-            "type": "heatmap",
-            "x": temperatures,
-            "y": alphas,
-            "z": [[mean(r.nll or 0 for r in cell) if cell else None for cell in c] for c in cells],
-            "text": [[_gap_text(cell) for cell in c] for c in cells],
-            "texttemplate": "%{z:.3f}",
-            "hovertemplate": "T = %{x}, alpha = %{y}<br>nll %{z:.4f}%{text}<extra></extra>",
-            "colorscale": [[0, "var(--accent)"], [1, "var(--faint)"]],
-            "showscale": False,
-            "xgap": 2,
-            "ygap": 2,
-        }
-        drawn = figure(
-            [trace],
-            "temperature",
-            "alpha",
-            130 + 48 * len(alphas),
-            xaxis={"type": "category", "showgrid": False},
-            yaxis={"type": "category", "showgrid": False},
-        )
-        choice = {row.settings.get("student", "") for row in here} - {"", "default"}
-        name = ", ".join([*(f"student={c}" for c in sorted(choice)), f"{size / 1e6:.2f} M"])
-        if drawn:
-            found.append((name, drawn))
-    return found
-
-
-def _is_grid_point(row: Row) -> bool:
-    try:
-        return all(math.isfinite(float(row.settings[key])) for key in (TEMPERATURE, ALPHA))
-    except (KeyError, ValueError):
-        return False
-
-
-def _gap_text(rows: list[Row]) -> str:
-    shares = [row.gap_closed for row in rows if row.gap_closed is not None]
-    return f"<br>gap closed {100 * mean(shares):.0f} %" if shares else ""
 
 
 def curves(rows: list[Row], column: str, title: str) -> Figure | None:

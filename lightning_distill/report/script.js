@@ -74,6 +74,21 @@ function coloured(node, style) {
   return name ? style.getPropertyValue(name[1]).trim() : node;
 }
 
+// On a phone names stand above their lines, and a long legend would leave no room for the rest.
+function fit(data, layout) {
+  Object.assign(layout.margin, { l: 48, r: 8 });
+  if (layout.yaxis.automargin) {
+    const names = [...new Set(data.flatMap((trace) => trace.y))];
+    const place = { xref: "paper", x: 0, xanchor: "left", yanchor: "bottom", yshift: 4 };
+    layout.annotations = names.map((name) => ({ ...place, y: name, text: name, showarrow: false }));
+    layout.yaxis.showticklabels = false;
+    layout.margin.l = 8;
+    layout.height = 130 + 44 * names.length;
+  }
+  layout.showlegend = data.filter((trace) => trace.showlegend !== false && trace.name).length < 6;
+  layout.showlegend &&= data.length > 1;
+}
+
 function draw(box) {
   if (!window.Plotly) {
     const code = document.createElement("script");
@@ -93,6 +108,7 @@ function draw(box) {
     bordercolor: style.getPropertyValue("--muted").trim(),
     font: { color: style.getPropertyValue("--ink").trim() },
   });
+  if (box.clientWidth < 600) fit(data, layout);
   box.style.minHeight = "";
   Plotly.react(box, data, layout, { responsive: true, displayModeBar: false });
   box.dataset.drawn = "";

@@ -139,7 +139,7 @@ def short(name: str, keys: Iterable[str]) -> str:
     ends = Counter(key.rsplit(".", 1)[-1] for key in keys)
 
     def shortened(part: str) -> str:
-        key, sign, value = part.partition("=")
+        key, sign, value = part.removeprefix("experiment/").partition("=")
         end = key.rsplit(".", 1)[-1]
         return f"{end}{sign}{value}" if sign and ends[end] < 2 else part
 
