@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,14 @@ class Row:
 def job_folders(folder: Path) -> list[Path]:
     """Of the jobs below a folder: what holds results, or settings to get them with."""
     with_results = {file.parent for file in folder.rglob(RESULTS)}
-    with_settings = {file.parent.parent for file in folder.rglob(str(SETTINGS))}
+    with_settings = {f.parent.parent for f in folder.rglob(str(SETTINGS)) if _trains(f)}
     return sorted(with_results | with_settings)
+
+
+def _trains(settings: Path) -> bool:
+    """Whether results are to be expected: a report's own run has settings, too."""
+    stage = re.search(r"^stage: (\w+)", settings.read_text(errors="replace"), re.MULTILINE)
+    return stage is None or stage[1] in ("distill", "teacher", "transfer")
 
 
 def read_jobs(folder: Path) -> list[Row]:

@@ -159,7 +159,8 @@ def write_job(
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     known = {"status": "finished", "seed": seed, "key": folder.name, "overrides": overrides}
     if results.get("status", "finished") == "finished":
-        cost = {"teacher_seconds": 0.0, "student_seconds": 5.0, "student_tokens_per_second": 8e3}
+        speed = {"student_tokens_per_second": 8e3, "peak_memory_mb": 693.3}
+        cost = {"teacher_seconds": 0.0, "transfer_seconds": 0.0, "student_seconds": 5.0} | speed
         scores = {"nll": nll, "bits_per_byte": bits or nll / 2, "perplexity": math.exp(nll)}
         student = TEACHER | {"parameters": parameters, "teacher_agreement": 0.5} | scores
         known |= {"teacher": TEACHER, "student": student, "cost": cost}

@@ -40,6 +40,13 @@ def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
     assert rows["begun"].name == "name=begun"
 
 
+def test_a_run_that_only_reported_is_no_job(job, tmp_path):
+    job("a", 4.3)
+    (tmp_path / "report" / ".hydra").mkdir(parents=True)
+    (tmp_path / "report" / ".hydra" / "config.yaml").write_text("stage: report\n")
+    assert len(read_jobs(tmp_path)) == 1
+
+
 def test_a_job_that_runs_says_how_far_it_is(job, tmp_path):
     job("on its way", 4.3, steps=200, status="running")
     (row,) = read_jobs(tmp_path)

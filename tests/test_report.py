@@ -134,6 +134,17 @@ def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
         assert go.Figure(json.loads(plain)).data  # raises for what plotly does not know
 
 
+def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path):
+    job("plain", 5.0, alpha=0)
+    job("smooth", 4.8, alpha=0, label_smoothing=0.1)
+    job("distilled", 4.25)
+    _, *kinds = pictures.against(gather(tmp_path))["data"]
+    at = {trace["name"]: trace["x"] for trace in kinds}
+    assert at["distilled"] == (4.25,)
+    assert at["baseline"] == pytest.approx((5.0,))
+    assert at["label smoothing"] == pytest.approx((4.8,))
+
+
 def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
     rows = gather(sweep_of_24)
     (name, figure), (_, larger) = heat_maps(rows)
@@ -184,7 +195,7 @@ def test_a_half_finished_sweep_says_what_is_missing_and_shows_what_there_is(job,
     page = re.sub(r"\s+", " ", page_of(tmp_path))
     assert "Best job" in page
     assert "3 jobs without results" in page
-    assert f"no memory {tmp_path / 'failed,seed=0' / 'job.log'}" in page
+    assert f"failed name=failed no memory {tmp_path / 'failed,seed=0' / 'job.log'}" in page
     assert "at step 120 of 10 no job.log" in page
     assert "results.json cannot be read" in page
     assert "Without a readable metrics.csv: name=curveless." in page
@@ -317,11 +328,26 @@ class TestInABrowser:
             colour = page.run(f"getComputedStyle(document.querySelector({what!r}))[{of}]")
             assert contrast(colour, paper) > 4.5, what
 
+    def test_a_half_finished_sweep_fits_a_phone_too(self, page, sweep_of_24):
+        one, two, three, *_ = sorted(sweep_of_24.glob("loss*"))
+        shutil.rmtree(one)
+        (two / "metrics.csv").unlink()
+        long = {"status": "failed", "error": "x" * 500, "overrides": ["data.path=" + "y" * 200]}
+        (three / "results.json").write_text(json.dumps(long))
+        with redirect_stdout(io.StringIO()):
+            summarise(sweep_of_24)
+        page.open(sweep_of_24 / "report.html", 390)
+        assert page.run("document.documentElement.scrollWidth") == 390
+        assert "x" * 500 in page.run("document.querySelector('#unfinished').innerText")
+
     def test_the_copied_command_is_that_of_the_page(self, page):
         page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
         page.run("document.querySelector('.command button').click()")
         time.sleep(0.2)
-        assert page.run("document.querySelector('.command button').textContent") == "copied"
+        command = page.run("navigator.clipboard.readText()")
+        assert command == "lightning-distill -m student=xs,s loss.temperature=1,2 " + (
+            "loss.alpha=0,0.5,1 seed=0,1"
+        )
 
     def test_names_that_look_like_html_are_text_in_pictures_too(self, page, job, tmp_path):
         name = "<img src=x onerror=document.title=1><b>bold</b></script>"
@@ -335,6 +361,13 @@ class TestInABrowser:
         assert page.run("document.querySelectorAll('img').length") == 0
         labels = "[...document.querySelectorAll('.ytick text')].map((t) => t.textContent).join()"
         assert "<b>bold</b></script>" in page.run(labels)
+        shown = page.run(
+            "(() => { const box = document.querySelector('[data-figure=figure-gaps]');"
+            "const at = box.data[0].y.findIndex((name) => name.includes('bold'));"
+            "Plotly.Fx.hover(box, [{curveNumber: 0, pointNumber: at}]);"
+            "return box.querySelector('.hoverlayer').textContent })()"
+        )
+        assert name in shown
 
 
 def luminance(colour):

@@ -34,9 +34,10 @@ def answer(rows: list[Row]) -> str:
     ]
     if teacher:
         facts.append(("the teacher's nll", f"{teacher['nll']:.3f}", ""))
+    criterion = "nll" if found.measure == "nll" else "bits per byte (tokens differ)"
     return (
-        "<section class='answer'><p class='note'>Best job, by the lowest mean "
-        f"{'nll' if found.measure == 'nll' else 'bits per byte, as tokens differ,'} over seeds</p>"
+        f"<section class='answer'><p class='note'>Best job, by the lowest mean {criterion} over "
+        "seeds; chosen on the split that it is measured on</p>"
         f"<p class='name'>{_name(best)}</p>{_facts(facts)}"
         f"{_lead(found)}{_unmeasured(best)}</section>"
     )
@@ -83,8 +84,8 @@ def _unmeasured(best: Group) -> str:
     if not best.rows[0].results.get("teacher"):
         return "<p>No gap is told, as the teacher's own numbers are not known.</p>"
     return (
-        "<p>No gap is told, as the sweep has no job that trains the same student for as many "
-        "steps without a teacher: add <code>loss.alpha=0</code>.</p>"
+        "<p>No gap is told, as no finished job trains the same student for as many steps "
+        "without a teacher: add <code>loss.alpha=0</code>.</p>"
     )
 
 
@@ -108,17 +109,18 @@ def over_seeds_table(rows: list[Row]) -> str:
     groups = over_seeds(rows)
     if all(len(group.rows) < 2 for group in groups):
         return ""
-    heads = ("setting", "seeds", "nll", "perplexity", "agreement", "gap closed", "seconds")
+    heads = ("setting", "nll", "gap closed", "perplexity", "agreement", "seeds", "seconds")
     lines = []
     for group in groups:
         cells = [
             _mean(group.scores("nll"), 3),
+            _mean(group.shares(), 0, 100, " %"),
             _mean(group.scores("perplexity"), 1),
             _mean(group.scores("teacher_agreement"), 2),
-            _mean(group.shares(), 0, 100, " %"),
+            str(len(group.rows)),
             seconds_of(group.rows),
         ]
-        plain = "".join(f"<td>{cell}</td>" for cell in (len(group.rows), *cells))
+        plain = "".join(f"<td>{cell}</td>" for cell in cells)
         name = escape(short(group.name, group.rows[0].settings))
         lines.append(f"<tr><td class='text'>{name}</td>{plain}</tr>")
     return (
@@ -134,26 +136,27 @@ def unfinished(rows: list[Row], absent: list[list[str]]) -> str:
     ended = [row for row in rows if row.why]
     if not ended and not absent:
         return ""
-    lines = []
+    parts = []
     for row in ended:
         log = row.folder / "job.log"
         where = f"<code>{escape(str(log))}</code>" if log.exists() else "no job.log"
-        lines.append(
-            f"<tr><td class='text bad'>{escape(str(row.results['status']))}</td>"
-            f"<td class='text wrap'>{escape(row.name)}</td>"
-            f"<td class='text wrap'>{escape(row.why)}</td><td class='text wrap'>{where}</td></tr>"
+        name = escape(short(row.name, row.settings))
+        parts.append(
+            f"<dt><b class='bad'>{escape(str(row.results['status']))}</b> {name}</dt>"
+            f"<dd>{escape(row.why)}<br><span class='note'>{where}</span></dd>"
         )
-    for job in absent:
-        lines.append(
-            "<tr><td class='text bad'>not begun</td>"
-            f"<td class='text wrap'>{escape(shlex.join(job))}</td>"
-            "<td class='text wrap'>it has no folder yet</td><td></td></tr>"
+    if absent:
+        lines = "".join(f"<li>{escape(shlex.join(job))}</li>" for job in absent)
+        parts.append(
+            f"<dt><b class='bad'>not begun</b> {_jobs(len(absent))} of the sweep's command</dt>"
+            f"<dd><details><summary>without a folder yet</summary><ul>{lines}</ul></details></dd>"
         )
-    count = len(ended) + len(absent)
-    heads = "".join(f"<th class='text'>{h}</th>" for h in ("status", "job", "why", "log"))
     return (
-        f"<section id='unfinished'><h2>{count} job{'s' * (count > 1)} without results</h2>"
+        f"<section id='unfinished'><h2>{_jobs(len(ended) + len(absent))} without results</h2>"
         "<p class='note'>The sweep's command again goes on with these, and skips the others.</p>"
-        f"<div class='wide'><table><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div></section>"
+        f"<dl class='unfinished'>{''.join(parts)}</dl></section>"
     )
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'s' * (count > 1)}"

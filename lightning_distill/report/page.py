@@ -69,8 +69,8 @@ def write_report(rows: list[Row], file: Path) -> None:
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<link rel='icon' href='data:,'><title>{escape(name)}</title><style>{style}</style>"
-        f"</head><body><header>{head}</header><main>{answer(rows)}{unfinished(rows, absent)}"
-        f"<nav aria-label='sections'>{links}</nav>{body}</main>"
+        f"</head><body><header>{head}</header><main>{answer(rows)}"
+        f"<nav aria-label='sections'>{links}</nav>{unfinished(rows, absent)}{body}</main>"
         # Not run before a figure comes into view: its 5 MB would hold up all the rest.
         f"<script type='text/plain' id='plotly'>{get_plotlyjs()}</script>"
         f"<script>{script}</script></body></html>",
