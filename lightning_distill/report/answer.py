@@ -63,7 +63,7 @@ def _nothing(rows: list[Row]) -> str:
 def _lead(found: Verdict) -> str:
     if found.next is None:
         return "<p>There is no other job with results of its own to compare it with.</p>"
-    ahead = f"{found.lead:.3f} {UNITS[found.measure]} ahead of the runner-up, {_name(found.next)}"
+    ahead = f"{found.lead:.2g} {UNITS[found.measure]} ahead of the runner-up, {_name(found.next)}"
     if found.noise is None:
         return (
             f"<p>It is {ahead}. Whether that is more than noise between seeds is not known: "

@@ -69,7 +69,10 @@ def sizes(rows: list[Row]) -> Figure | None:
         traces += _cloud(kind, points)
     found = [(t["parameters"], t["perplexity"], "teacher") for t, _ in teachers(rows)]
     traces += _cloud("teacher", found, symbol="diamond")
-    return figure(traces, "parameters", "perplexity", xaxis={"type": "log", "dtick": "D2"})
+    ticks = [digit * 10**power for power in range(3, 13) for digit in (1, 2, 5)]
+    names = [f"{tick / 1e6:g} M" for tick in ticks]
+    axis = {"type": "log", "tickvals": ticks, "ticktext": names}
+    return figure(traces, "parameters", "perplexity", xaxis=axis)
 
 
 def _cloud(
