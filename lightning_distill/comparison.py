@@ -1,87 +1,57 @@
-"""A sweep's jobs side by side: what each gained over training without a teacher."""
+"""A sweep's jobs side by side: what each gained over training without a teacher, what is best."""
 
-import csv
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
-
-from omegaconf import OmegaConf
+from statistics import mean
 
 from lightning_distill.artifacts import key_of
-from lightning_distill.results import RESULTS, learns_alone, read_results
+from lightning_distill.intervals import difference
+from lightning_distill.jobs import Row, read_jobs
 
-
-@dataclass
-class Row:
-    """A job, as its folder shows it."""
-
-    folder: Path
-    name: str
-    cfg: dict[str, Any]
-    results: dict[str, Any]
-    gap_closed: float | None = None  # over the same job without a teacher
-    gap_closed_best: float | None = None  # over the best without one in this sweep
-    curves: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def is_baseline(self) -> bool:
-        return learns_alone(self.cfg)
-
-    @property
-    def nll(self) -> float | None:
-        student = self.results.get("student")
-        return student["nll"] if student else None
-
-    @property
-    def bits(self) -> float | None:
-        student = self.results.get("student")
-        return student["bits_per_byte"] if student else None
+__all__ = ["Row", "gather"]
 
 
 def gather(folder: Path) -> list[Row]:
-    """All jobs below a folder, with the share of the gap that each closes."""
-    rows = []
-    for file in sorted(folder.rglob(RESULTS)):
-        said = file.parent / ".hydra" / "config.yaml"
-        if not said.exists():
-            continue
-        cfg = OmegaConf.to_container(OmegaConf.load(said))
-        assert isinstance(cfg, dict)
-        settings = {str(key): value for key, value in cfg.items()}
-        row = Row(file.parent, file.parent.name, settings, read_results(file.parent))
-        if (curves := file.parent / "metrics.csv").exists():
-            with curves.open() as lines:
-                row.curves = list(csv.DictReader(lines))
-        rows.append(row)
-    all_overrides = [set(row.results["overrides"]) for row in rows]
+    """All jobs below a folder, each measured against those that had no teacher."""
+    rows = read_jobs(folder)
+    plain = [r for r in rows if r.kind == "baseline" and r.bits is not None]
+    smooth = [r for r in rows if r.kind == "label smoothing" and r.bits is not None]
     for row in rows:
-        # A job is called by what sets it apart from the others.
-        own = [
-            o for o in row.results["overrides"] if not all(o in others for others in all_overrides)
-        ]
-        row.name = ",".join(own).replace("experiment/", "") or row.name
-        row.gap_closed, row.gap_closed_best = _gaps(row, rows)
+        if row.bits is None or not row.cfg:
+            continue
+        twin, smoothed = _best(plain, _twin_key, row), _best(smooth, _twin_key, row)
+        rival = _best([*plain, *smooth], _rival_key, row)
+        if row.kind == "distilled":
+            row.gap_closed, row.gap_closed_best = _share(twin, row), _share(rival, row)
+            row.gain_over_smoothing = _gain(smoothed, row)
+        if row.kind != "baseline":
+            row.gain = _gain(twin, row)
     return rows
 
 
-def _gaps(row: Row, rows: list[Row]) -> tuple[float | None, float | None]:
+def _best(candidates: list[Row], key: Callable[[Row], str], row: Row) -> float | None:
+    """The fewest bits a byte among those that have this row's key."""
+    return min(
+        (r.bits for r in candidates if r.bits is not None and key(r) == key(row)), default=None
+    )
+
+
+def _share(baseline: float | None, row: Row) -> float | None:
     """(baseline − student) / (baseline − teacher) in bits a byte, which do not depend on the
-    tokenizer, for the twin and the best baseline."""
+    tokenizer."""
     teacher = row.results.get("teacher")
-    if row.bits is None or not teacher or row.is_baseline:
-        return None, None
-    baselines = [r for r in rows if r.is_baseline and r.bits is not None]
-    twins = [r.bits for r in baselines if _twin_key(r) == _twin_key(row)]
-    rivals = [r.bits for r in baselines if _rival_key(r) == _rival_key(row)]
-    found = []
-    for candidates in (twins, rivals):
-        best = min((bits for bits in candidates if bits is not None), default=None)
-        gap = best - teacher["bits_per_byte"] if best is not None else 0.0
-        found.append((best - row.bits) / gap if best is not None and gap > 0 else None)
-    return found[0], found[1]
+    if baseline is None or row.bits is None or not teacher:
+        return None
+    gap = baseline - teacher["bits_per_byte"]
+    return (baseline - row.bits) / gap if gap > 0 else None
+
+
+def _gain(baseline: float | None, row: Row) -> float | None:
+    """baseline − student, in nats per token of the student's."""
+    if baseline is None or not row.bits or row.nll is None:
+        return None
+    return (baseline - row.bits) * row.nll / row.bits
 
 
 def _twin_key(row: Row) -> str:
@@ -95,90 +65,108 @@ def _rival_key(row: Row) -> str:
     """Equal for jobs that train a student of one size on the same text, however long or well."""
     training = ("max_steps", "initialize", "layers")
     student = {k: v for k, v in row.cfg["student"].items() if k not in training}
-    text = {"data": row.cfg["data"], "num_blocks": row.cfg["transfer"]["num_blocks"]}
+    text = {"data": row.cfg["data"], "num_blocks": row.cfg["transfer"].get("num_blocks")}
     return key_of({"student": student, "seed": row.cfg["seed"], **text})
 
 
-COLUMNS = (
-    "job",
-    "size",
-    "nll",
-    "perplexity",
-    "agreement",
-    "ECE",
-    "gap closed",
-    "… of best",
-    "seconds",
-)
+@dataclass
+class Group:
+    """One setting, at each of its seeds."""
+
+    name: str
+    rows: list[Row]
+
+    def scores(self, key: str) -> list[float]:
+        return [score for row in self.rows if (score := row.score(key)) is not None]
+
+    def mean(self, key: str) -> float:
+        return mean(self.scores(key))
+
+    def shares(self) -> list[float]:
+        return [row.gap_closed for row in self.rows if row.gap_closed is not None]
+
+    @property
+    def kind(self) -> str:
+        return self.rows[0].kind
+
+    @property
+    def keys(self) -> set[str]:
+        return {row.results.get("key", row.name) for row in self.rows}
 
 
-def table_cells(rows: list[Row]) -> list[tuple[str, ...]]:
-    """A line for each teacher, then one for each job, over its seeds; the best nll first."""
-    lines = [*_teacher_lines(rows), *_student_lines(rows)]
-    return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
+def measure_of(rows: list[Row]) -> str:
+    """What says which of these jobs is better: nll, unless a token is not the same in all."""
+    ratios = [row.bits / row.nll for row in rows if row.nll and row.bits is not None]
+    alike = not ratios or max(ratios) - min(ratios) < 1e-6 * max(ratios)
+    return "nll" if alike else "bits_per_byte"
 
 
-def _teacher_lines(rows: list[Row]) -> Iterator[tuple[float, tuple[str, ...]]]:
-    teachers: dict[float, tuple[dict[str, Any], float]] = {}
-    for row in rows:
-        if found := row.results.get("teacher"):
-            seconds = row.results["cost"]["teacher_seconds"]
-            known = teachers.get(found["nll"], (found, 0.0))[1]
-            teachers[found["nll"]] = (found, max(known, seconds))
-    for found, seconds in teachers.values():
-        spent = f"{seconds:.0f}" if seconds else "reused"
-        yield -math.inf, _cells("teacher", [found], [], [], spent)
+def over_seeds(rows: list[Row]) -> list[Group]:
+    """The settings that have results, the best first."""
+    groups: dict[str, dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda row: row.took_over):
+        if row.nll is not None:
+            # The same job may stand in the folder twice, with seed=0 said and unsaid.
+            groups.setdefault(row.label, {}).setdefault(row.results.get("key", row.name), row)
+    found = [Group(name, list(members.values())) for name, members in groups.items()]
+    measure = measure_of(rows)
+    return sorted(found, key=lambda group: group.mean(measure))
 
 
-def _student_lines(rows: list[Row]) -> Iterator[tuple[float, tuple[str, ...]]]:
-    jobs: dict[str, list[Row]] = {}
-    for row in rows:
-        jobs.setdefault(_without_seed(row.name), []).append(row)
-    for name, members in jobs.items():
-        # The same job may stand in the folder twice, with seed=0 said and unsaid.
-        done = list({row.results["key"]: row for row in members if row.nll is not None}.values())
-        students = [row.results["student"] for row in done]
-        if students:
-            seconds = [row.results["cost"]["student_seconds"] for row in done]
-            gaps = [row.gap_closed for row in done], [row.gap_closed_best for row in done]
-            label = f"{name} ({len(done)} seeds)" if len(done) > 1 else name
-            nll = mean(student["nll"] for student in students)
-            yield nll, _cells(label, students, *gaps, _number(seconds, 0))
-        for row in members:
-            if row.results["status"] != "finished":
-                blank = [""] * (len(COLUMNS) - 2)
-                yield math.inf, (row.name, row.results["status"], *blank)
+@dataclass
+class Verdict:
+    """The best setting, and by how much it is better than the next."""
+
+    best: Group
+    measure: str
+    next: Group | None = None
+    lead: float = 0.0
+    noise: float | None = None  # half the width of the lead's interval; unknown without seeds
+
+    @property
+    def is_clear(self) -> bool:
+        return self.noise is not None and self.lead > self.noise
 
 
-def _cells(
-    name: str, models: list[dict[str, Any]], gap: list[Any], gap_best: list[Any], seconds: str
-) -> tuple[str, ...]:
-    def over(key: str, digits: int) -> str:
-        return _number([model.get(key) for model in models], digits)
-
-    return (
-        name,
-        f"{models[0]['parameters'] / 1e6:.2f} M",
-        over("nll", 3),
-        over("perplexity", 1),
-        over("teacher_agreement", 2),
-        over("calibration_error", 3),
-        _number([100 * g for g in gap if g is not None], 0, " %"),
-        _number([100 * g for g in gap_best if g is not None], 0, " %"),
-        seconds,
-    )
+def verdict(rows: list[Row]) -> Verdict | None:
+    """None where no job has results. A job that took over the best one's is not the next."""
+    groups, measure = over_seeds(rows), measure_of(rows)
+    if not groups:
+        return None
+    best, *others = groups
+    rival = next((group for group in others if not group.keys & best.keys), None)
+    if rival is None:
+        return Verdict(best, measure)
+    return Verdict(best, measure, rival, *difference(best.scores(measure), rival.scores(measure)))
 
 
-def _number(values: list[Any], digits: int, unit: str = "") -> str:
-    """The mean, with the standard deviation where it shows; empty where nothing is known."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return ""
-    text = f"{mean(known):,.{digits}f}"
-    if len(known) > 1 and stdev(known) >= 0.5 * 10**-digits:
-        text += f" ± {stdev(known):.{digits}f}"
-    return text + unit
+def influence(rows: list[Row]) -> list[tuple[str, float | None]]:
+    """For each swept setting its share of the variance between jobs, the largest first.
+
+    That is the variance of the means at each of its values, weighted by their jobs, over that of
+    all jobs: η². None where every job has a value of its own, which leaves nothing to compare.
+    """
+    measure = measure_of(rows)
+    done = [row for row in rows if row.nll is not None and row.settings]
+    scores = [row.score(measure) or 0.0 for row in done]
+    total = sum((score - mean(scores)) ** 2 for score in scores)
+    found: list[tuple[str, float | None]] = []
+    for key in done[0].settings if total else []:
+        levels: dict[str, list[float]] = {}
+        for row, score in zip(done, scores, strict=True):
+            levels.setdefault(row.settings[key], []).append(score)
+        if len(levels) < 2:
+            continue
+        between = sum(len(at) * (mean(at) - mean(scores)) ** 2 for at in levels.values())
+        found.append((key, between / total if len(levels) < len(done) else None))
+    return sorted(found, key=lambda one: -1 if one[1] is None else one[1], reverse=True)
 
 
-def _without_seed(name: str) -> str:
-    return ",".join(part for part in name.split(",") if not part.startswith("seed=")) or "job"
+def pareto(groups: list[Group]) -> list[Group]:
+    """Those that no other beats in both size and perplexity, by size."""
+    front: list[Group] = []
+    by_size = sorted(groups, key=lambda g: (g.mean("parameters"), g.mean("perplexity")))
+    for group in by_size:
+        if not front or group.mean("perplexity") < front[-1].mean("perplexity"):
+            front.append(group)
+    return front

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import locked, write_whole
 from lightning_distill.comparison import Row, gather
+from lightning_distill.jobs import job_folders
 from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
 
 log = logging.getLogger(__name__)
@@ -200,14 +201,18 @@ def summarise_again(cfg: DictConfig, job: Job) -> None:
     if cfg.report.sweep is None:
         raise ConfigError("stage=report needs report.sweep=<the folder of a sweep>.")
     folder = Path(cfg.report.sweep)
-    if not any(folder.rglob(RESULTS)):
-        raise ConfigError(f"report.sweep={folder} holds no job with a {RESULTS}.")
+    if not job_folders(folder):
+        there = "holds" if folder.is_dir() else "is no folder: it holds"
+        others = (f.parent for f in Path(cfg.paths.outputs).rglob("multirun.yaml"))
+        sweeps = ", ".join(str(f) for f in sorted(others)[:10])
+        hint = f" Sweeps are {sweeps}." if sweeps else ""
+        raise ConfigError(f"report.sweep={folder} {there} no job, finished or begun.{hint}")
     summarise(folder)
 
 
 def compare_with_late_teachers(folder: Path, outputs: str) -> None:
     """A baseline that ran before the sweep's teacher was there is measured against it now."""
-    rows = [r for r in gather(folder) if r.nll is not None]
+    rows = [r for r in gather(folder) if r.nll is not None and r.cfg]
     if not any(r.results.get("teacher") for r in rows):
         return
     for row in rows:

@@ -1,6 +1,8 @@
 import io
+import itertools
 import json
 import logging
+import math
 import os
 import random
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_distill import app
 from lightning_distill.artifacts import Store
@@ -125,3 +128,113 @@ def in_process(text_file, tmp_path_factory):
         return done
 
     return run
+
+
+TEACHER = {
+    "parameters": 1000,
+    "nll": 4.0,
+    "perplexity": 54.6,
+    "bits_per_byte": 2.0,
+    "calibration_error": 0.01,
+}
+
+
+def write_job(
+    folder, overrides, cfg, nll, seed=0, parameters=100, sample="fine", bits=None, **results
+):
+    """A job's folder, as the command would leave it; `results` replace what it would say."""
+    (folder / ".hydra").mkdir(parents=True)
+    base = {
+        "seed": seed,
+        "data": {"batch_size": 4},
+        "student": {"hidden_size": 8, "max_steps": 10, "initialize": "random"},
+        "transfer": {"num_blocks": None},
+        "optimizer": {"lr": 0.1},
+        "schedule": {},
+        "trainer": {},
+        "loss": {"alpha": 1.0, "temperature": 1.0, "hard_target": "labels"},
+    }
+    merged = {key: {**base.get(key, {}), **cfg[key]} for key in cfg}
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(base | merged))
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    known = {"status": "finished", "seed": seed, "key": folder.name, "overrides": overrides}
+    if results.get("status", "finished") == "finished":
+        speed = {"student_tokens_per_second": 8e3, "peak_memory_mb": 693.3}
+        cost = {"teacher_seconds": 0.0, "transfer_seconds": 0.0, "student_seconds": 5.0} | speed
+        scores = {"nll": nll, "bits_per_byte": bits or nll / 2, "perplexity": math.exp(nll)}
+        student = TEACHER | {"parameters": parameters, "teacher_agreement": 0.5} | scores
+        known |= {"teacher": TEACHER, "student": student, "cost": cost}
+    (folder / "results.json").write_text(json.dumps(known | results))
+    samples = [{"prompt": "Once", "student": sample, "teacher": "upon"}]
+    (folder / "samples.json").write_text(json.dumps(samples))
+    points = ((9 + 10 * n, nll + math.exp(-n)) for n in range(12))
+    lines = (f"0,{step},{value + 0.5},\n0,{step},,{value}\n" for step, value in points)
+    (folder / "metrics.csv").write_text("epoch,step,train/loss,validation/nll\n" + "".join(lines))
+    (folder / "job.log").write_text("began\n")
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Writes a job of the sweep `tmp_path`."""
+
+    def write(name, nll, seed=0, steps=10, start="random", transfer=None, more=(), **loss):
+        results = {
+            key: loss.pop(key) for key in ("status", "error", "same_as", "key") if key in loss
+        }
+        if results.get("status") == "failed":
+            results = {"error": "no <b>memory</b>", "mendable": False} | results
+        sample, parameters = loss.pop("sample", "fine"), loss.pop("parameters", 100)
+        bits = loss.pop("bits", None)
+        cfg = {
+            "student": {"max_steps": steps, "initialize": start},
+            "transfer": transfer or {},
+            "loss": loss,
+        }
+        overrides = [f"name={name}", f"seed={seed}", "common=1", *more]
+        folder = tmp_path / f"{name.replace('/', '.')},seed={seed}"
+        write_job(folder, overrides, cfg, nll, seed, parameters, sample, bits, **results)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def sweep_of_24(tmp_path):
+    """Two sizes, two temperatures, alpha 0, 0.5 and 1, two seeds; where alpha is 0, the second
+    temperature takes over the results of the first."""
+    folder = tmp_path / "sizes"
+    grid = itertools.product(("xs", "s"), (1, 2), (0, 0.5, 1), (0, 1))
+    for size, temperature, alpha, seed in grid:
+        overrides = [
+            f"student={size}",
+            f"loss.temperature={temperature}",
+            f"loss.alpha={alpha}",
+            f"seed={seed}",
+        ]
+        width = {"xs": 64, "s": 128}[size]
+        nll = 5.2 - 0.3 * (size == "s") - 0.6 * alpha - 0.05 * temperature * alpha
+        nll += random.Random(f"{size} {alpha * temperature} {seed}").gauss(0, 0.01)
+        results = {"teacher": {**TEACHER, "parameters": 3_054_720}}
+        if alpha == 0:
+            results["key"] = f"plain {size} {seed}"
+            if temperature == 2:
+                results["same_as"] = "the other"
+                results["cost"] = {"student_seconds": 0.0, "student_tokens_per_second": 8e3}
+        write_job(
+            folder / ",".join(sorted(overrides)),
+            overrides,
+            {
+                "student": {"hidden_size": width},
+                "loss": {"alpha": alpha, "temperature": temperature},
+            },
+            nll,
+            seed,
+            {"xs": 231_744, "s": 1_053_824}[size],
+            f"a student of size {size} went on",
+            **results,
+        )
+    sweeps = ["student=xs,s", "loss.temperature=1,2", "loss.alpha=0,0.5,1", "seed=0,1"]
+    sweeper = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+    hydra = {"overrides": {"task": sweeps}, "sweeper": {"_target_": sweeper, "params": None}}
+    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+    return folder

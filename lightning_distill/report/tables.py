@@ -1,0 +1,146 @@
+"""A sweep as results.csv, and as the table in the terminal."""
+
+import csv
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_distill.comparison import over_seeds
+from lightning_distill.jobs import Row, flatten, varying
+
+COLUMNS = (
+    "job",
+    "size",
+    "nll",
+    "perplexity",
+    "agreement",
+    "ECE",
+    "gap closed",
+    "… of best",
+    "seconds",
+)
+
+
+def records(rows: list[Row]) -> list[dict[str, Any]]:
+    """What is known of each job: what is swept, results.json in dotted columns, comparisons."""
+    given = varying(rows)
+    found = []
+    for index, row in enumerate(rows):
+        flat = flatten({k: v for k, v in row.results.items() if v is not None})
+        flat["overrides"] = shlex.join(row.results["overrides"])
+        settings = row.settings | {key: values[index] for key, values in given.items()}
+        found.append(
+            {"job": row.name}
+            | settings
+            | flat
+            | {
+                "gap_closed": row.gap_closed,
+                "gap_closed_best_baseline": row.gap_closed_best,
+                "gain_over_baseline": row.gain,
+                "gain_over_label_smoothing": row.gain_over_smoothing,
+            }
+        )
+    return found
+
+
+def write_csv(rows: list[Row], file: Path) -> None:
+    table = records(rows)
+    columns = list(dict.fromkeys(key for line in table for key in line))
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def print_table(rows: list[Row]) -> None:
+    table = Table(title="on the held-out test split", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "job" else "right", overflow="fold")
+    for cells in table_cells(rows):
+        table.add_row(*cells)
+    console = Console()
+    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
+
+
+def table_cells(rows: list[Row]) -> list[tuple[str, ...]]:
+    """A line for each teacher, then one for each job, over its seeds; the best first."""
+    lines = [*_teacher_lines(rows)]
+    for group in over_seeds(rows):
+        name = f"{group.name} ({len(group.rows)} seeds)" if len(group.rows) > 1 else group.name
+        students = [row.results["student"] for row in group.rows]
+        gaps = [[r.gap_closed for r in group.rows], [r.gap_closed_best for r in group.rows]]
+        lines.append(_cells(name, students, gaps, seconds_of(group.rows)))
+    for row in rows:
+        if row.why and row.nll is None:
+            lines.append((row.name, row.results["status"], *[""] * (len(COLUMNS) - 2)))
+    return lines
+
+
+def teachers(rows: list[Row]) -> list[tuple[dict[str, Any], float]]:
+    """The teachers of these jobs, the best first, each with the seconds that it took here."""
+    found: dict[float, tuple[dict[str, Any], float]] = {}
+    for row in rows:
+        if teacher := row.results.get("teacher"):
+            known = found.get(teacher["nll"], (teacher, 0.0))[1]
+            found[teacher["nll"]] = (teacher, max(known, row.cost("teacher_seconds")))
+    return [found[nll] for nll in sorted(found)]
+
+
+def _teacher_lines(rows: list[Row]) -> Iterator[tuple[str, ...]]:
+    for found, seconds in teachers(rows):
+        yield _cells("teacher", [found], [[], []], f"{seconds:.0f}" if seconds else "reused")
+
+
+def _cells(
+    name: str, models: list[dict[str, Any]], gaps: list[list[float | None]], seconds: str
+) -> tuple[str, ...]:
+    def over(key: str, digits: int) -> str:
+        return number([model.get(key) for model in models], digits)
+
+    shares = [[100 * share for share in gap if share is not None] for gap in gaps]
+    return (
+        name,
+        f"{models[0]['parameters'] / 1e6:.2f} M",
+        over("nll", 3),
+        over("perplexity", 1),
+        over("teacher_agreement", 2),
+        over("calibration_error", 3),
+        *(number(share, 0, " %") for share in shares),
+        seconds,
+    )
+
+
+def seconds_of(rows: list[Row]) -> str:
+    """Of training a student; those that took over another's results were not trained."""
+    trained = [row.cost("student_seconds") for row in rows if not row.took_over]
+    return number(trained, 0) if trained else "reused"
+
+
+def number(values: list[Any], digits: int, unit: str = "") -> str:
+    """The mean, with the standard deviation where it shows; empty where nothing is known."""
+    known = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    if not known:
+        return ""
+    text = f"{mean(known):,.{digits}f}"
+    if len(known) > 1 and stdev(known) >= 0.5 * 10**-digits:
+        text += f" ± {stdev(known):.{digits}f}"
+    return text + unit
+
+
+def short(name: str, keys: Iterable[str]) -> str:
+    """`loss.alpha=1,student=xs` as `alpha=1, student=xs`, where no two keys end alike."""
+    ends = Counter(key.rsplit(".", 1)[-1] for key in keys)
+
+    def shortened(part: str) -> str:
+        key, sign, value = part.removeprefix("experiment/").partition("=")
+        end = key.rsplit(".", 1)[-1]
+        return f"{end}{sign}{value}" if sign and ends[end] < 2 else part
+
+    return ", ".join(map(shortened, name.split(",")))

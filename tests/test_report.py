@@ -1,0 +1,382 @@
+"""The report of a sweep, on folders written by hand; its page in a real browser."""
+
+import csv
+import io
+import json
+import re
+import shlex
+import shutil
+import time
+from contextlib import redirect_stdout
+from html import unescape
+
+import plotly.graph_objects as go
+import pytest
+from browser import CHROMIUM, Browser
+
+from lightning_distill.comparison import gather
+from lightning_distill.report import pictures
+from lightning_distill.report.heatmaps import heat_maps
+from lightning_distill.report.page import as_json
+from lightning_distill.report.tables import short, table_cells
+from lightning_distill.sweep import summarise
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def read_csv(folder):
+    with (folder / "results.csv").open(encoding="utf-8") as lines:
+        return {row["job"]: row for row in csv.DictReader(lines)}
+
+
+def test_seeds_share_a_line_with_mean_and_deviation(job, tmp_path):
+    for seed, nll in enumerate((4.2, 4.3, 4.4)):
+        job("distilled", nll, seed=seed)
+    job("plain", 5.0, alpha=0)
+    teacher, line, _ = table_cells(gather(tmp_path))
+    assert teacher[0] == "teacher"
+    assert line[0] == "name=distilled (3 seeds)"
+    assert line[2] == "4.300 ± 0.100"
+
+
+def test_the_best_comes_first_and_the_failed_last(job, tmp_path):
+    job("b", 4.6)
+    job("c", 0, status="failed")
+    job("a", 4.4)
+    names = [cells[0].split(",")[0] for cells in table_cells(gather(tmp_path))]
+    assert names == ["teacher", "name=a", "name=b", "name=c"]
+
+
+def test_a_job_that_took_over_anothers_results_says_reused(sweep_of_24):
+    seconds = {cells[0]: cells[-1] for cells in table_cells(gather(sweep_of_24))}
+    of = "student=xs,loss.temperature={},loss.alpha=0 (2 seeds)"
+    assert seconds[of.format(1)] == "5"
+    assert seconds[of.format(2)] == "reused"
+
+
+def test_the_summary_is_a_csv_and_a_page_of_its_own(job, tmp_path):
+    job("plain", 5.0, alpha=0)
+    job("distilled", 4.25)
+    job("broken", 0, status="failed")
+    summarise(tmp_path)
+    assert float(read_csv(tmp_path)["name=distilled"]["gap_closed"]) == pytest.approx(0.75)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", page)
+    for text in ("name=distilled", "75 %", "failed", "lightning-distill name=distilled seed=0"):
+        assert text in page
+
+
+def test_the_csv_holds_all_that_is_swept_and_all_of_the_results(sweep_of_24):
+    summarise(sweep_of_24)
+    table = read_csv(sweep_of_24)
+    assert len(table) == 24
+    for row in gather(sweep_of_24):
+        line = table[row.name]
+        told = {"nll": row.nll, **json.loads((row.folder / "results.json").read_text())}
+        for role in ("teacher", "student", "cost"):
+            for key, value in told[role].items():
+                assert float(line[f"{role}.{key}"]) == value
+        assert line["status"] == "finished"
+        assert line["key"] == told["key"]
+        assert shlex.split(line["overrides"]) == told["overrides"]
+        assert line["student"] == ("xs" if row.cfg["student"]["hidden_size"] == 64 else "s")
+        for key in ("alpha", "temperature"):
+            assert float(line[f"loss.{key}"]) == row.cfg["loss"][key]
+        assert int(line["student.hidden_size"]) == row.cfg["student"]["hidden_size"]
+
+
+def test_text_in_the_report_is_shown_and_never_run(job, tmp_path):
+    job("plain", 5.0, alpha=0, sample="<script>alert(1)</script>")
+    job("</script><img src=x onerror=alert(2)>", 4.5)
+    job("<img src=x onerror=alert(2)>", 0, status="failed")
+    summarise(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<img src=x" not in page
+    assert "no <b>memory" not in page
+
+
+def test_json_in_the_page_is_the_same_json_and_ends_no_script():
+    said = {"name": "</script><!-- & é \u2028", "z": [1.5, None]}
+    text = as_json(said | {"bad": float("nan")})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == said | {"bad": None}
+
+
+def test_a_command_can_be_pasted_into_a_shell_whatever_it_holds(job, tmp_path):
+    odd = ["student.layers=[1, 3]", "data.path=it's here", 'x="$HOME"', "loss.layers={1: 2}"]
+    job("odd", 4.5, more=odd)
+    summarise(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    commands = [unescape(text) for text in re.findall(r"<pre>(lightning-distill .*?)</pre>", page)]
+    assert shlex.split(commands[0]) == [
+        "lightning-distill",
+        "name=odd",
+        "seed=0",
+        "common=1",
+        *odd,
+    ]
+
+
+def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
+    rows = gather(sweep_of_24)
+    drawn = [
+        pictures.sizes(rows),
+        pictures.gaps(rows),
+        pictures.against(rows),
+        pictures.curves(rows, "validation/nll", "nll"),
+        *(one for _, one in heat_maps(rows)),
+    ]
+    assert len(drawn) == 6
+    for figure in drawn:
+        plain = re.sub(r"var\(--[\w-]+\)", "red", json.dumps(figure))
+        assert go.Figure(json.loads(plain)).data  # raises for what plotly does not know
+
+
+def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path):
+    job("plain", 5.0, alpha=0)
+    job("smooth", 4.8, alpha=0, label_smoothing=0.1)
+    job("distilled", 4.25)
+    _, *kinds = pictures.against(gather(tmp_path))["data"]
+    at = {trace["name"]: trace["x"] for trace in kinds}
+    assert at["distilled"] == (4.25,)
+    assert at["baseline"] == pytest.approx((5.0,))
+    assert at["label smoothing"] == pytest.approx((4.8,))
+
+
+def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
+    rows = gather(sweep_of_24)
+    (name, figure), (_, larger) = heat_maps(rows)
+    assert name == "student=xs, 0.23 M"
+    (cells,), (others,) = figure["data"], larger["data"]
+    assert (cells["x"], cells["y"]) == (["1", "2"], ["0", "0.5", "1"])
+    two = [r.nll for r in rows if r.name.startswith("student=xs,loss.temperature=2,loss.alpha=0.5")]
+    assert cells["z"][1][1] == pytest.approx(sum(two) / 2)
+    assert others["z"] != cells["z"]
+
+
+def test_without_both_swept_there_is_no_heat_map(job, tmp_path):
+    job("a", 4.3, more=["loss.alpha=1"])
+    job("b", 4.4, more=["loss.alpha=0"], alpha=0)
+    assert heat_maps(gather(tmp_path)) == []
+
+
+def test_keys_are_shortened_where_that_leaves_no_doubt():
+    keys = ["loss.alpha", "student.max_steps", "teacher.max_steps", "student"]
+    name = "loss.alpha=1,student.max_steps=3,student=xs,layers=[1,3]"
+    assert short(name, keys) == "alpha=1, student.max_steps=3, student=xs, layers=[1, 3]"
+
+
+def page_of(folder):
+    with redirect_stdout(io.StringIO()):
+        summarise(folder)
+    page = (folder / "report.html").read_text()
+    return re.sub(r"<[^>]+>", " ", page.partition("<body>")[2].partition("</main>")[0])
+
+
+def test_the_page_says_whether_the_lead_is_more_than_noise(job, tmp_path):
+    job("good", 4.3)
+    job("bad", 4.9)
+    assert "is not known" in page_of(tmp_path)
+    for seed in (1, 2):
+        job("good", 4.3 + seed / 100, seed=seed)
+        job("bad", 4.9 + seed / 100, seed=seed)
+    assert "more than the noise between seeds" in page_of(tmp_path)
+
+
+def test_a_half_finished_sweep_says_what_is_missing_and_shows_what_there_is(job, tmp_path):
+    job("done", 4.3)
+    job("failed", 0, status="failed", error="no memory\nTraceback")
+    (job("going", 4.5, status="running") / "job.log").unlink()
+    (job("cut off", 4.5) / "results.json").write_text('{"status": "fini')
+    shutil.rmtree(job("settingless", 4.4) / ".hydra")
+    (job("curveless", 4.6) / "metrics.csv").unlink()
+    page = re.sub(r"\s+", " ", page_of(tmp_path))
+    assert "Best job" in page
+    assert "3 jobs without results" in page
+    assert f"failed name=failed no memory {tmp_path / 'failed,seed=0' / 'job.log'}" in page
+    assert "at step 120 of 10 no job.log" in page
+    assert "results.json cannot be read" in page
+    assert "Without a readable metrics.csv: name=curveless." in page
+    assert "Missing: .hydra/config.yaml" in page
+
+
+def test_jobs_that_never_began_are_named(sweep_of_24):
+    gone = "loss.alpha=1,loss.temperature=2,seed=1,student=s"
+    shutil.rmtree(sweep_of_24 / gone)
+    page = page_of(sweep_of_24)
+    assert "23 of 24 jobs finished" in page
+    assert "student=s loss.temperature=2" in page
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_without_jobs_is_refused_and_others_are_named(in_process, tmp_path, made):
+    folder = tmp_path / "nothing"
+    if made:
+        folder.mkdir()
+    (tmp_path / "sweeps" / "real").mkdir(parents=True)
+    (tmp_path / "sweeps" / "real" / "multirun.yaml").touch()
+    settings = [f"report.sweep={folder}", f"paths.outputs={tmp_path}"]
+    done = in_process("stage=report", *settings, expect=2)
+    assert f"report.sweep={folder}" in done.stderr
+    assert str(tmp_path / "sweeps" / "real") in done.stderr
+
+
+def test_sweeps_that_trained_teachers_alone_have_a_page(job, tmp_path):
+    folder = job("a", 4.3)
+    found = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(found | {"student": None}))
+    assert "Teachers only: the best has nll 4.000" in page_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def page(browser, sweep_of_24):
+    """The report of 24 jobs, in the browser."""
+    with redirect_stdout(io.StringIO()):
+        summarise(sweep_of_24)
+    browser.complaints.clear()
+    browser.seconds = browser.open(sweep_of_24 / "report.html")
+    yield browser
+    assert browser.complaints == []
+
+
+COLUMN = """
+[...document.querySelectorAll('#table-jobs tbody tr')].filter((row) => !row.hidden)
+  .map((row) => row.querySelector('[data-column="NAME"]').dataset.value)
+"""
+CELLS = """
+Object.fromEntries([...document.querySelectorAll('#table-jobs tbody tr')].map((row) =>
+  [row.dataset.name, Object.fromEntries([...row.cells].map((cell) =>
+    [cell.dataset.column, [cell.dataset.value ?? cell.textContent, cell.textContent]]))]))
+"""
+DRAWN = """
+(async () => {
+  const boxes = [...document.querySelectorAll('[data-figure]')];
+  for (const box of boxes) {
+    box.scrollIntoView();
+    for (let n = 0; n < 600 && !box.querySelector('.main-svg'); n++)
+      await new Promise((done) => setTimeout(done, 50));
+  }
+  return boxes.filter((box) => box.querySelector('.main-svg')).length;
+})()
+"""
+
+
+@pytest.mark.slow
+@in_browser
+class TestInABrowser:
+    def test_the_page_of_24_jobs_is_there_in_under_2_seconds(self, page):
+        assert page.seconds < 2 * 5  # on a machine that runs other tests
+
+    def test_its_numbers_are_those_of_the_csv(self, page, sweep_of_24):
+        table, shown = read_csv(sweep_of_24), page.run(CELLS)
+        assert table.keys() == shown.keys()
+        for name, cells in shown.items():
+            for column, (value, text) in cells.items():
+                assert value == table[name][column]
+                if column in ("student.nll", "student.teacher_agreement"):
+                    assert text == f"{float(value):.3f}"
+
+    def test_a_click_sorts_numbers_as_numbers_and_another_turns_it_round(self, page):
+        heads = "[...document.querySelectorAll('#table-jobs th button')]"
+        sort = heads + ".find((head) => head.innerText == {!r}).click()"
+        for column, name in (("cost.student_seconds", "seconds"), ("student.nll", "nll")):
+            page.run(sort.format(name))
+            up = page.run(COLUMN.replace("NAME", column))
+            page.run(sort.format(name))
+            down = page.run(COLUMN.replace("NAME", column))
+            assert [float(v) for v in up] == sorted(float(v) for v in up)
+            assert [float(v) for v in down] == sorted((float(v) for v in up), reverse=True)
+
+    def test_the_keyboard_sorts_too(self, page):
+        page.run("document.querySelectorAll('#table-jobs th button')[0].focus()")
+        page.press("Enter")
+        assert page.run("document.querySelector('#table-jobs th').ariaSort") == "ascending"
+
+    def test_the_filter_leaves_the_rows_that_hold_all_its_words(self, page):
+        count = page.run(
+            "(() => { const input = document.querySelector('input[type=search]');"
+            "input.value = 'student=xs ALPHA=0.5'; input.dispatchEvent(new Event('input'));"
+            "return document.querySelector('.filter output').value })()"
+        )
+        assert count == "4 of 24 jobs"
+        assert len(page.run(COLUMN.replace("NAME", "student.nll"))) == 4
+
+    def test_every_figure_is_drawn(self, page):
+        assert page.run(DRAWN) == page.run("document.querySelectorAll('[data-figure]').length") == 7
+
+    @pytest.mark.parametrize("dark", [False, True])
+    @pytest.mark.parametrize("width", [390, 1440])
+    def test_it_fits_and_is_legible(self, page, sweep_of_24, width, dark):
+        page.open(sweep_of_24 / "report.html", width, dark=dark)
+        page.run(DRAWN)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        of_body = "getComputedStyle(document.body)[{!r}]"
+        ink, paper = (page.run(of_body.format(key)) for key in ("color", "backgroundColor"))
+        assert contrast(ink, paper) > 10
+        assert (luminance(ink) > luminance(paper)) is dark
+        for what in (".note", "a", ".js-plotly-plot .xtick text", ".facts .main dd", ".facts dt"):
+            of = "'fill'" if "text" in what else "'color'"
+            colour = page.run(f"getComputedStyle(document.querySelector({what!r}))[{of}]")
+            assert contrast(colour, paper) > 4.5, what
+
+    def test_a_half_finished_sweep_fits_a_phone_too(self, page, sweep_of_24):
+        one, two, three, *_ = sorted(sweep_of_24.glob("loss*"))
+        shutil.rmtree(one)
+        (two / "metrics.csv").unlink()
+        long = {"status": "failed", "error": "x" * 500, "overrides": ["data.path=" + "y" * 200]}
+        (three / "results.json").write_text(json.dumps(long))
+        with redirect_stdout(io.StringIO()):
+            summarise(sweep_of_24)
+        page.open(sweep_of_24 / "report.html", 390)
+        assert page.run("document.documentElement.scrollWidth") == 390
+        assert "x" * 500 in page.run("document.querySelector('#unfinished').innerText")
+
+    def test_the_copied_command_is_that_of_the_page(self, page):
+        page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+        page.run("document.querySelector('.command button').click()")
+        time.sleep(0.2)
+        command = page.run("navigator.clipboard.readText()")
+        assert command == "lightning-distill -m student=xs,s loss.temperature=1,2 " + (
+            "loss.alpha=0,0.5,1 seed=0,1"
+        )
+
+    def test_names_that_look_like_html_are_text_in_pictures_too(self, page, job, tmp_path):
+        name = "<img src=x onerror=document.title=1><b>bold</b></script>"
+        job(name, 4.5, sample="<script>document.title=2</script>")
+        job("plain", 5.0, alpha=0)
+        with redirect_stdout(io.StringIO()):
+            summarise(tmp_path)
+        page.open(tmp_path / "report.html")
+        page.run(DRAWN)
+        assert page.run("document.title") == tmp_path.name
+        assert page.run("document.querySelectorAll('img').length") == 0
+        labels = "[...document.querySelectorAll('.ytick text')].map((t) => t.textContent).join()"
+        assert "<b>bold</b></script>" in page.run(labels)
+        shown = page.run(
+            "(() => { const box = document.querySelector('[data-figure=figure-gaps]');"
+            "const at = box.data[0].y.findIndex((name) => name.includes('bold'));"
+            "Plotly.Fx.hover(box, [{curveNumber: 0, pointNumber: at}]);"
+            "return box.querySelector('.hoverlayer').textContent })()"
+        )
+        assert name in shown
+
+
+def luminance(colour):
+    """Relative, as the accessibility guidelines define it."""
+    parts = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+    linear = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
