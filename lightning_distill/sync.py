@@ -28,10 +28,9 @@ def upload(cfg: DictConfig, job: Job) -> None:
             "`wandb login`, or set WANDB_API_KEY."
         )
     online = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
-    done = subprocess.run(command(runs), env=online)
-    if done.returncode or (left := offline_runs(outputs)):
-        count = len(left) if not done.returncode else len(offline_runs(outputs))
-        raise ConfigError(f"{count} of {len(runs)} offline runs were not uploaded; see above.")
+    subprocess.run(command(runs), env=online)
+    if left := offline_runs(outputs):
+        raise ConfigError(f"{len(left)} of {len(runs)} offline runs were not uploaded; see above.")
 
 
 def offline_runs(outputs: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -142,11 +143,13 @@ def short(overrides: list[str]) -> str:
 def _label(cfg: DictConfig, job: Job) -> str:
     """What sets a job apart from the others of its sweep, its seed aside."""
     if _agents_sweep():
-        return short(job.overrides) or job.name
+        searched = OmegaConf.load(os.environ["WANDB_SWEEP_PARAM_PATH"])
+        return short([o for o in job.overrides if _key(o) in searched]) or job.name
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return job.name
-    own = [o for o in job.overrides if o not in cfg.sweep.command]
-    return short(own) or "job"
+    command = OverridesParser.create().parse_overrides(list(cfg.sweep.command))
+    fixed = {o.get_key_element() for o in command if not o.is_sweep_override()}
+    return short([o for o in job.overrides if _key(o) not in fixed]) or "job"
 
 
 def _cut(name: str) -> str:
@@ -154,6 +157,10 @@ def _cut(name: str) -> str:
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 21]}…{name[-20:]}"
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _leaf(key: str) -> str:
