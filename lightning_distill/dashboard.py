@@ -57,7 +57,7 @@ def build(cfg: DictConfig, job: Job) -> None:
             log_results(node, folder, group, rows)
         workspace(entity, node.project, group, rows).save()
         report(entity, node.project, group, rows).save()
-    except wandb.Error as error:
+    except Exception as error:  # a key refused, a server away, a project of others: of many kinds
         first = next(iter(str(error).splitlines()), repr(error))
         raise ConfigError(f"W&B did not take the dashboard of {group}: {first}") from error
 
@@ -231,4 +231,6 @@ def _title(group: str) -> str:
 
 def _markdown(rows: list[Row]) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS), *table_cells(rows)]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )

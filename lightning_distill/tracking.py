@@ -4,6 +4,7 @@ import csv
 import logging
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from lightning_distill import wandb_runs
@@ -64,6 +66,16 @@ def progress(role: str) -> list[Callback]:
     return [Progress(role)] if sys.stderr.isatty() else []
 
 
+class StepLogger(WandbLogger):
+    """Gives W&B the optimizer's step as its own, so that a run that goes on after an interruption
+    says the same steps again, where W&B offline would count from 0."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        known = {} if step is None else {"trainer/global_step": step}
+        self.experiment.log({**metrics, **known}, step=step)
+
+
 def start_loggers(
     cfg: DictConfig, job: Job, folder: Path, checkpoints: Path, teacher: str | None = None
 ) -> list[Logger]:
@@ -79,9 +91,11 @@ def start_loggers(
         if node["_target_"] != "wandb.init":
             loggers.append(instantiate(node, save_dir=str(folder)))
         elif teacher is None or not wandb_runs.skips_teacher():
-            told = wandb_runs.teacher(cfg, job, teacher) if teacher else wandb_runs.student(cfg, job)
+            told = (
+                wandb_runs.teacher(cfg, job, teacher) if teacher else wandb_runs.student(cfg, job)
+            )
             run = wandb_runs.start(node, told, checkpoints / "wandb_id")
-            loggers.append(WandbLogger(experiment=run, save_dir=str(folder)))
+            loggers.append(StepLogger(experiment=run, save_dir=str(folder)))
     last = checkpoints / LAST
     if last.exists():
         step = torch.load(last, "cpu", weights_only=True, mmap=True)["global_step"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from wandb_server import Server
 
 from lightning_distill import app
 from lightning_distill.artifacts import Store
@@ -166,6 +167,15 @@ def tracked():
         return found
 
     return read
+
+
+@pytest.fixture
+def wandb_server():
+    """W&B's server on this machine, and the environment that sends a command to it."""
+    server = Server()
+    yield server, {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+    server.shutdown()
+    server.server_close()
 
 
 def _wandb_records(data):
