@@ -52,7 +52,7 @@ def build(cfg: DictConfig, job: Job) -> None:
 
     rows = gather(folder) if folder else []
     try:
-        entity = node.entity or wandb.Api(timeout=30).default_entity
+        entity = str(node.entity or wandb.Api(timeout=30).default_entity)
         if folder:
             log_results(node, folder, group, rows)
         workspace(entity, node.project, group, rows).save()
@@ -84,7 +84,7 @@ def log_results(node: Any, folder: Path, group: str, rows: list[Row]) -> None:
     told = {"job_type": RESULTS, "name": RESULTS, "group": group, "dir": str(folder)}
     run = wandb_runs.start(node, told, folder / "wandb" / "results_id")
     lines = [_line(row) for row in rows if row.nll is not None]
-    columns = list(dict.fromkeys(key for line in lines for key in line))
+    columns: list[Any] = list(dict.fromkeys(key for line in lines for key in line))
     data = [[line.get(column) for column in columns] for line in lines]
     run.log({RESULTS: wandb.Table(columns=columns, data=data)})
     run.finish()

@@ -32,15 +32,15 @@ def upload(cfg: DictConfig, job: Job) -> None:
             f"{len(runs)} offline runs below {outputs} wait for a W&B key: "
             "`wandb login`, or set WANDB_API_KEY."
         )
-    for folder in runs:
-        later = any(_id(other) == _id(folder) for other in runs[runs.index(folder) + 1 :])
-        (file,) = folder.glob("run-*.wandb")
-        if later or time.time() - file.stat().st_mtime > QUIET:
-            cut_off(file)
+    ended = [folder for folder in runs if has_ended(folder, runs)]
+    if going_on := len(runs) - len(ended):
+        print(f"{going_on} offline runs are still being written; upload them when they have ended")
+    if not ended:
+        return
     online = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
-    subprocess.run(command(runs), env=online)
-    if left := offline_runs(outputs):
-        raise ConfigError(f"{len(left)} of {len(runs)} offline runs were not uploaded; see above.")
+    subprocess.run(command(ended), env=online)
+    if left := set(ended) & set(offline_runs(outputs)):
+        raise ConfigError(f"{len(left)} of {len(ended)} offline runs were not uploaded; see above.")
 
 
 def offline_runs(outputs: Path) -> list[Path]:
@@ -53,25 +53,44 @@ def offline_runs(outputs: Path) -> list[Path]:
     return [file.parent for file in written if not file.with_name(f"{file.name}.synced").exists()]
 
 
-def cut_off(file: Path) -> None:
-    """Takes away the record that a killed run left half-written, for which W&B would upload
-    neither the rest nor what the run logged when it went on.
+def has_ended(folder: Path, runs: list[Path]) -> bool:
+    """Whether nothing will be added to a run's folder, which W&B would upload again as a whole.
+
+    The record that a killed run left half-written is taken away: for it W&B would upload neither
+    the rest nor what the run logged when it went on, in another folder.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    (file,) = folder.glob("run-*.wandb")
+    whole, last = _last_record(file.read_bytes())
+    if Record.FromString(last).HasField("exit"):
+        return True
+    went_on = any(_id(other) == _id(folder) and other.name > folder.name for other in runs)
+    if not went_on and time.time() - file.stat().st_mtime < QUIET:
+        return False
+    os.truncate(file, whole)
+    return True
+
+
+def _last_record(data: bytes) -> tuple[int, bytes]:
+    """Where the last whole record ends, and what it says.
 
     A record is in parts of 4 bytes of checksum, 2 of length, 1 of kind, and the content; kinds 1
     and 4 end it (LevelDB's log format).
     """
-    data = file.read_bytes()
     at = whole = HEADER
+    record = last = b""
     while at + HEADER <= len(data):
         room = BLOCK - at % BLOCK
         if room < HEADER:
             at += room
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if at <= len(data) and kind in (1, 4):
-            whole = at
-    os.truncate(file, whole)
+            whole, last, record = at, record, b""
+    return whole, last
 
 
 def _id(folder: Path) -> str:

@@ -133,8 +133,15 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
         return sum(file.stat().st_size for file in tmp_path.rglob("*.wandb"))
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "lightning_distill", "-m", *TINY, f"data.path={text_file}"]
-        + settings,
+        [
+            sys.executable,
+            "-m",
+            "lightning_distill",
+            "-m",
+            *TINY,
+            f"data.path={text_file}",
+            *settings,
+        ],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -163,7 +170,10 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
     empty.mkdir()
     (empty / "run-00000000.wandb").write_bytes(b":W&B\0\0\0")
     server, key = wandb_server
-    done = command("stage=sync", f"paths.outputs={tmp_path}", **key)
+    one, other = sync.offline_runs(tmp_path)
+    assert not sync.has_ended(one, [one])  # for all that is known, it is being written
+    assert sync.has_ended(other, [one, other])
+    command("stage=sync", f"paths.outputs={tmp_path}", **key)
     ((run_id, lines),) = server.history.items()
     assert run_id == first.run.run_id
     rows = [json.loads(line) for line in lines]

@@ -81,7 +81,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         sent, answer = self.body(), {}
         if self.path == "/graphql":
             asked = json.loads(sent)
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.stream(self.path, json.loads(sent))
         self.reply(answer)
 
-    def do_PUT(self):  # noqa: N802
+    def do_PUT(self):
         self.body()
         self.reply({})
 
