@@ -42,6 +42,12 @@ sweep: $(INSTALLED) ## many jobs: make sweep ARGS="student=xs,s loss.alpha=0,1"
 report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
 	$(BIN)/lightning-distill stage=report $(ARGS)
 
+dashboard: $(INSTALLED) ## a sweep in W&B: make dashboard ARGS="dashboard.sweep=outputs/demo"
+	$(BIN)/lightning-distill stage=dashboard $(ARGS)
+
+sync: $(INSTALLED) ## upload to W&B what was logged offline
+	$(BIN)/lightning-distill stage=sync $(ARGS)
+
 bench: $(INSTALLED) ## training steps against TRL and others, an hour: make bench ARGS="--rounds=1"
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -49,4 +55,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test lint format teacher distill sweep report bench clean
+.PHONY: help setup demo test lint format teacher distill sweep report dashboard sync bench clean

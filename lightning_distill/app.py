@@ -30,10 +30,13 @@ STAGES = {
     "transfer": "pipeline.hand_over",
     "evaluate": "pipeline.evaluate_again",
     "report": "sweep.summarise_again",
+    "dashboard": "dashboard.build",
+    "sync": "sync.upload",
 }
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("once", lambda v: list(v or []), replace=True, use_cache=True)
 
 
 class Refused(BaseException):

@@ -95,7 +95,7 @@ def _all_keys() -> Iterator[tuple[str, str]]:
         group = file.relative_to(CONF).parts[0]
         roles = {"model": ("teacher", "student"), "optimizer": ("optimizer", "teacher.optimizer")}
         roles["schedule"] = ("schedule", "teacher.schedule")
-        if group not in ("config.yaml", "experiment", "sweep", "hydra"):
+        if file.parent != CONF and group not in ("experiment", "sweep", "hydra"):
             for role in roles.get(group, (group,)):
                 choice = f"{role}={file.stem}"
                 yield role, ""

@@ -68,7 +68,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     write_results(job.folder, job.state("running"))
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
     checkpoints = job.folder / "checkpoints"
-    loggers = start_loggers(cfg, "student", job.folder, job.name, job.group, checkpoints)
+    loggers = start_loggers(cfg, job, job.folder, checkpoints)
     needed = teacher if asked else None
     if needed:
         objective.teacher_weights = needed.weights

@@ -25,6 +25,7 @@ WITHOUT_EFFECT = (
     "logger",
     "evaluate",
     "report",
+    "dashboard",
     "sweep",
     "checkpoint_every_n_steps",
 )

@@ -167,6 +167,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Resolved once, here; jobs inherit what is, so that all have the same.
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
+        self.command = config.sweep.command
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if config.stage not in ("distill", "teacher"):

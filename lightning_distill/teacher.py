@@ -135,8 +135,7 @@ def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
         instantiate(cfg.teacher.schedule),
     )
     logs = job.folder / "teacher"
-    name, checkpoints = f"teacher {folder.stem}", folder / "checkpoints"
-    loggers = start_loggers(cfg, "teacher", logs, name, job.group, checkpoints)
+    loggers = start_loggers(cfg, job, logs, folder / "checkpoints", teacher=folder.stem)
     data.train_on(None, cfg.teacher.seed)
     fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
     finish_loggers(loggers, {"parameters": models.count_parameters(module.model)})

@@ -2,27 +2,28 @@
 
 import csv
 import logging
-import netrc
-import os
-import secrets
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 import transformers
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+
+from lightning_distill import wandb_runs
+from lightning_distill.results import Job
 
 log = logging.getLogger(__name__)
 
 # Said once for each trainer or model of a sweep, and nothing to act on.
 for message in (
-    ".*logs directory.*not empty.*",
+    ".*directory.*not empty.*",
     ".*LeafSpec.*",
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
@@ -33,7 +34,6 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 transformers.utils.logging.disable_progress_bar()
 
 LAST = "last.ckpt"
-INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
 
 
 class Progress(TQDMProgressBar):
@@ -66,23 +66,36 @@ def progress(role: str) -> list[Callback]:
     return [Progress(role)] if sys.stderr.isatty() else []
 
 
+class StepLogger(WandbLogger):
+    """Gives W&B the optimizer's step as its own, so that a run that goes on after an interruption
+    says the same steps again, where W&B offline would count from 0."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        known = {} if step is None else {"trainer/global_step": step}
+        self.experiment.log({**metrics, **known}, step=step)
+
+
 def start_loggers(
-    cfg: DictConfig, job_type: str, folder: Path, name: str, group: str, checkpoints: Path
+    cfg: DictConfig, job: Job, folder: Path, checkpoints: Path, teacher: str | None = None
 ) -> list[Logger]:
     """The loggers of `logger=`, writing below `folder`; W&B offline if there is no key.
 
-    job_type: teacher or student. group: a sweep's jobs share one. checkpoints: the folder of the
-    training's; what an interrupted one has left there is gone on from, in the same W&B run.
+    checkpoints: the folder of the training's; what an interrupted one has left there is gone on
+    from, in the same W&B run. teacher: its key, where it is what is trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = []
     for node in cfg.logger.values():
-        if node["_target_"] == "wandb.init":
-            run_id = _kept(checkpoints / "wandb_id")
-            loggers.append(_start_wandb(cfg, node, job_type, folder, name, group, run_id))
-        else:
+        if node["_target_"] != "wandb.init":
             loggers.append(instantiate(node, save_dir=str(folder)))
+        elif teacher is None or not wandb_runs.skips_teacher():
+            told = (
+                wandb_runs.teacher(cfg, job, teacher) if teacher else wandb_runs.student(cfg, job)
+            )
+            run = wandb_runs.start(node, told, checkpoints / "wandb_id")
+            loggers.append(StepLogger(experiment=run, save_dir=str(folder)))
     last = checkpoints / LAST
     if last.exists():
         for logger in loggers:
@@ -113,13 +126,6 @@ def step_of(checkpoint: Path) -> int:
     return found
 
 
-def _kept(file: Path) -> str:
-    """A name for a tracked run: the file's, or a new one that is written there."""
-    if not file.exists():
-        file.write_text(secrets.token_hex(4))
-    return file.read_text()
-
-
 def _keep_curves(logger: CSVLogger, step: int) -> None:
     """Leaves in metrics.csv what came before this step; Lightning would start an empty file."""
     file = Path(logger.log_dir) / "metrics.csv"
@@ -130,55 +136,3 @@ def _keep_curves(logger: CSVLogger, step: int) -> None:
     before: list[Any] = [row for row in rows if int(row["step"]) < step]
     logger.experiment.metrics = before
     logger.save()
-
-
-def _start_wandb(
-    cfg: DictConfig,
-    node: Any,
-    job_type: str,
-    folder: Path,
-    name: str,
-    group: str,
-    run_id: str,
-) -> WandbLogger:
-    import wandb
-
-    def start(mode: str) -> Any:
-        return instantiate(node, _partial_=True)(
-            id=run_id,
-            resume="allow",
-            name=name,
-            dir=str(folder),
-            mode=mode,
-            group=group,
-            job_type=job_type,
-            config=OmegaConf.to_container(cfg, resolve=True),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT),
-            reinit="finish_previous",  # a job that failed may have left its run open
-        )
-
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-    try:
-        run = start(mode)
-    except Exception as error:  # a refused key, a server that is away: of many kinds
-        if mode != "online":
-            raise
-        log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
-        os.environ["WANDB_MODE"] = "offline"  # later jobs of a sweep need not ask again
-        run = start("offline")
-    run.define_metric("*", step_metric="trainer/global_step")
-    if run.offline:
-        log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)
-    elif run.url:
-        log.info("W&B: %s", run.url)
-    return WandbLogger(experiment=run, save_dir=str(folder))
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

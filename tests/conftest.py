@@ -8,11 +8,14 @@ import random
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from wandb_server import Server
 
 from lightning_distill import app
 from lightning_distill.artifacts import Store
@@ -43,8 +46,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(autouse=True)
 def no_tracking_account(monkeypatch, tmp_path):
     """Whatever the machine is logged in to, tests are not; and an error in one stays in it."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     torch.manual_seed(0)
@@ -238,3 +241,68 @@ def sweep_of_24(tmp_path):
     hydra = {"overrides": {"task": sweeps}, "sweeper": {"_target_": sweeper, "params": None}}
     (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
     return folder
+
+
+@dataclass
+class Tracked:
+    """A run as W&B's offline file has it."""
+
+    run: Any  # name, group, tags, job type, id
+    config: dict
+    history: dict  # key: all values
+    summary: dict
+
+
+@pytest.fixture(scope="session")
+def tracked():
+    """Reads every offline run below a folder, in the order of their start."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def name(item):
+        return item.key or "/".join(item.nested_key)
+
+    def read(folder) -> list[Tracked]:
+        found = []
+        for file in sorted(folder.rglob("offline-run-*/*.wandb")):
+            one = Tracked(None, {}, {}, {})
+            for data in _wandb_records(file.read_bytes()):
+                record = Record()
+                record.ParseFromString(data)
+                for item in record.history.item:
+                    one.history.setdefault(name(item), []).append(json.loads(item.value_json))
+                for item in record.summary.update:
+                    one.summary[name(item)] = json.loads(item.value_json)
+                if record.HasField("run"):
+                    one.run = record.run
+                    for item in record.run.config.update:
+                        one.config[name(item)] = json.loads(item.value_json)
+            found.append(one)
+        return found
+
+    return read
+
+
+@pytest.fixture
+def wandb_server():
+    """W&B's server on this machine, and the environment that sends a command to it."""
+    server = Server()
+    yield server, {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+    server.shutdown()
+    server.server_close()
+
+
+def _wandb_records(data):
+    """The records of W&B's file: LevelDB's log format, after a header of 7 bytes."""
+    at, part = 7, b""
+    while at + 7 <= len(data):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        length = int.from_bytes(data[at + 4 : at + 6], "little")
+        kind = data[at + 6]
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            yield part
+            part = b""

@@ -247,51 +247,19 @@ def test_a_pretrained_teacher_teaches_as_it_is(run, command, tmp_path):
     assert found["cost"]["teacher_seconds"] == 0
 
 
-def test_the_tracker_was_offline_and_holds_config_curves_and_results(run):
-    from wandb.proto.wandb_internal_pb2 import Record
-
+def test_the_tracker_was_offline_and_holds_config_curves_and_results(run, tracked):
     folder, _ = run
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    history, summary, config, run_record = {}, {}, {}, None
-    for data in wandb_records(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            key = item.key or "/".join(item.nested_key)
-            history.setdefault(key, []).append(json.loads(item.value_json))
-        for item in record.summary.update:
-            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-        if record.HasField("run"):
-            run_record = record.run
-            for item in record.run.config.update:
-                config[item.key] = json.loads(item.value_json)
-    assert (run_record.run_group, run_record.job_type) == ("distill", "student")
-    assert config["loss"]["temperature"] == 2
+    teacher, student = tracked(folder)
+    assert (student.run.run_group, student.run.job_type) == ("distill", "student")
+    assert student.config["loss"]["temperature"] == 2
     for name in ("loss", "hard", "soft", "kl", "gradient_norm", "learning_rate"):
-        values = history[f"train/{name}"]
+        values = student.history[f"train/{name}"]
         assert len(values) == 3  # every 4 of 12 steps
         assert all(value >= 0 for value in values)
-    assert len(history["validation/nll"]) == 4
+    assert len(student.history["validation/nll"]) == 4
     (found,) = results(folder).values()
-    assert summary["student"]["nll"] == pytest.approx(found["student"]["nll"])
-    assert (folder / "teacher" / "wandb").exists()
-
-
-def wandb_records(data):
-    """The records of W&B's file: LevelDB's log format, after a header of 7 bytes."""
-    at, part = 7, b""
-    while at + 7 <= len(data):
-        room = 32768 - at % 32768
-        if room < 7:
-            at += room
-            continue
-        length = int.from_bytes(data[at + 4 : at + 6], "little")
-        kind = data[at + 6]
-        part += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last of several
-            yield part
-            part = b""
+    assert student.summary["student"]["nll"] == pytest.approx(found["student"]["nll"])
+    assert teacher.run.job_type == "teacher"
 
 
 def test_a_tracker_that_refuses_leaves_the_run_offline(command, tmp_path):

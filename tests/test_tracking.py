@@ -1,0 +1,215 @@
+"""What W&B is told, read from the files that a real offline W&B leaves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import TINY
+
+from lightning_distill import sync, wandb_runs
+from lightning_distill.errors import CONF
+
+AT_ONCE = 60  # seconds that the machine may take to get as far
+BLOCK = 32768  # bytes that W&B writes at once
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["loss.temperature=2", "seed=1", "loss.alpha=0.5"], "temperature=2 alpha=0.5"),
+        (["teacher.max_steps=9", "student.max_steps=5"], "teacher.max_steps=9 student.max_steps=5"),
+        (["student.name=/models/small", "teacher.seed=3"], "name=small teacher.seed=3"),
+        (["experiment/job=repaired", "+optimizer.eps=1"], "job=repaired eps=1"),
+        (["loss.temperature={shape: cosine, end: 1}"], "temperature={shape: cosine, end: 1}"),
+        (["seed=4"], ""),
+    ],
+)
+def test_a_short_name_keeps_what_tells_jobs_apart(overrides, name):
+    assert wandb_runs.short(overrides) == name
+
+
+def test_a_name_that_is_too_long_keeps_its_seed():
+    name = wandb_runs._cut("long " * 60 + "seed=12")
+    assert len(name) == wandb_runs.LONGEST_NAME
+    assert name.endswith(" seed=12")
+
+
+@pytest.fixture(scope="module")
+def sweep(command, tmp_path_factory):
+    """Baseline and distilled, two seeds each, and the baseline at another temperature."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    command(
+        "-m",
+        "loss.alpha=0,1",
+        "seed=0,1",
+        "sweep.name=small",
+        "logger=wandb",
+        "logger.wandb.tags=[mine, online]",
+        f"paths.outputs={outputs}",
+    )
+    return outputs / "sweeps" / "small"
+
+
+@pytest.fixture(scope="module")
+def runs(sweep, tracked):
+    return {one.run.display_name: one for one in tracked(sweep)}
+
+
+@pytest.mark.slow
+def test_a_job_is_called_by_what_sets_it_apart_with_its_seed_last(runs):
+    students = {name for name, one in runs.items() if one.run.job_type == "student"}
+    assert students == {"alpha=0 seed=0", "alpha=0 seed=1", "alpha=1 seed=0", "alpha=1 seed=1"}
+    (teacher,) = set(runs) - students
+    assert re.fullmatch(r"teacher xs [0-9a-f]{8}", teacher)
+    assert runs[teacher].run.job_type == "teacher"
+    assert {one.run.run_group for one in runs.values()} == {"small"}
+
+
+@pytest.mark.slow
+def test_tags_tell_the_factors_and_the_baselines_and_keep_the_users(runs):
+    factors = ["forward_kl", "online", "student xs", "teacher xs"]
+    assert list(runs["alpha=1 seed=0"].run.tags) == [*factors, "mine"]
+    assert list(runs["alpha=0 seed=0"].run.tags) == [*factors, "baseline", "mine"]
+
+
+@pytest.mark.slow
+def test_seeds_of_a_job_share_a_name_and_a_key_of_their_settings(runs):
+    job = {name: one.config.get("job") for name, one in runs.items()}
+    for alpha in (0, 1):
+        first, second = job[f"alpha={alpha} seed=0"], job[f"alpha={alpha} seed=1"]
+        assert first["key"] != second["key"]
+        assert first["settings"] == second["settings"]
+        assert first["name"] == second["name"] == f"alpha={alpha}"
+    assert job["alpha=0 seed=0"]["settings"] != job["alpha=1 seed=0"]["settings"]
+
+
+@pytest.mark.slow
+def test_what_is_offline_is_found_and_given_to_wandb_sync_until_it_is_marked(sweep, command):
+    outputs = sweep.parents[1]
+    found = sync.offline_runs(outputs)
+    assert len(found) == 5
+    dry = subprocess.run(
+        [*sync.command(found), "--dry-run"], capture_output=True, text=True, timeout=60
+    )
+    assert "Would sync 5 run(s)" in dry.stdout + dry.stderr
+
+    refused = command("stage=sync", f"paths.outputs={outputs}", expect=2)
+    assert re.search(r"^lightning-distill: 5 offline runs .* W&B key", refused.stderr, re.M)
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+    for folder in found:
+        (file,) = folder.glob("*.wandb")
+        file.with_name(f"{file.name}.synced").touch()
+    try:
+        assert sync.offline_runs(outputs) == []
+        done = command("stage=sync", f"paths.outputs={outputs}")
+        assert "no offline run" in done.stdout
+    finally:
+        for file in outputs.rglob("*.synced"):
+            file.unlink()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
+    command, text_file, tracked, wandb_server, tmp_path
+):
+    settings = [
+        "loss.alpha=0",
+        "sweep.name=killed",
+        "logger=wandb",
+        f"paths.outputs={tmp_path}",
+        "student.max_steps=600",
+        "trainer.log_every_n_steps=1",
+        "checkpoint_every_n_steps=20",
+    ]
+
+    def written():
+        return sum(file.stat().st_size for file in tmp_path.rglob("*.wandb"))
+
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "lightning_distill",
+            "-m",
+            *TINY,
+            f"data.path={text_file}",
+            *settings,
+        ],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    last = time.monotonic() + AT_ONCE
+    while written() < BLOCK and time.monotonic() < last:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    done = command("-m", *settings)
+    assert "going on from" in done.stdout
+    assert "warn" not in (done.stdout + done.stderr).lower()
+    first, second = tracked(tmp_path)
+    assert first.run.run_id == second.run.run_id
+    assert first.run.display_name == second.run.display_name
+    before, after = (one.history["trainer/global_step"] for one in (first, second))
+    assert before[0] < 20 <= after[0]
+    assert (after[0] % 20, after[-1]) == (0, 599)
+    assert "student" not in first.summary
+    assert second.summary["student"]["nll"] > 0
+
+    # And so does what is uploaded, the half-written end of the killed run's file notwithstanding;
+    # a run that was killed before it wrote anything is no hindrance.
+    empty = tmp_path / "sweeps" / "killed" / "wandb" / "offline-run-20200101_000000-00000000"
+    empty.mkdir()
+    (empty / "run-00000000.wandb").write_bytes(b":W&B\0\0\0")
+    server, key = wandb_server
+    one, other = sync.offline_runs(tmp_path)
+    assert not sync.has_ended(one, [one])  # for all that is known, it is being written
+    assert sync.has_ended(other, [one, other])
+    command("stage=sync", f"paths.outputs={tmp_path}", **key)
+    ((run_id, lines),) = server.history.items()
+    assert run_id == first.run.run_id
+    rows = [json.loads(line) for line in lines]
+    assert all(row["_step"] == row["trainer/global_step"] for row in rows)
+    assert [row["_step"] for row in rows] == [*before, *after]
+    assert "no offline run" in command("stage=sync", f"paths.outputs={tmp_path}", **key).stdout
+
+
+@pytest.mark.slow
+def test_an_agent_drives_the_program_and_the_run_is_the_agents(
+    text_file, tracked, tmp_path, monkeypatch
+):
+    from wandb.wandb_agent import Agent
+
+    wished = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "searched")
+    for name in ("RUN_ID", "DIR", "SWEEP_PARAM_PATH"):  # which the agent sets, and leaves
+        monkeypatch.setenv(f"WANDB_{name}", "")
+        monkeypatch.delenv(f"WANDB_{name}")
+    agent = Agent(None, None, sweep_id="searched")
+    fixed = [o for o in TINY if not o.startswith(("student=", "logger="))]
+    agent._sweep_command = [*wished["command"], *fixed, f"data.path={text_file}"]
+    chosen = {key: {"value": _one_of(told)} for key, told in wished["parameters"].items()}
+    agent._command_run({"run_id": "agents1", "program": wished["program"], "args": chosen})
+    assert agent._run_processes["agents1"].wait(timeout=300) == 0
+
+    (one,) = tracked(tmp_path)
+    assert (one.run.run_id, one.run.sweep_id) == ("agents1", "searched")
+    assert one.run.run_group == "searched"
+    assert one.run.display_name == "student=xs temperature=1.0 alpha=0.0 lr=0.0003"
+    assert one.config["loss.temperature"] == one.config["loss"]["temperature"] == 1.0
+    assert wished["metric"]["name"] in one.summary
+    assert list(tmp_path.glob("outputs/runs/distill/*/results.json"))
+
+
+def _one_of(told):
+    return told["values"][0] if "values" in told else told["min"]
