@@ -86,6 +86,7 @@ def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
             raise
         log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
         os.environ["WANDB_MODE"] = "offline"  # later jobs of a sweep need not ask again
+        wandb.teardown()  # its process still holds the run's id, trying
         run = begin("offline")
     run.define_metric("*", step_metric="trainer/global_step")
     if run.offline:
