@@ -22,6 +22,8 @@ from omegaconf import DictConfig
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import locked, write_whole
 from lightning_distill.comparison import Row, gather
+from lightning_distill.errors import Refused
+from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,8 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
             log.info("%s: not run, %s", job.name, reason)
             write_results(job.folder, state := job.state("not run", error=reason))
             return state
+        if not before:
+            write_results(job.folder, job.state("running"))  # so that it is known to have begun
         results = run()
         where = os.path.relpath(job.folder, index.parent)
         write_whole(index, json.dumps({"folder": where}).encode())
@@ -159,11 +163,19 @@ def _given_up(cfg: DictConfig, job: Job) -> str | None:
 class Summary(Callback):
     """Hydra calls it when all jobs of a sweep have ended: table, results.csv and report.html."""
 
+    under_way: "tuple[Summary, DictConfig] | None" = None
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_plugins(config)
+        except ConfigError as error:  # which Hydra would turn into a warning
+            raise Refused(error) from error
         # Resolved once, here; jobs inherit what is, so that all have the same.
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
+        Summary.under_way = self, config
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        Summary.under_way = None
         if config.stage not in ("distill", "teacher"):
             return
         compare_with_late_teachers(self.folder, config.paths.outputs)
@@ -177,6 +189,33 @@ class Summary(Callback):
             mendable = len(ended) == len(now) and all(row.results.get("mendable") for row in ended)
             # Hydra turns a callback's exceptions into warnings, this one excepted.
             sys.exit(2 if mendable else 1)
+
+
+def end_what_broke_off(error: BaseException) -> None:
+    """The summary of a sweep whose launcher gave up, as it does when a job's process is killed.
+
+    Returns where no sweep is under way, or none of its jobs began.
+    """
+    if Summary.under_way is None:
+        return
+    summary, config = Summary.under_way
+    index = Path(config.paths.outputs).resolve() / "artifacts" / "job"
+
+    def now(status: str = "") -> list[dict[str, Any]]:
+        found = (_results_in(file.parent) for file in summary.folder.rglob(RESULTS))
+        mine = [results for results in found if results.get("started") == summary.started]
+        return [results for results in mine if status in ("", results["status"])]
+
+    for key in {results["key"] for results in now("running")}:
+        with locked(index / f"{key}.lock", f"job {key}"):
+            pass  # some launchers leave the others running; then they are waited for
+    if not now():
+        return
+    reason = str(error).strip().splitlines() or [repr(error)]
+    print(f"the launcher stopped: {reason[0]}")
+    print("What it had not finished, the same command goes on with.")
+    summary.on_multirun_end(config)
+    sys.exit(1)
 
 
 def summarise(folder: Path) -> list[Row]:
