@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -56,25 +57,27 @@ def take_gpu(jobs_per_gpu: int) -> None:
     A place on it is a locked file, which the system unlocks when the process ends, however it
     does. All sweeps of this user on this machine share the places.
     """
-    # First places first, so that no GPU is idle while another has two jobs.
-    all_places = [(gpu, place) for place in range(jobs_per_gpu) for gpu in visible_gpus()]
-    if _held or not all_places:
+    if not visible_gpus():
         return
+    if not _held:
+        # First places first, so that no GPU is idle while another has two jobs.
+        every = [(gpu, place) for place in range(jobs_per_gpu) for gpu in visible_gpus()]
+        os.environ[VISIBLE] = _first_free(every)
+    log.info("runs on GPU %s", os.environ[VISIBLE])
+
+
+def _first_free(places: list[tuple[str, int]]) -> str:
     folder = Path(tempfile.gettempdir()) / f"lightning_distill-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    waits = False
+    waited = False
     while True:
-        for gpu, place in all_places:
+        for gpu, place in places:
             lock = FileLock(folder / f"gpu-{gpu.replace('/', '-')}-{place}.lock")
-            try:
+            with suppress(Timeout):
                 lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            _held.append(lock)
-            os.environ[VISIBLE] = gpu
-            log.info("runs on GPU %s", gpu)
-            return
-        if not waits:
-            log.info("waiting for a GPU: all %d places are taken", len(all_places))
-        waits = True
+                _held.append(lock)
+                return gpu
+        if not waited:
+            log.info("waiting for a GPU: all %d places are taken", len(places))
+        waited = True
         time.sleep(0.5)

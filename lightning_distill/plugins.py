@@ -14,9 +14,11 @@ def put_ours_first() -> None:
     Hydra would merge ours into theirs, with a warning, and refuse the one that has defaults.
     """
     Plugins.instance()  # has them store their configs
-    theirs = ConfigStore.instance().repo["hydra"]
-    for file in CONF.glob("hydra/*/*.yaml"):
-        theirs.get(file.parent.name, {}).pop(file.name, None)
+    for file in CONF.glob("hydra/**/*.yaml"):
+        theirs = ConfigStore.instance().repo
+        for group in file.relative_to(CONF).parts[:-1]:
+            theirs = theirs.get(group, {})
+        theirs.pop(file.name, None)
 
 
 def check_plugins(config: DictConfig) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -192,7 +193,7 @@ class Summary(Callback):
 
 
 def end_what_broke_off(error: BaseException) -> None:
-    """The summary of a sweep whose launcher gave up, as it does when a job's process is killed.
+    """The summary of a sweep whose launcher gives up, as it does when a job's process is killed.
 
     Returns where no sweep is under way, or none of its jobs began.
     """
@@ -211,9 +212,8 @@ def end_what_broke_off(error: BaseException) -> None:
             pass  # some launchers leave the others running; then they are waited for
     if not now():
         return
-    reason = str(error).strip().splitlines() or [repr(error)]
-    print(f"the launcher stopped: {reason[0]}")
-    print("What it had not finished, the same command goes on with.")
+    print(f"the sweep broke off: {shorten(str(error) or repr(error), 300)}")
+    print("The same command goes on with what was not finished.")
     summary.on_multirun_end(config)
     sys.exit(1)
 
