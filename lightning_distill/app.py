@@ -92,7 +92,7 @@ def main() -> None:
     except (Exception, Refused) as error:
         message = str(error) if isinstance(error, Refused) else explain(error)
         if message is None and not full:
-            end_what_broke_off(error)
+            message = end_what_broke_off(error)
         if full or message is None:
             raise
         print(f"lightning-distill: {message}", file=sys.stderr)

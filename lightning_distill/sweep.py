@@ -23,7 +23,6 @@ from omegaconf import DictConfig
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import locked, write_whole
 from lightning_distill.comparison import Row, gather
-from lightning_distill.errors import Refused
 from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
 
@@ -167,10 +166,7 @@ class Summary(Callback):
     under_way: "tuple[Summary, DictConfig] | None" = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            check_plugins(config)
-        except ConfigError as error:  # which Hydra would turn into a warning
-            raise Refused(error) from error
+        check_plugins(config)
         # Resolved once, here; jobs inherit what is, so that all have the same.
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
         Summary.under_way = self, config
@@ -192,28 +188,29 @@ class Summary(Callback):
             sys.exit(2 if mendable else 1)
 
 
-def end_what_broke_off(error: BaseException) -> None:
+def end_what_broke_off(error: BaseException) -> str | None:
     """The summary of a sweep whose launcher gives up, as it does when a job's process is killed.
 
-    Returns where no sweep is under way, or none of its jobs began.
+    Where no job began, as without a Slurm to ask, returns what to tell the user. None where no
+    sweep is under way.
     """
     if Summary.under_way is None:
-        return
+        return None
     summary, config = Summary.under_way
     index = Path(config.paths.outputs).resolve() / "artifacts" / "job"
+    reason = shorten(str(error) or repr(error), 300)
 
-    def now(status: str = "") -> list[dict[str, Any]]:
+    def begun() -> list[dict[str, Any]]:
         found = (_results_in(file.parent) for file in summary.folder.rglob(RESULTS))
-        mine = [results for results in found if results.get("started") == summary.started]
-        return [results for results in mine if status in ("", results["status"])]
+        return [results for results in found if results.get("started") == summary.started]
 
-    for key in {results["key"] for results in now("running")}:
+    for key in {results["key"] for results in begun() if results["status"] == "running"}:
         with locked(index / f"{key}.lock", f"job {key}"):
             pass  # some launchers leave the others running; then they are waited for
-    if not now():
-        return
-    print(f"the sweep broke off: {shorten(str(error) or repr(error), 300)}")
-    print("The same command goes on with what was not finished.")
+    if not begun():
+        launcher = config.hydra.runtime.choices["hydra/launcher"]
+        return None if launcher == "basic" else f"hydra/launcher={launcher}: {reason}"
+    print(f"the sweep broke off: {reason}\nThe same command goes on with what was not finished.")
     summary.on_multirun_end(config)
     sys.exit(1)
 

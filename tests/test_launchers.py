@@ -9,7 +9,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import yaml
@@ -70,7 +69,7 @@ def sweep(command, tmp_path):
 @pytest.fixture(scope="module")
 def one_by_one(command, tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
-    command("-m", *FOUR, "sweep.name=four", "logger=none", f"paths.outputs={outputs}")
+    command("-m", f"paths.outputs={outputs}", "sweep.name=four", "logger=none", *FOUR)
     return table(outputs)
 
 
@@ -118,6 +117,15 @@ def test_slurm_is_asked_for_an_array_on_that_partition(sweep, one_by_one, tmp_pa
     assert {"partition=a100", "array=0-3%4", "time=240", "mem=32GB", "gpus-per-node=1"} <= said
     assert {"cpus-per-task=4", "ntasks-per-node=1", "nodes=1", "signal=USR2@120"} <= said
     assert "/python -u -m submitit.core._submit " in script.splitlines()[-1]
+
+
+@needs("submitit_launcher")
+def test_slurm_is_refused_where_there_is_none(in_process, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = ["hydra.mode=MULTIRUN", "hydra/launcher=slurm", "loss.alpha=0,1"]
+    done = in_process(*settings, f"paths.outputs={tmp_path}", expect=2)
+    assert "hydra/launcher=slurm: Could not detect" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def process_of(outputs, override):
@@ -268,6 +276,13 @@ def test_a_missing_plugin_is_named_with_its_extra(in_process, file, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@needs("ray_launcher")
+def test_a_ray_cluster_is_not_given_paths_that_it_cannot_find(in_process):
+    settings = ["hydra.mode=MULTIRUN", "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto"]
+    done = in_process(*settings, "loss.alpha=0,1", "paths.outputs=outputs", expect=2)
+    assert "paths.outputs=outputs must be an absolute path" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("said", "gpus"),
     [("0,1", ["0", "1"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]), ("", []), ("1,-1,2", ["1"])],
@@ -351,4 +366,4 @@ def test_the_gpus_launcher_without_a_gpu_is_refused(in_process, monkeypatch, tmp
     ]
     done = in_process(*settings, expect=2)
     assert "hydra/launcher=gpus finds no GPU" in done.stderr
-    assert not Path(tmp_path / "sweeps").exists()
+    assert not (tmp_path / "sweeps").exists()
