@@ -17,10 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill.errors import CONF, explain, nearest
-from lightning_distill.results import Job, write_results
+from lightning_distill.devices import LAUNCHERS, gpu_places, gpu_share, take_gpu, visible_gpus
+from lightning_distill.errors import CONF, Refused, explain, nearest
+from lightning_distill.plugins import put_ours_first
+from lightning_distill.results import Job, objectives, write_results
 from lightning_distill.settings import check
-from lightning_distill.sweep import job_folder, run_once, sweep_name
+from lightning_distill.sweep import end_what_broke_off, job_folder, run_once, sweep_name
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +39,16 @@ STAGES = {
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("once", lambda v: list(v or []), replace=True, use_cache=True)
-
-
-class Refused(BaseException):
-    """Takes an explained error past Hydra, which would print all overrides in front of it."""
+OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(names), replace=True)
+OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
+OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
+OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
+put_ours_first()
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-def job(cfg: DictConfig) -> float | None:
-    """One job, alone or of a sweep. Returns the student's nll, for sweepers that minimise it."""
+def job(cfg: DictConfig) -> float | list[float] | None:
+    """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimise them."""
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode != RunMode.MULTIRUN
     folder = Path(hydra_cfg.runtime.output_dir)
@@ -68,13 +71,15 @@ def job(cfg: DictConfig) -> float | None:
         log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
         why = {"error": reason or repr(error), "mendable": reason is not None}
         write_results(folder, this.state("failed", **why))
-        return float("nan")
-    student = (results or {}).get("student")
-    return student["nll"] if student else None
+        return None
+    return objectives(results or {}, cfg.sweep.objectives)
 
 
 def run(cfg: DictConfig, this: Job) -> Any:
     """The function of `stage=`, imported when it is known to be needed."""
+    launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+    if HydraConfig.get().mode == RunMode.MULTIRUN and launcher in LAUNCHERS:
+        take_gpu(cfg.sweep.jobs_per_gpu)
     module, function = STAGES[cfg.stage].split(".")
     return getattr(import_module(f"lightning_distill.{module}"), function)(cfg, this)
 
@@ -89,6 +94,8 @@ def main() -> None:
         sys.exit(130)
     except (Exception, Refused) as error:
         message = str(error) if isinstance(error, Refused) else explain(error)
+        if message is None and not full:
+            message = end_what_broke_off(error)
         if full or message is None:
             raise
         print(f"lightning-distill: {message}", file=sys.stderr)

@@ -24,6 +24,10 @@ HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
+class Refused(BaseException):
+    """Takes an explained error past Hydra, which would print all overrides in front of it."""
+
+
 def explain(error: BaseException) -> str | None:
     """The message for a mistake that the user can mend; None for any other error."""
     chain = list(_chain(error))

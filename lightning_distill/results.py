@@ -1,12 +1,13 @@
 """What a job leaves for others to read: `results.json`."""
 
 import json
+import math
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,21 @@ def read_results(folder: Path) -> dict[str, Any]:
     return found
 
 
+def objectives(results: dict[str, Any], names: list[str]) -> float | list[float] | None:
+    """What a sweeper is told of a job. None, a failed trial, where anything is no number.
+
+    NaN would end an Optuna study.
+    """
+    found = []
+    for name in names:
+        group, _, key = name.partition(".")
+        value = (results.get(group) or {}).get(key)
+        if value is None or not math.isfinite(value):
+            return None
+        found.append(float(value))
+    return found if len(found) > 1 else found[0]
+
+
 @dataclass
 class Cost:
     """Seconds, 0 where something was reused; peak memory in MB (10⁶ bytes)."""
@@ -166,6 +182,17 @@ class Cost:
         self.student_seconds = module.seconds_before + time.perf_counter() - start
         self.student_tokens_per_second = int(module.tokens_seen) / self.student_seconds
         self.peak_memory_mb = _peak_mb()
+
+
+def scores() -> list[str]:
+    """The dotted keys of all numbers in results.json."""
+    model = ("parameters", "nll", "perplexity", "bits_per_byte", "calibration_error")
+    known = {
+        "student": (*model, "teacher_agreement", "teacher_kl"),
+        "teacher": model,
+        "cost": tuple(field.name for field in fields(Cost)),
+    }
+    return [f"{group}.{key}" for group, keys in known.items() for key in keys]
 
 
 def _reset_peak() -> None:

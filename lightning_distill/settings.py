@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightning_distill import ConfigError
 from lightning_distill.errors import nearest
+from lightning_distill.results import scores
 
 # key: (whole numbers only, least value, whether that value itself is allowed)
 RANGES: dict[str, tuple[bool, float, bool]] = {
@@ -46,6 +47,7 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "optimizer.weight_decay": (False, 0, True),
     "trainer.log_every_n_steps": (True, 0, True),
     "sweep.stop_after_failures": (True, 1, True),
+    "sweep.jobs_per_gpu": (True, 1, True),
     "trainer.accumulate_grad_batches": (True, 1, True),
 }
 
@@ -66,6 +68,7 @@ def check(cfg: DictConfig) -> None:
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
     if cfg.sweep.rerun not in RERUN:
         problems.append(str(nearest("sweep.rerun", cfg.sweep.rerun, RERUN)).rstrip("."))
+    problems += _problems_of_objectives(cfg.sweep.objectives)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*_problems_of_server(cfg.teacher), *_problems_of_served(cfg)]
     if problems:
@@ -112,6 +115,13 @@ def _problems_of_start(cfg: DictConfig) -> Iterator[str]:
             "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
             "brings its own; choose a size, as in student=s, or student.initialize=random"
         )
+
+
+def _problems_of_objectives(names: Any) -> list[str]:
+    if not isinstance(names, list | ListConfig) or not names:
+        return [f"sweep.objectives={names} must be a list, as in [student.nll]"]
+    wrong = [name for name in names if name not in scores()]
+    return [str(nearest("sweep.objectives", name, scores())).rstrip(".") for name in wrong]
 
 
 def _problems_of_server(teacher: DictConfig) -> Iterator[str]:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +24,7 @@ from lightning_distill import ConfigError
 from lightning_distill.artifacts import locked, write_whole
 from lightning_distill.comparison import Row, gather
 from lightning_distill.jobs import job_folders
+from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,9 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
             write_results(job.folder, results)
             return results
         else:
+            if not before:  # so that it is known to have begun
+                shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+                write_results(job.folder, job.state("running"))
             results = run()
         where = os.path.relpath(job.folder, index.parent)
         write_whole(index, json.dumps({"folder": where}).encode())
@@ -164,12 +169,17 @@ def _given_up(cfg: DictConfig, job: Job) -> str | None:
 class Summary(Callback):
     """Hydra calls it when all jobs of a sweep have ended: table, results.csv and report.html."""
 
+    under_way: "tuple[Summary, DictConfig] | None" = None
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_plugins(config)
         # Resolved once, here; jobs inherit what is, so that all have the same.
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
         self.command = config.sweep.command
+        Summary.under_way = self, config
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        Summary.under_way = None
         if config.stage not in ("distill", "teacher"):
             return
         compare_with_late_teachers(self.folder, config.paths.outputs)
@@ -183,6 +193,33 @@ class Summary(Callback):
             mendable = len(ended) == len(now) and all(row.results.get("mendable") for row in ended)
             # Hydra turns a callback's exceptions into warnings, this one excepted.
             sys.exit(2 if mendable else 1)
+
+
+def end_what_broke_off(error: BaseException) -> str | None:
+    """The summary of a sweep whose launcher gives up, as it does when a job's process is killed.
+
+    Where no job began, as without a Slurm to ask, returns what to tell the user. None where no
+    sweep is under way.
+    """
+    if Summary.under_way is None:
+        return None
+    summary, config = Summary.under_way
+    index = Path(config.paths.outputs).resolve() / "artifacts" / "job"
+    reason = shorten(str(error) or repr(error), 300)
+
+    def begun() -> list[dict[str, Any]]:
+        found = (_results_in(file.parent) for file in summary.folder.rglob(RESULTS))
+        return [results for results in found if results.get("started") == summary.started]
+
+    for key in {results["key"] for results in begun() if results["status"] == "running"}:
+        with locked(index / f"{key}.lock", f"job {key}"):
+            pass  # some launchers leave the others running; then they are waited for
+    if not begun():
+        launcher = config.hydra.runtime.choices["hydra/launcher"]
+        return None if launcher == "basic" else f"hydra/launcher={launcher}: {reason}"
+    print(f"the sweep broke off: {reason}\nThe same command goes on with what was not finished.")
+    summary.on_multirun_end(config)
+    sys.exit(1)
 
 
 def summarise(folder: Path) -> list[Row]:
