@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## create .venv and install everything into it, once
 
@@ -18,7 +18,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## teacher, baselines and distilled students on text that needs no download
 	$(BIN)/lightning-distill experiment=demo $(ARGS)
 
-test: $(INSTALLED) ## all tests but those that need a GPU
+test: $(INSTALLED) ## the tests, without those that take longest or need a GPU
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' $(ARGS)
+
+test-all: $(INSTALLED) ## all tests but those that need a GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
 lint: $(INSTALLED) ## style and types
@@ -55,4 +58,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test lint format teacher distill sweep report dashboard sync bench clean
+.PHONY: help setup demo test test-all lint format teacher distill sweep report dashboard sync bench clean

@@ -73,7 +73,7 @@ def one_by_one(command, tmp_path_factory):
     return table(outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -95,7 +95,7 @@ def test_every_launcher_gives_the_same_results_with_one_teacher(
     assert len(list((tmp_path / "artifacts" / "teacher").glob("*/manifest.json"))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("submitit_launcher")
 def test_slurm_is_asked_for_an_array_on_that_partition(sweep, one_by_one, tmp_path):
     """Slurm's commands are stand-ins here, which start every task of the array at once."""
@@ -155,7 +155,7 @@ def killed(sweep, outputs, *launcher):
     return said, sorted(results["status"] for results in found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("joblib_launcher")
 def test_a_killed_process_is_told_of_and_the_same_command_goes_on(sweep, tmp_path):
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -168,7 +168,7 @@ def test_a_killed_process_is_told_of_and_the_same_command_goes_on(sweep, tmp_pat
     assert any("going on from" in log for log in logs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("submitit_launcher")
 def test_a_killed_process_leaves_those_of_submitit_running(sweep, tmp_path):
     said, statuses = killed(sweep, tmp_path, "hydra/launcher=submitit_local")
@@ -177,7 +177,7 @@ def test_a_killed_process_leaves_those_of_submitit_running(sweep, tmp_path):
     assert statuses == ["finished", "running"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("optuna_sweeper")
 def test_optuna_finds_the_pareto_front_and_the_same_command_trains_nothing(command, tmp_path):
     def study():
@@ -214,7 +214,7 @@ def test_optuna_finds_the_pareto_front_and_the_same_command_trains_nothing(comma
     assert front() == first_front
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("optuna_sweeper")
 @pytest.mark.parametrize("names", ["[student.nll]", "[student.nll,student.parameters]"])
 def test_a_failed_job_does_not_end_the_study(in_process, names, tmp_path):
@@ -243,7 +243,7 @@ def test_a_sweeper_is_told_a_number_a_list_or_that_the_job_failed():
     assert objectives({"teacher": None}, ["teacher.nll"]) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_number_of_a_job_can_be_an_objective(in_process, tmp_path):
     in_process("hydra.mode=MULTIRUN", "loss.alpha=1", "sweep.name=one", f"paths.outputs={tmp_path}")
     (file,) = tmp_path.glob("sweeps/one/*/results.json")
@@ -344,7 +344,7 @@ def test_several_share_a_gpu_once_every_gpu_has_one(holder):
     assert gpus == ["0", "1", "0", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("joblib_launcher")
 def test_no_gpu_is_idle_while_there_are_jobs(sweep, tmp_path):
     """The GPUs are names here; the jobs run on the processor."""
