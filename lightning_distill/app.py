@@ -34,6 +34,7 @@ STAGES = {
     "report": "sweep.summarise_again",
     "dashboard": "dashboard.build",
     "sync": "sync.upload",
+    "plan": "plan.plan",
 }
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)

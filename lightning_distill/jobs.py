@@ -108,13 +108,18 @@ def _trains(settings: Path) -> bool:
     return stage is None or stage[1] in ("distill", "teacher", "transfer")
 
 
+def told_apart(jobs: list[list[str]]) -> list[str]:
+    """Of each job's overrides those that not all have, as its name; empty where it has no other."""
+    told = [set(overrides) for overrides in jobs if overrides]
+    own = ([o for o in job if not all(o in others for others in told)] for job in jobs)
+    return [",".join(overrides).replace("experiment/", "") for overrides in own]
+
+
 def read_jobs(folder: Path) -> list[Row]:
     """Each called by what sets it apart from the others."""
     rows = [_read(one) for one in job_folders(folder)]
-    told = [set(row.results["overrides"]) for row in rows if row.results["overrides"]]
-    for row in rows:
-        own = [o for o in row.results["overrides"] if not all(o in others for others in told)]
-        row.name = ",".join(own).replace("experiment/", "") or row.name
+    for row, name in zip(rows, told_apart([r.results["overrides"] for r in rows]), strict=True):
+        row.name = name or row.name
     keys = _swept(rows)
     for row in rows:
         row.settings = {key: _value(row, key) for key in keys}

@@ -85,23 +85,33 @@ class Job:
 
 def settings_key(cfg: DictConfig) -> str:
     """Equal for two jobs that must give the same numbers."""
+    settings = _settings(cfg)
+    inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
+    return key_of({"inputs": inputs, **_alike(_effective(settings))})
+
+
+def effective_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What of the configuration can change a job's numbers."""
+    return _effective(_settings(cfg))
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
     known = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in WITHOUT_EFFECT])
     settings = OmegaConf.to_container(known, resolve=True)
     assert isinstance(settings, dict)
-    inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
-    return key_of(
-        {"inputs": inputs, **_alike(_effective({str(k): v for k, v in settings.items()}))}
-    )
+    return {str(k): v for k, v in settings.items()}
 
 
 def learns_alone(settings: dict[str, Any]) -> bool:
     """Whether nothing in this job's student is from a teacher."""
-    loss, transfer = settings["loss"], settings["transfer"]
     copied = settings["student"].get("initialize") == "teacher_layers"
-    written = transfer.get("_target_", "").endswith(".Sequence")  # the text is the teacher's
+    written = settings["transfer"].get("_target_", "").endswith(".Sequence")  # by the teacher
+    return _needs_labels_alone(settings["loss"]) and not (written or copied)
+
+
+def _needs_labels_alone(loss: dict[str, Any]) -> bool:
     inside = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
-    labels = loss["alpha"] == 0 and loss["hard_target"] == "labels"
-    return labels and not (inside or written or copied)
+    return loss["alpha"] == 0 and loss["hard_target"] == "labels" and not inside
 
 
 def _effective(settings: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +120,11 @@ def _effective(settings: dict[str, Any]) -> dict[str, Any]:
     for term in ("hidden", "relations"):
         if not loss[term]["weight"]:
             del loss[term]
-    if learns_alone(settings):
+    if _needs_labels_alone(loss):
         kept = {key: loss.get(key) for key in ("fused", "label_smoothing", "shared_vocabulary")}
         weight = loss["hard_weight"]
         loss = kept | {"hard_weight": 1.0 if weight == "complement" else weight}
+    if learns_alone(settings):
         transfer = {"num_blocks": transfer["num_blocks"]}
     return {**settings, "loss": loss, "transfer": transfer}
 
@@ -176,12 +187,12 @@ class Cost:
     def measure(self, module: Any) -> Iterator[None]:
         """Times the student's training, that of interrupted runs before this one included;
         `module.tokens_seen` counts its target tokens."""
-        _reset_peak()
+        reset_peak()
         start = time.perf_counter()
         yield
         self.student_seconds = module.seconds_before + time.perf_counter() - start
         self.student_tokens_per_second = int(module.tokens_seen) / self.student_seconds
-        self.peak_memory_mb = _peak_mb()
+        self.peak_memory_mb = peak_mb()
 
 
 def scores() -> list[str]:
@@ -195,7 +206,7 @@ def scores() -> list[str]:
     return [f"{group}.{key}" for group, keys in known.items() for key in keys]
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     import torch  # here, because a sweep's bookkeeping needs this module and not torch
 
     if torch.cuda.is_available():
@@ -204,7 +215,7 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Of the GPU where there is one, else of the process."""
     import torch
 

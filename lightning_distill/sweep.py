@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, flag_override
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import locked, write_whole
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
 NAMELESS = ("paths", "name", "logger", "sweep")  # overrides that tell no job from another
+LOOKING = ("plan", "doctor")  # stages that leave a sweep as it is
 LEFT = ("samples.json", "metrics.csv", "generated.jsonl")  # by a job, besides its student
 
 
@@ -57,7 +58,7 @@ def sweep_name(given: str | None, overrides: list[str]) -> str:
         key = override.get_key_element()
         if key == "sweep":  # a committed one
             swept.append(str(override.value()))
-        elif key.split(".")[0] in NAMELESS:
+        elif key.split(".")[0] in NAMELESS or (key == "stage" and override.value() in LOOKING):
             continue
         elif override.is_sweep_override():
             swept.append(key)
@@ -70,7 +71,8 @@ def job_folder(*, _root_: DictConfig) -> str:
     """A job's overrides; and its key, where the folder of that name is of other settings."""
     named = (*NAMELESS, "experiment")
     parts = [o for o in _root_.hydra.overrides.task if o.split("=")[0].split(".")[0] not in named]
-    name = folder_name(sorted(parts)) or "job"
+    looks = [f"stage={stage}" for stage in LOOKING]
+    name = folder_name(sorted(part for part in parts if part not in looks)) or "job"
     key = settings_key(_root_)
     there = _results_in(Path(_root_.hydra.sweep.dir) / name).get("key", key)
     return name if there == key else f"{name}-{key[:8]}"
@@ -79,33 +81,59 @@ def job_folder(*, _root_: DictConfig) -> str:
 def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A sweep's job: what it left before, or what another with its key did, or what it is run for.
 
-    `sweep.rerun` says what is not run again: `failed` what is finished, `none` what has failed
-    too, `all` nothing. Two processes that come with one key take turns.
+    Two processes that come with one key take turns.
     """
-    index = Path(cfg.paths.outputs).resolve() / "artifacts" / "job" / f"{job.key}.json"
+    index = _index(cfg, job)
     with locked(index.with_suffix(".lock"), f"job {job.key}"):
-        before = _results_in(job.folder)
-        if _finished(job.folder, cfg, job):
-            log.info("%s: finished before, skipped", job.name)
-            results = before
-        elif before.get("status") == "failed" and cfg.sweep.rerun == "none":
+        state, there = standing(cfg, job, job.folder)
+        if state == "failed":
             log.info("%s: failed before, skipped as sweep.rerun=none says", job.name)
-            return before
-        elif (twin := _pointed_at(index)) and _finished(twin, cfg, job):
-            return _take_over(twin, job)
-        elif reason := _given_up(cfg, job):
+            return _results_in(there)
+        if state == "twin":
+            return _take_over(there, job)
+        if state == "new" and (reason := _given_up(cfg, job)):
             log.info("%s: not run, %s", job.name, reason)
             results = job.state("not run", error=reason)
             write_results(job.folder, results)
             return results
-        else:
-            if not before:  # so that it is known to have begun
-                shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-                write_results(job.folder, job.state("running"))
-            results = run()
         where = os.path.relpath(job.folder, index.parent)
         write_whole(index, json.dumps({"folder": where}).encode())
-        return results
+        if state == "finished":
+            log.info("%s: finished before, skipped", job.name)
+            return _results_in(there)
+        if not _results_in(job.folder):  # so that it is known to have begun
+            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+            write_results(job.folder, job.state("running"))
+        return run()
+
+
+def standing(cfg: DictConfig, job: Job, folder: Path) -> tuple[str, Path]:
+    """What is there of a sweep's job, and where, by what `sweep.rerun` says is not run again:
+    `failed` what is finished, `none` what has failed too, `all` nothing.
+
+    `finished` or `failed` in its own folder, `twin`: finished in that of another job with its key,
+    or `new`, which is to be run.
+    """
+    if _finished(folder, cfg, job):
+        return "finished", folder
+    if _results_in(folder).get("status") == "failed" and cfg.sweep.rerun == "none":
+        return "failed", folder
+    if (twin := pointed_at(cfg, job)) and _finished(twin, cfg, job):
+        return "twin", twin
+    return "new", folder
+
+
+def _index(cfg: DictConfig, job: Job) -> Path:
+    return Path(cfg.paths.outputs).resolve() / "artifacts" / "job" / f"{job.key}.json"
+
+
+def pointed_at(cfg: DictConfig, job: Job) -> Path | None:
+    """The folder in which the job of this key last began, where there is one."""
+    index = _index(cfg, job)
+    try:
+        return (index.parent / json.loads(index.read_text())["folder"]).resolve()
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _results_in(folder: Path) -> dict[str, Any]:
@@ -121,15 +149,6 @@ def _finished(folder: Path, cfg: DictConfig, job: Job) -> bool:
     done = found.get("status") == "finished" and found.get("key") == job.key
     fresh = cfg.sweep.rerun != "all" or found.get("started") == job.started
     return done and fresh and (folder / "student").exists()
-
-
-def _pointed_at(index: Path) -> Path | None:
-    """The folder with the results of a key, where there is one."""
-    try:
-        folder = (index.parent / json.loads(index.read_text())["folder"]).resolve()
-    except (OSError, ValueError, KeyError):
-        return None
-    return folder
 
 
 def _take_over(twin: Path, job: Job) -> dict[str, Any]:
@@ -173,6 +192,8 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_plugins(config)
+        if config.stage in LOOKING:
+            _look_from_outside(config)
         # Resolved once, here; jobs inherit what is, so that all have the same.
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
         self.command = config.sweep.command
@@ -180,19 +201,33 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         Summary.under_way = None
-        if config.stage not in ("distill", "teacher"):
-            return
-        compare_with_late_teachers(self.folder, config.paths.outputs)
-        rows = summarise(self.folder)
-        now = [row for row in rows if row.results.get("started") == self.started]
-        ended = [row for row in now if row.results["status"] != "finished"]
-        for row in ended:
-            why = row.results.get("error", "killed before its end").splitlines()[0]
-            print(f"{row.results['status']}: {row.name}: {why} ({row.folder / 'job.log'})")
+        if config.stage == "plan":
+            from lightning_distill.report.planned import print_plan
+
+            print_plan(self.folder)
+        elif config.stage in ("distill", "teacher"):
+            compare_with_late_teachers(self.folder, config.paths.outputs)
+            summarise(self.folder)
+        now = {file.parent: _results_in(file.parent) for file in self.folder.rglob(RESULTS)}
+        now = {f: found for f, found in now.items() if found.get("started") == self.started}
+        ended = {f: found for f, found in now.items() if found["status"] != "finished"}
+        for folder, found in sorted(ended.items()):
+            why = found.get("error", "killed before its end").splitlines()[0]
+            print(f"{found['status']}: {folder.name}: {why} ({folder / 'job.log'})")
         if ended:
-            mendable = len(ended) == len(now) and all(row.results.get("mendable") for row in ended)
+            mendable = len(ended) == len(now) and all(f.get("mendable") for f in ended.values())
             # Hydra turns a callback's exceptions into warnings, this one excepted.
             sys.exit(2 if mendable else 1)
+
+
+def _look_from_outside(config: DictConfig) -> None:
+    """Gives the stages that leave a sweep as it is a folder of their own."""
+    folder = Path(config.paths.outputs) / config.stage / Path(config.hydra.sweep.dir).name
+    shutil.rmtree(folder, ignore_errors=True)
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    with flag_override(config, "readonly", False):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
 
 
 def end_what_broke_off(error: BaseException) -> str | None:
@@ -242,7 +277,7 @@ def summarise_again(cfg: DictConfig, job: Job) -> None:
     if not job_folders(folder):
         there = "holds" if folder.is_dir() else "is no folder: it holds"
         others = (f.parent for f in Path(cfg.paths.outputs).rglob("multirun.yaml"))
-        sweeps = ", ".join(str(f) for f in sorted(others)[:10])
+        sweeps = ", ".join(str(f) for f in sorted(others)[:10] if f.parent.name not in LOOKING)
         hint = f" Sweeps are {sweeps}." if sweeps else ""
         raise ConfigError(f"report.sweep={folder} {there} no job, finished or begun.{hint}")
     summarise(folder)

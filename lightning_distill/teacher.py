@@ -112,6 +112,13 @@ def find_teacher(cfg: DictConfig, store: Store, data: DataModule) -> Teacher | N
     return _together(cfg, data, found)
 
 
+def trained_here(cfg: DictConfig, store: Store, data: DataModule) -> dict[str, Artifact | None]:
+    """The teachers that this project trains, by their keys; None for those not there yet."""
+    own = [one for one in each_teacher(cfg) if one.teacher.max_steps]
+    wanted = [_made_from(one, data) for one in own]
+    return {key_of(made_from): store.find("teacher", made_from) for made_from in wanted}
+
+
 def _trained(artifact: Artifact) -> Found:
     load = partial(AutoModelForCausalLM.from_pretrained, artifact.folder)
     return load, pretrained.fingerprint(str(artifact.folder), None), artifact.seconds

@@ -194,11 +194,11 @@ def make_trainer(
     callbacks: list[Any] | None = None,
     **settings: Any,
 ) -> L.Trainer:
-    bar = progress(role)
+    bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
     return instantiate(
         cfg.trainer,
         logger=loggers or False,
-        callbacks=[*(callbacks or []), *bar],
+        callbacks=[*theirs, *(callbacks or []), *bar],
         enable_progress_bar=bool(bar),
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lightning_distill.comparison import influence, measure_of, over_seeds, verdict
 from lightning_distill.jobs import Row
-from lightning_distill.report.tables import records, short, teachers
+from lightning_distill.report.tables import duration, records, short, teachers
 
 # What the table of jobs shows: the column of results.csv, its head, digits, factor, unit, meaning.
 COLUMNS = (
@@ -130,10 +130,10 @@ def cost(rows: list[Row]) -> str:
     peak = max((row.cost("peak_memory_mb") for row in rows), default=0)
     if not any(row.results.get("cost") for row in rows):
         return ""
-    cells = [(name, _time(seconds)) for name, seconds in parts]
+    cells = [(name, duration(seconds)) for name, seconds in parts]
     if teachers(rows) and not parts[0][1]:
         cells[0] = ("teachers", "reused")
-    cells.append(("in all", _time(total)))
+    cells.append(("in all", duration(total)))
     if students:
         cells.append(("tokens a second, students", f"{tokens / students:,.0f}"))
     if peak:
@@ -145,14 +145,6 @@ def cost(rows: list[Row]) -> str:
         f"<dl class='facts'>{facts}</dl><p class='note'>Seconds of computing, added up over jobs. "
         f"What was there already cost nothing.{taken}</p>"
     )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def samples(rows: list[Row]) -> str:

@@ -123,6 +123,14 @@ def seconds_of(rows: list[Row]) -> str:
     return number(trained, 0) if trained else "reused"
 
 
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def number(values: list[Any], digits: int, unit: str = "") -> str:
     """The mean, with the standard deviation where it shows; empty where nothing is known."""
     known = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]

@@ -133,22 +133,13 @@ class Cached(Online):
     ) -> float:
         """Has the transfer set labelled, unless it is; the seconds that this took now."""
         _refuse_other_tokens(data, teacher.data)  # not yet refused for stage=transfer, loss.alpha=0
-        blocks = data.blocks("train")
-        count = self.count(blocks)
-        made_from = {  # what a user can type comes first, and is named first where it differs
-            "data.sequence_length": data.sequence_length,
-            "data.isolate_documents": data.isolate_documents,
-            "text and tokenizer": data.artifact.key,
-            "transfer.num_blocks": count,
-            "teacher": teacher.hash,
-            "stored": self.settings,
-        }
+        made_from = self._made_from(data, teacher)
         seconds = 0.0
         if self.path:
             _refuse_another(self.path, made_from)
             self.folder = self.path
         else:
-            make = partial(self._make, data, teacher, make_trainer, count)
+            make = partial(self._make, data, teacher, make_trainer)
             artifact = store.get(KIND, made_from, make)
             self.folder, seconds = artifact.folder, artifact.seconds
         content = _manifest(self.folder)["content"]
@@ -162,6 +153,22 @@ class Cached(Online):
         )
         self.layout = self._layout(teacher.weights, len(data.tokenizer))
         return seconds
+
+    def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
+        return 0 if self.path else self.count(data.blocks("train"))
+
+    def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]] | None:
+        return None if self.path else (KIND, self._made_from(data, teacher))
+
+    def _made_from(self, data: DataModule, teacher: Teacher) -> dict[str, Any]:
+        return {  # what a user can type comes first, and is named first where it differs
+            "data.sequence_length": data.sequence_length,
+            "data.isolate_documents": data.isolate_documents,
+            "text and tokenizer": data.artifact.key,
+            "transfer.num_blocks": self.count(data.blocks("train")),
+            "teacher": teacher.hash,
+            "stored": self.settings,
+        }
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         blocks = data.blocks("train")
@@ -181,7 +188,6 @@ class Cached(Online):
         data: DataModule,
         teacher: Teacher,
         make_trainer: Callable[..., L.Trainer],
-        count: int,
         folder: Path,
     ) -> dict[str, Any]:
         layout: Listed | Hidden
@@ -198,7 +204,7 @@ class Cached(Online):
             [teacher.served] if teacher.served else teacher.frozen(),
             layout,
             data.blocks("train"),
-            count,
+            self.count(data.blocks("train")),
             None if teacher.served else data.blocks("validation"),
             8 * data.batch_size,
             folder,

@@ -54,6 +54,14 @@ class Online:
             self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.positions)
         return 0.0
 
+    def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
+        """How many blocks the teacher labels, or sequences it writes, before a student trains."""
+        return 0
+
+    def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]] | None:
+        """The kind of artifact that is prepared, and everything that decides its content."""
+        return None
+
     def count(self, blocks: Blocks) -> int:
         return min(self.num_blocks or len(blocks), len(blocks))
 

@@ -25,6 +25,7 @@ from lightning_distill.transfer.writing import GENERATED, Sampling, refuse_longe
 
 log = logging.getLogger(__name__)
 
+KIND = "text"  # of artifact
 SHOWN = 100  # sequences to read in the run's folder
 
 
@@ -87,25 +88,8 @@ class Sequence(Online):
         super().prepare(data, teacher, store, make_trainer, folder)
         blocks = teacher.data.blocks("train")
         source = Subset(blocks, range(self.count(blocks)))
-        plan = Plan(
-            self.num_sequences or len(source),
-            self.prompt_length,
-            self.length or blocks.sequence_length + 1,
-            self.sampling,
-            self.seed,
-            self.batch_size,
-        )
-        made_from = {
-            "teacher": teacher.hash,
-            "text and tokenizer": teacher.data.artifact.key,
-            "data.sequence_length": blocks.sequence_length,
-            "data.isolate_documents": blocks.isolate_documents,
-            "transfer.num_blocks": len(source),
-            "written by": "vllm" if vllm.usable() else "transformers",
-            **asdict(plan),
-        }
-        make = partial(write_all, teacher, source, plan, make_trainer)
-        artifact = store.get("text", made_from, make)
+        make = partial(write_all, teacher, source, self._plan(teacher.data), make_trainer)
+        artifact = store.get(*self.made_from(data, teacher), make)
         lines = list(lines_of(artifact.folder))
         new = sum(len(line["ids"]) for line in lines)
         reused = "" if artifact.seconds else " (reused)"
@@ -116,6 +100,32 @@ class Sequence(Online):
         )
         self.written = _packed(lines, data, teacher.data)
         return artifact.seconds
+
+    def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
+        return self._plan(teacher_data).num_sequences
+
+    def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]]:
+        theirs = teacher.data
+        return KIND, {
+            "teacher": teacher.hash,
+            "text and tokenizer": theirs.artifact.key,
+            "data.sequence_length": theirs.sequence_length,
+            "data.isolate_documents": theirs.isolate_documents,
+            "transfer.num_blocks": self.count(theirs.blocks("train")),
+            "written by": "vllm" if vllm.usable() else "transformers",
+            **asdict(self._plan(theirs)),
+        }
+
+    def _plan(self, data: DataModule) -> Plan:
+        """data: in the teacher's tokens."""
+        return Plan(
+            self.num_sequences or self.count(data.blocks("train")),
+            self.prompt_length,
+            self.length or data.sequence_length + 1,
+            self.sampling,
+            self.seed,
+            self.batch_size,
+        )
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         """The blocks of what was written, and as many of the data's own as `mix` asks for."""

@@ -1,0 +1,150 @@
+"""What a sweep will take, before it is run: `stage=plan`.
+
+Each job notes in its own folder what it needs; the end of the sweep adds that up, what jobs share
+once. Jobs that differ in nothing that costs time share one rehearsal.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lightning_distill.artifacts import Artifact, Store, key_of, write_whole
+from lightning_distill.pipeline import prepare_data
+from lightning_distill.rehearsal import Rehearsal, rehearse
+from lightning_distill.report.planned import PLAN, print_plan
+from lightning_distill.results import Job, effective_settings, read_results
+from lightning_distill.settings import each_teacher
+from lightning_distill.sweep import pointed_at, standing
+from lightning_distill.teacher import obtain_teacher, trained_here
+from lightning_distill.tracking import LAST, step_of
+
+log = logging.getLogger(__name__)
+
+TUNED = ("loss", "optimizer", "schedule")  # whose numbers cost the same, unless they are 0
+
+
+def plan(cfg: DictConfig, job: Job) -> None:
+    """Notes what this job needs in plan.json; alone, prints it."""
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN
+    state, steps = ("new", 0) if alone else _state(cfg, job)
+    found: dict[str, Any] = {"job": job.name, "overrides": job.overrides, "key": job.key}
+    found |= {"state": state, "from_step": steps, "outputs": cfg.paths.outputs}
+    if state in ("new", "running"):
+        rehearsals = Store(job.folder if alone else job.folder.parent)
+        found |= _needs(cfg, job, cfg.student.max_steps - steps, rehearsals)
+    write_whole(job.folder / PLAN, json.dumps(found, indent=2).encode())
+    if alone:
+        print_plan(job.folder)
+        shutil.rmtree(rehearsals.root)
+
+
+def _state(cfg: DictConfig, job: Job) -> tuple[str, int]:
+    """What the sweep itself will find of this job, and the step that it goes on from."""
+    there = pointed_at(cfg, job)
+    if not there or (there.name, there.parent.name) != (job.name, job.folder.parent.name):
+        there = job.folder  # that is another sweep's
+    state, _ = standing(cfg, job, there)
+    last = there / "checkpoints" / LAST
+    if state != "new" or not last.exists() or read_results(there)["status"] != "running":
+        return state, 0
+    return "running", step_of(last)
+
+
+def _needs(cfg: DictConfig, job: Job, steps: int, rehearsals: Store) -> dict[str, Any]:
+    """Of `steps` of the student, and of what must be there before: bytes, seconds and so on."""
+    objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
+    store = Store(cfg.paths.outputs)
+    data, teacher_data = prepare_data(cfg)
+    teachers = trained_here(cfg, store, teacher_data)
+    trained = [one for one in teachers.values() if one]
+    if len(trained) < len(teachers):
+        trained = []
+    settings = cost_class(cfg) | {"trained": bool(trained), "started": job.started}
+
+    def make(folder: Path) -> dict[str, Any]:
+        log.info("%s: timing a few steps", job.name)
+        return rehearse(cfg, job, store, trained, folder)
+
+    cost = Rehearsal.read(rehearsals.get("rehearsal", settings, make).manifest["content"])
+    blocks = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * cost.devices
+    saves = cfg.student.max_steps >= cfg.checkpoint_every_n_steps  # the last one stays
+    needs: dict[str, Any] = {
+        "parameters": cost.student_parameters,
+        "tokens": steps * blocks * cfg.data.sequence_length,
+        "flops": steps * cost.student.flops,
+        "seconds": cost.student.seconds(cfg, steps) + cost.evaluation + cost.rest,
+        "memory_mb": cost.student.memory_mb,
+        "bytes": cost.run_bytes + cost.checkpoint_bytes * saves,
+        "shared": [],
+    }
+    asked = objective.needs_teacher or transfer.always_asks
+    if asked or cfg.student.initialize == "teacher_layers":
+        needs["shared"] += _of_teachers(cfg, teachers, cost)
+    if asked and cost.ahead:
+        unknown = {"teachers": list(teachers), **effective_settings(cfg)["transfer"]}
+        made = "not made before its teacher is", unknown | {"tokens": data.artifact.key}
+        if len(trained) == len(teachers):
+            # Trains none: all are there.
+            teacher = obtain_teacher(cfg, store, teacher_data, job)
+            made = transfer.made_from(data, teacher) or made
+        units, ahead = transfer.ahead(data, teacher_data), cost.ahead
+        needs["shared"].append(
+            {
+                "what": ahead.kind,
+                "id": key_of(made[1]),
+                "there": store.find(*made) is not None,
+                "count": units,
+                "seconds": ahead.seconds + units * ahead.unit_seconds,
+                "flops": units * ahead.unit_flops,
+                "bytes": ahead.bytes + units * ahead.unit_bytes,
+                "memory_mb": ahead.memory_mb,
+            }
+        )
+    return needs
+
+
+def _of_teachers(
+    cfg: DictConfig, teachers: dict[str, Artifact | None], cost: Rehearsal
+) -> Iterator[dict[str, Any]]:
+    nodes = [one.teacher for one in each_teacher(cfg) if one.teacher.max_steps]
+    for index, (key, there) in enumerate(teachers.items()):
+        entry = {"what": "teacher", "id": key, "there": there is not None}
+        entry["parameters"] = (cost.teacher_parameters or 0) // len(teachers)
+        if cost.teachers:  # else all are there
+            training, steps = cost.teachers[index], nodes[index].max_steps
+            entry |= {
+                "count": steps,
+                "seconds": training.seconds(cfg, steps) + cost.teacher_rest,
+                "flops": steps * training.flops,
+                "bytes": cost.teacher_bytes,
+                "memory_mb": training.memory_mb,
+            }
+        yield entry
+
+
+def cost_class(cfg: DictConfig) -> dict[str, Any]:
+    """Equal for jobs that cost the same: of what is tuned, it only counts what is 0."""
+    settings = effective_settings(cfg)
+    del settings["seed"], settings["student"]["max_steps"]
+    for role in (settings, settings["teacher"]):
+        role |= {group: _whether(role[group]) for group in TUNED if group in role}
+    own = ("max_steps", "seed", "weights")
+    settings["teacher"] |= {key: _whether(settings["teacher"].get(key)) for key in own}
+    return settings
+
+
+def _whether(value: Any) -> Any:
+    """With every number as whether it is 0."""
+    if isinstance(value, dict):
+        return {key: _whether(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whether(one) for one in value]
+    return bool(value) if isinstance(value, int | float) else value
