@@ -227,6 +227,8 @@ def _look_from_outside(config: DictConfig) -> None:
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     with flag_override(config, "readonly", False):
         config.hydra.sweep.dir = str(folder)
+        if config.hydra.sweeper.get("storage"):  # a study is not to learn of these jobs
+            config.hydra.sweeper.storage = None
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
 
 

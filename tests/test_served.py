@@ -348,6 +348,12 @@ def settings(server, folder, outputs):
     ]
 
 
+def test_a_plan_asks_the_server_for_one_batch(server, in_process, settings):
+    said = in_process(*settings, "stage=plan").stdout
+    assert "to make, 40 blocks" in said
+    assert len(server.asked) == 4  # data.batch_size
+
+
 def finished(outputs):
     return set(outputs.glob("artifacts/predictions/*/manifest.json"))
 
