@@ -22,7 +22,8 @@ from lightning_distill.errors import CONF, Refused, explain, nearest
 from lightning_distill.plugins import put_ours_first
 from lightning_distill.results import Job, objectives, write_results
 from lightning_distill.settings import check
-from lightning_distill.sweep import end_what_broke_off, job_folder, run_once, sweep_name
+from lightning_distill.summary import end_what_broke_off
+from lightning_distill.sweep import job_folder, run_once, sweep_name
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ STAGES = {
     "teacher": "pipeline.teach",
     "transfer": "pipeline.hand_over",
     "evaluate": "pipeline.evaluate_again",
-    "report": "sweep.summarise_again",
+    "report": "summary.summarise_again",
     "dashboard": "dashboard.build",
     "sync": "sync.upload",
     "plan": "plan.plan",

@@ -33,10 +33,12 @@ TUNED = ("loss", "optimizer", "schedule")  # whose numbers cost the same, unless
 
 def plan(cfg: DictConfig, job: Job) -> None:
     """Notes what this job needs in plan.json; alone, prints it."""
-    alone = HydraConfig.get().mode != RunMode.MULTIRUN
+    hydra = HydraConfig.get()
+    alone = hydra.mode != RunMode.MULTIRUN
     state, steps = ("new", 0) if alone else _state(cfg, job)
     found: dict[str, Any] = {"job": job.name, "overrides": job.overrides, "key": job.key}
     found |= {"state": state, "from_step": steps, "outputs": cfg.paths.outputs}
+    found["number"] = 0 if alone else hydra.job.num
     if state in ("new", "running"):
         rehearsals = Store(job.folder if alone else job.folder.parent)
         found |= _needs(cfg, job, cfg.student.max_steps - steps, rehearsals)

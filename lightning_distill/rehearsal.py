@@ -22,7 +22,7 @@ from lightning_distill.pipeline import distill
 from lightning_distill.results import Job
 from lightning_distill.stopwatch import WARM
 
-STEPS = 10  # optimizer steps of each training; every second one is logged
+STEPS = 20  # optimizer steps of each training; every second one is logged
 BATCHES = 4  # of each pass over held-out text; the first is not timed
 FEWEST = 8  # sequences that the teacher writes
 LABELLED = 2 * 8  # times data.batch_size: blocks that it labels

@@ -43,6 +43,7 @@ NAMES = [
     (["teacher.optimizer.lrr=1"], "Did you mean teacher.optimizer.lr?"),
     (["teacher=pretrained", "teacher.nam=x"], "Did you mean teacher.name?"),
     (["stage=distil"], "Did you mean distill?"),
+    (["stage=distil", "hydra.mode=MULTIRUN"], "Did you mean distill?"),
     (["-m", "student=xs,smal"], "student=smal does not exist"),
     (["-m", "loss.temprature=1,2"], "Did you mean loss.temperature?"),
     (["student="], "student"),

@@ -19,7 +19,7 @@ from lightning_distill.report import pictures
 from lightning_distill.report.heatmaps import heat_maps
 from lightning_distill.report.page import as_json
 from lightning_distill.report.tables import short, table_cells
-from lightning_distill.sweep import summarise
+from lightning_distill.summary import summarise
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 

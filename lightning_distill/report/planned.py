@@ -26,9 +26,10 @@ STATES = {
 
 def print_plan(folder: Path) -> None:
     """The jobs planned below a folder, what they share, and all of it added up."""
-    plans = [json.loads(file.read_text()) for file in sorted(folder.rglob(PLAN))]
+    plans = [json.loads(file.read_text()) for file in folder.rglob(PLAN)]
     if not plans:
         return
+    plans.sort(key=lambda one: int(one["number"]))
     for one, name in zip(plans, told_apart([one["overrides"] for one in plans]), strict=True):
         one["job"] = name or one["job"]
     first: dict[str, str] = {}
