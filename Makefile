@@ -45,6 +45,9 @@ sweep: $(INSTALLED) ## many jobs: make sweep ARGS="student=xs,s loss.alpha=0,1"
 plan: $(INSTALLED) ## what a command will take: make plan ARGS="-m student=xs,s loss.alpha=0,1"
 	$(BIN)/lightning-distill $(ARGS) stage=plan
 
+doctor: $(INSTALLED) ## whether a command would go well: make doctor ARGS="transfer=cached"
+	$(BIN)/lightning-distill $(ARGS) stage=doctor
+
 report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
 	$(BIN)/lightning-distill stage=report $(ARGS)
 
@@ -61,4 +64,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-all lint format teacher distill sweep plan report dashboard sync bench clean
+.PHONY: help setup demo test test-all lint format teacher distill sweep plan doctor report dashboard sync bench clean

@@ -36,6 +36,7 @@ STAGES = {
     "dashboard": "dashboard.build",
     "sync": "sync.upload",
     "plan": "plan.plan",
+    "doctor": "doctor.examine",
 }
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)

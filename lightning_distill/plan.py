@@ -40,12 +40,10 @@ def plan(cfg: DictConfig, job: Job) -> None:
     found |= {"state": state, "from_step": steps, "outputs": cfg.paths.outputs}
     found["number"] = 0 if alone else hydra.job.num
     if state in ("new", "running"):
-        rehearsals = Store(job.folder if alone else job.folder.parent)
-        found |= _needs(cfg, job, cfg.student.max_steps - steps, rehearsals)
+        found |= needs(cfg, job, cfg.student.max_steps - steps)
     write_whole(job.folder / PLAN, json.dumps(found, indent=2).encode())
     if alone:
         print_plan(job.folder)
-        shutil.rmtree(rehearsals.root)
 
 
 def _state(cfg: DictConfig, job: Job) -> tuple[str, int]:
@@ -60,8 +58,8 @@ def _state(cfg: DictConfig, job: Job) -> tuple[str, int]:
     return "running", step_of(last)
 
 
-def _needs(cfg: DictConfig, job: Job, steps: int, rehearsals: Store) -> dict[str, Any]:
-    """Of `steps` of the student, and of what must be there before: bytes, seconds and so on."""
+def needs(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:
+    """Bytes, seconds and so on of `steps` of the student, and of what must be there before."""
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
     store = Store(cfg.paths.outputs)
     data, teacher_data = prepare_data(cfg)
@@ -75,10 +73,14 @@ def _needs(cfg: DictConfig, job: Job, steps: int, rehearsals: Store) -> dict[str
         log.info("%s: timing a few steps", job.name)
         return rehearse(cfg, job, store, trained, folder)
 
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN
+    rehearsals = Store(job.folder if alone else job.folder.parent)
     cost = Rehearsal.read(rehearsals.get("rehearsal", settings, make).manifest["content"])
+    if alone:
+        shutil.rmtree(rehearsals.root)
     blocks = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * cost.devices
     saves = cfg.student.max_steps >= cfg.checkpoint_every_n_steps  # the last one stays
-    needs: dict[str, Any] = {
+    found: dict[str, Any] = {
         "parameters": cost.student_parameters,
         "tokens": steps * blocks * cfg.data.sequence_length,
         "flops": steps * cost.student.flops,
@@ -89,16 +91,17 @@ def _needs(cfg: DictConfig, job: Job, steps: int, rehearsals: Store) -> dict[str
     }
     asked = objective.needs_teacher or transfer.always_asks
     if asked or cfg.student.initialize == "teacher_layers":
-        needs["shared"] += _of_teachers(cfg, teachers, cost)
-    if asked and cost.ahead:
+        found["shared"] += _of_teachers(cfg, teachers, cost)
+    units = transfer.ahead(data, teacher_data)
+    if asked and units and cost.ahead:
         unknown = {"teachers": list(teachers), **effective_settings(cfg)["transfer"]}
         made = "not made before its teacher is", unknown | {"tokens": data.artifact.key}
         if len(trained) == len(teachers):
             # Trains none: all are there.
             teacher = obtain_teacher(cfg, store, teacher_data, job)
             made = transfer.made_from(data, teacher) or made
-        units, ahead = transfer.ahead(data, teacher_data), cost.ahead
-        needs["shared"].append(
+        ahead = cost.ahead
+        found["shared"].append(
             {
                 "what": ahead.kind,
                 "id": key_of(made[1]),
@@ -110,7 +113,7 @@ def _needs(cfg: DictConfig, job: Job, steps: int, rehearsals: Store) -> dict[str
                 "memory_mb": ahead.memory_mb,
             }
         )
-    return needs
+    return found
 
 
 def _of_teachers(

@@ -107,7 +107,7 @@ def rehearse(
         _link(teacher.folder, copy.root / "teacher" / teacher.key)
     try:
         start = time.perf_counter()
-        with _quietly():
+        with quietly():
             results = distill(in_small(cfg, folder, bool(trained)), replace(job, folder=run))
         wall = time.perf_counter() - start
         notes = [json.loads(line) for line in (folder / NOTES).read_text().splitlines()]
@@ -251,7 +251,7 @@ def _link(there: Path, here: Path) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the lines that the run itself would log."""
     ours = logging.getLogger("lightning_distill")
     before = ours.level

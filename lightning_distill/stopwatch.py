@@ -61,11 +61,18 @@ class Stopwatch(Callback):
             self._counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
             self._counter.__enter__()
 
+    def _stop(self) -> FlopCounterMode | None:
+        counter, self._counter = self._counter, None
+        if counter:
+            counter.__exit__(None, None, None)
+        return counter
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._stop()  # it would go on counting, and slow down all that follows
+
     def _end(self, stage: str) -> None:
-        if self._counter:
-            self._counter.__exit__(None, None, None)
-            self.flops.setdefault(stage, []).append(self._counter.get_total_flops())
-            self._counter = None
+        if counter := self._stop():
+            self.flops.setdefault(stage, []).append(counter.get_total_flops())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()

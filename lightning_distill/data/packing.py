@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_distill import ConfigError
+
 IGNORED = -100  # a label that carries no loss
+LOOKED_AT = 512  # blocks of a split, to tell what its labels are
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,31 @@ def _starts(documents: Tensor) -> Tensor:
     begins[1:] = documents[1:] != documents[:-1]
     index = torch.arange(len(documents))
     return torch.where(begins, index, 0).cummax(0).values
+
+
+def check_targets(splits: dict[str, Blocks]) -> str:
+    """Which share of each split is there to be predicted.
+
+    Raises ConfigError where labels are not the tokens that come next, or a split has none.
+    """
+    said = []
+    for split, blocks in splits.items():
+        kept = wrong = total = 0
+        for index in range(min(len(blocks), LOOKED_AT)):
+            block = blocks[index]
+            labels, following = block["labels"], block["input_ids"][1:]
+            known = labels != IGNORED
+            last = min(len(blocks.tokens) - 2 - index * len(labels), len(following))  # then filler
+            wrong += int((labels[:last] != following[:last])[known[:last]].sum())
+            kept, total = kept + int(known.sum()), total + len(labels)
+        if wrong:
+            raise ConfigError(
+                f"data: {wrong:,} labels of the {split} split are not the tokens that come next."
+            )
+        if not kept:
+            raise ConfigError(
+                f"data: no token of the {split} split is there to be predicted. Set "
+                "data.isolate_documents=false, or bring longer documents."
+            )
+        said.append(f"{kept / total:.1%} of {split}")
+    return f"the next tokens, {', '.join(said)}"

@@ -133,14 +133,13 @@ class Cached(Online):
     ) -> float:
         """Has the transfer set labelled, unless it is; the seconds that this took now."""
         _refuse_other_tokens(data, teacher.data)  # not yet refused for stage=transfer, loss.alpha=0
-        made_from = self._made_from(data, teacher)
         seconds = 0.0
         if self.path:
-            _refuse_another(self.path, made_from)
+            self.check_cache(data, teacher)
             self.folder = self.path
         else:
             make = partial(self._make, data, teacher, make_trainer)
-            artifact = store.get(KIND, made_from, make)
+            artifact = store.get(KIND, self._made_from(data, teacher), make)
             self.folder, seconds = artifact.folder, artifact.seconds
         content = _manifest(self.folder)["content"]
         kl = content["kl"]  # None of a served teacher, whose true predictions are not known
@@ -153,6 +152,10 @@ class Cached(Online):
         )
         self.layout = self._layout(teacher.weights, len(data.tokenizer))
         return seconds
+
+    def check_cache(self, data: DataModule, teacher: Teacher) -> None:
+        if self.path:
+            _refuse_another(self.path, self._made_from(data, teacher))
 
     def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
         return 0 if self.path else self.count(data.blocks("train"))

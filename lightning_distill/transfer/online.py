@@ -62,6 +62,9 @@ class Online:
         """The kind of artifact that is prepared, and everything that decides its content."""
         return None
 
+    def check_cache(self, data: DataModule, teacher: Teacher) -> None:
+        """Raises ConfigError where the cache that the user names is another's."""
+
     def count(self, blocks: Blocks) -> int:
         return min(self.num_blocks or len(blocks), len(blocks))
 
