@@ -108,12 +108,14 @@ def command(text_file, tmp_path_factory):
 def in_process(text_file, tmp_path_factory):
     """Runs the command like `command`, in this process, which has imported everything already."""
 
-    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess:
+    def run(*overrides: str, tiny: bool = True, expect: int = 0) -> subprocess.CompletedProcess:
         out, err, code = io.StringIO(), io.StringIO(), 0
         sizeless = [o.split("=")[0] for o in overrides if o.endswith(("=pretrained", "=served"))]
         without = [f"{role}.hidden_size" for role in sizeless]
         own = [o for o in TINY if o.split("=")[0] not in without]
-        settings = [*own, "logger=none", f"data.path={text_file}", *overrides]
+        own = [*own, "logger=none", f"data.path={text_file}"] if tiny else []
+        flags = [o for o in overrides if o.startswith("-")]
+        settings = [*flags, *own, *(o for o in overrides if o not in flags)]
         handlers = logging.getLogger().handlers
         before = list(handlers)
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -34,9 +34,9 @@ def outputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sweep(command, outputs):
+def sweep(in_process, outputs):
     """Two temperatures with one cache. Returns the results of each, and the folder of the cache."""
-    command(
+    in_process(
         "-m",
         "transfer=cached",
         "loss.temperature=1,2",

@@ -265,10 +265,10 @@ def test_a_layer_in_the_place_of_another_kind_is_refused():
 
 
 @pytest.mark.slow
-def test_without_steps_to_speak_of_a_start_from_the_teacher_is_near_it(command, tmp_path):
+def test_without_steps_to_speak_of_a_start_from_the_teacher_is_near_it(in_process, tmp_path):
     found = {}
     for start in ("random", "teacher_layers"):
-        command(
+        in_process(
             f"student.initialize={start}", "student.hidden_size=32", "student.num_hidden_layers=1",
             "student.max_steps=1", "teacher.max_steps=60", "loss.alpha=0",
             "schedule=constant", "optimizer.lr=1e-5",
@@ -283,8 +283,8 @@ def test_without_steps_to_speak_of_a_start_from_the_teacher_is_near_it(command, 
 
 
 @pytest.mark.slow
-def test_a_narrower_copy_is_distilled_with_terms_inside_the_network(command, tmp_path):
-    command(
+def test_a_narrower_copy_is_distilled_with_terms_inside_the_network(in_process, tmp_path):
+    in_process(
         "student.initialize=teacher_layers", "student.layers=[2]", "student.num_hidden_layers=1",
         "student.num_attention_heads=1", "loss.hidden.weight=1", f"paths.outputs={tmp_path}",
         f"hydra.run.dir={tmp_path / 'run'}",
@@ -295,8 +295,8 @@ def test_a_narrower_copy_is_distilled_with_terms_inside_the_network(command, tmp
 
 
 @pytest.mark.slow
-def test_a_part_that_the_teacher_lacks_is_refused_before_it_is_trained(command, tmp_path):
-    done = command(
+def test_a_part_that_the_teacher_lacks_is_refused_before_it_is_trained(in_process, tmp_path):
+    done = in_process(
         "student.initialize=teacher_layers", "student.num_hidden_layers=9",
         f"paths.outputs={tmp_path}", expect=2,
     )  # fmt: skip

@@ -16,11 +16,13 @@ def outputs(tmp_path_factory):
 
 
 @pytest.fixture
-def run(command, outputs, tmp_path):
+def run(in_process, outputs, tmp_path):
     """Runs one job on the module's artifacts. Returns its results and its folder."""
 
     def job(*overrides):
-        command(*overrides, f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}")
+        in_process(
+            *overrides, "logger=csv", f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}"
+        )
         return json.loads((tmp_path / "results.json").read_text()), tmp_path
 
     return job
@@ -58,13 +60,13 @@ def test_terms_inside_the_network_train_and_stay_out_of_the_student(run):
     assert sum(w.numel() for w in weights.values()) == found["student"]["parameters"]
 
 
-def test_several_teachers_are_one_mixture_and_each_is_reused(run, command, outputs, tmp_path):
+def test_several_teachers_are_one_mixture_and_each_is_reused(run, in_process, outputs, tmp_path):
     both = "teacher.members=[{seed: 0}, {seed: 7}]"
     found, _ = run(both, "teacher.weights=[1, 3]")
     assert found["cost"]["teacher_seconds"] > 0
     alone = {}
     for seed in (0, 7):
-        command(
+        in_process(
             "stage=teacher", f"teacher.seed={seed}", f"paths.outputs={outputs}",
             f"hydra.run.dir={tmp_path / str(seed)}",
         )  # fmt: skip
@@ -78,12 +80,12 @@ def test_several_teachers_are_one_mixture_and_each_is_reused(run, command, outpu
 
 
 @pytest.fixture(scope="module")
-def models(command, outputs):
+def models(in_process, outputs):
     """Two models that somebody trained, with tokenizers of their own."""
     folders = []
     for vocabulary in (300, 340):
         folder = outputs / f"somebodys-{vocabulary}"
-        command(
+        in_process(
             "loss.alpha=0", f"data.vocab_size={vocabulary}", f"paths.outputs={outputs}",
             f"hydra.run.dir={folder}",
         )  # fmt: skip
@@ -108,9 +110,9 @@ def across(text_file, models):
 
 
 def test_a_teacher_with_another_tokenizer_teaches_by_the_universal_loss(
-    command, outputs, tmp_path, across
+    in_process, outputs, tmp_path, across
 ):
-    command(
+    in_process(
         *across, "loss=universal", f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}",
         tiny=False,
     )  # fmt: skip
@@ -125,9 +127,9 @@ def test_a_teacher_with_another_tokenizer_teaches_by_the_universal_loss(
 
 
 def test_a_student_reads_what_a_teacher_with_another_tokenizer_wrote(
-    command, outputs, tmp_path, across
+    in_process, outputs, tmp_path, across
 ):
-    command(
+    in_process(
         *across, "transfer=sequence", "loss=universal", "loss.alpha=0", f"paths.outputs={outputs}",
         f"hydra.run.dir={tmp_path}", tiny=False,
     )  # fmt: skip
@@ -144,23 +146,23 @@ def test_a_student_reads_what_a_teacher_with_another_tokenizer_wrote(
     ],
 )
 def test_what_needs_the_same_tokens_is_refused_in_a_line(
-    command, outputs, across, override, message
+    in_process, outputs, across, override, message
 ):
-    done = command(*across, *override.split(), f"paths.outputs={outputs}", tiny=False, expect=2)
+    done = in_process(*across, *override.split(), f"paths.outputs={outputs}", tiny=False, expect=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_layer_that_is_not_there_is_refused_before_a_teacher_is_trained(command, tmp_path):
-    done = command(
+def test_a_layer_that_is_not_there_is_refused_before_a_teacher_is_trained(in_process, tmp_path):
+    done = in_process(
         "loss.hidden.weight=1", "loss.hidden.layers={1: 9}", f"paths.outputs={tmp_path}", expect=2
     )
     assert "the teacher has layers 1 to 2, there is no 9" in done.stderr
     assert not list(tmp_path.glob("artifacts/teacher/*"))
 
 
-def test_the_checkpoint_of_a_run_with_projections_holds_them(command, outputs, tmp_path):
-    command(
+def test_the_checkpoint_of_a_run_with_projections_holds_them(in_process, outputs, tmp_path):
+    in_process(
         "loss.hidden.weight=1", "checkpoint_every_n_steps=5", f"paths.outputs={outputs}",
         f"hydra.run.dir={tmp_path}",
     )  # fmt: skip

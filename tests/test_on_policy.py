@@ -162,8 +162,10 @@ def test_without_a_term_that_grades_predictions_it_is_refused(make):
 
 
 @pytest.mark.slow
-def test_a_run_finishes_and_its_text_is_in_its_folder(command, tmp_path):
-    command("transfer=on_policy", f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_run_finishes_and_its_text_is_in_its_folder(in_process, tmp_path):
+    in_process(
+        "transfer=on_policy", f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "finished"
     assert (tmp_path / "run" / "generated.jsonl").read_text().count("\n") >= 1

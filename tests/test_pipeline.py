@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from lightning_distill import wandb_runs
+
 pytestmark = pytest.mark.slow
 
 
@@ -73,8 +75,8 @@ print(json.dumps(total / (len(ids) - 1)))
     assert json.loads(done.stdout) == pytest.approx(found["student"]["nll"], abs=1e-5)
 
 
-def test_the_checkpoint_holds_the_student_alone(command, tmp_path):
-    command(f"paths.outputs={tmp_path}", "checkpoint_every_n_steps=5")
+def test_the_checkpoint_holds_the_student_alone(in_process, tmp_path):
+    in_process(f"paths.outputs={tmp_path}", "checkpoint_every_n_steps=5")
     (file,) = tmp_path.glob("runs/distill/*/checkpoints/last.ckpt")
     weights = torch.load(file, weights_only=True)["state_dict"]
     widths = {p.shape[-1] for p in weights.values()}
@@ -83,53 +85,53 @@ def test_the_checkpoint_holds_the_student_alone(command, tmp_path):
     assert 32 not in widths  # the teacher's
 
 
-def test_the_same_command_gives_the_same_numbers(run, command, tmp_path):
-    command("loss.temperature=2", f"paths.outputs={tmp_path}")
+def test_the_same_command_gives_the_same_numbers(run, in_process, tmp_path):
+    in_process("loss.temperature=2", f"paths.outputs={tmp_path}")
     (again,), (first,) = results(tmp_path).values(), results(run[0]).values()
     assert again["student"] == first["student"]
     assert again["teacher"] == first["teacher"]
     assert again["key"] == first["key"]
 
 
-def test_evaluating_a_run_again_gives_its_numbers(run, command):
+def test_evaluating_a_run_again_gives_its_numbers(run, in_process):
     folder, outputs = run
     before = results(folder)
-    command("stage=evaluate", f"evaluate.run={folder}", f"paths.outputs={outputs}")
+    in_process("stage=evaluate", f"evaluate.run={folder}", f"paths.outputs={outputs}")
     assert results(folder) == before
 
 
-def test_a_teacher_alone_can_be_trained_and_evaluated_again(run, command, tmp_path):
+def test_a_teacher_alone_can_be_trained_and_evaluated_again(run, in_process, tmp_path):
     _, outputs = run
     same = f"paths.outputs={outputs}"
-    command("stage=teacher", same, f"hydra.run.dir={tmp_path}")
+    in_process("stage=teacher", same, f"hydra.run.dir={tmp_path}")
     (found,) = results(tmp_path).values()
     assert found["cost"]["teacher_seconds"] == 0  # the run before trained it
     assert found["student"] is None
-    command("stage=evaluate", f"evaluate.run={tmp_path}", same)
+    in_process("stage=evaluate", f"evaluate.run={tmp_path}", same)
     assert results(tmp_path) == {tmp_path.name: found}
 
 
-def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(run, command, tmp_path):
+def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(run, in_process, tmp_path):
     """Stopped behind its step 8 of 12; then the same command again."""
     _, outputs = run
     same = ("loss.temperature=2", f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}")
-    command(*same, "checkpoint_every_n_steps=8")
+    in_process(*same, "checkpoint_every_n_steps=8")
     (whole,) = results(tmp_path).values()
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 8
     interrupted = {"status": "running", "key": whole["key"]}
     (tmp_path / "results.json").write_text(json.dumps(interrupted))
-    said = command(*same, "checkpoint_every_n_steps=8").stdout
+    said = in_process(*same, "checkpoint_every_n_steps=8").stdout
     assert "going on from" in said
     (resumed,) = results(tmp_path).values()
     assert resumed["student"] == whole["student"]
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(run, command, tmp_path):
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(run, in_process, tmp_path):
     _, outputs = run
     same = (f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}", "checkpoint_every_n_steps=5")
-    command("loss.temperature=2", *same)
-    said = command("loss.temperature=3", *same).stdout
+    in_process("loss.temperature=2", *same)
+    said = in_process("loss.temperature=3", *same).stdout
     assert "going on from" not in said
 
 
@@ -209,8 +211,10 @@ def test_two_jobs_at_a_time_share_one_teacher_from_an_empty_start(command, tmp_p
     assert len(list((tmp_path / "artifacts" / "teacher").glob("*/model.safetensors"))) == 1
 
 
-def test_a_job_that_fails_leaves_the_others_and_the_sweep_says_why(command, tmp_path):
-    done = command("-m", "loss.alpha=0,-1", f"paths.outputs={tmp_path}", "sweep.name=one", expect=1)
+def test_a_job_that_fails_leaves_the_others_and_the_sweep_says_why(in_process, tmp_path):
+    done = in_process(
+        "-m", "loss.alpha=0,-1", f"paths.outputs={tmp_path}", "sweep.name=one", expect=1
+    )
     found = results(tmp_path / "sweeps" / "one").values()
     status = {"loss.alpha=-1" in job["overrides"]: job["status"] for job in found}
     assert status == {True: "failed", False: "finished"}
@@ -218,10 +222,10 @@ def test_a_job_that_fails_leaves_the_others_and_the_sweep_says_why(command, tmp_
     assert (tmp_path / "sweeps" / "one" / "report.html").exists()
 
 
-def test_a_pretrained_teacher_teaches_as_it_is(run, command, tmp_path):
+def test_a_pretrained_teacher_teaches_as_it_is(run, in_process, tmp_path):
     folder, outputs = run
     (teacher,) = (outputs / "artifacts" / "teacher").glob("*/model.safetensors")
-    command(
+    in_process(
         "teacher=pretrained",
         f"teacher.name={teacher.parent}",
         f"paths.outputs={tmp_path}",
@@ -231,7 +235,7 @@ def test_a_pretrained_teacher_teaches_as_it_is(run, command, tmp_path):
     )
     settings = ["student=xs", "student.hidden_size=16", "student.max_steps=5", "trainer=cpu"]
     source = [o for o in results(folder)[folder.name]["overrides"] if o.startswith("data")]
-    command(
+    in_process(
         "teacher=pretrained",
         f"teacher.name={teacher.parent}",
         f"paths.outputs={tmp_path}",
@@ -262,21 +266,19 @@ def test_the_tracker_was_offline_and_holds_config_curves_and_results(run, tracke
     assert teacher.run.job_type == "teacher"
 
 
-def test_a_tracker_that_refuses_leaves_the_run_offline(command, tmp_path):
-    done = command(
-        f"paths.outputs={tmp_path}",
-        "loss.alpha=0",
-        "logger=wandb",
-        WANDB_API_KEY="0" * 40,
-        WANDB_BASE_URL="http://127.0.0.1:9",
-    )
+def test_a_tracker_that_refuses_leaves_the_run_offline(in_process, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_MODE", "online")  # so that what the run sets is unset again
+    monkeypatch.setattr(wandb_runs, "INIT_TIMEOUT", 3)
+    done = in_process(f"paths.outputs={tmp_path}", "loss.alpha=0", "logger=wandb")
     assert "logged offline" in done.stdout
     assert list(tmp_path.glob("runs/distill/*/wandb/offline-run-*/*.wandb"))
 
 
 @pytest.mark.parametrize("logger", ["none", "tensorboard"])
-def test_the_other_loggers_work(command, tmp_path, logger):
-    command(f"paths.outputs={tmp_path}", "loss.alpha=0", f"logger={logger}")
+def test_the_other_loggers_work(in_process, tmp_path, logger):
+    in_process(f"paths.outputs={tmp_path}", "loss.alpha=0", f"logger={logger}")
     events = list(tmp_path.glob("runs/distill/*/tensorboard/events*"))
     assert len(events) == (1 if logger == "tensorboard" else 0)
     assert bool(list(tmp_path.glob("runs/distill/*/metrics.csv"))) == (logger != "none")

@@ -133,11 +133,11 @@ def test_too_little_text_for_a_block_is_refused(prepare):
 
 
 @pytest.mark.slow
-def test_the_teachers_text_alone_needs_a_teacher_once(command, tmp_path):
+def test_the_teachers_text_alone_needs_a_teacher_once(in_process, tmp_path):
     settings = ["transfer=sequence", "loss.alpha=0", f"paths.outputs={tmp_path}"]
     found = []
     for seed in (0, 1):
-        command(*settings, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}")
+        in_process(*settings, f"seed={seed}", f"hydra.run.dir={tmp_path / str(seed)}")
         found.append(json.loads((tmp_path / str(seed) / "results.json").read_text()))
     assert found[0]["cost"]["transfer_seconds"] > 0
     assert found[1]["cost"]["transfer_seconds"] == found[1]["cost"]["teacher_seconds"] == 0
