@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Any
 
+import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -66,6 +67,7 @@ class Case:
             return "its finished student", AutoModelForCausalLM.from_pretrained(folder / "student")
         if self.cfg.student.initialize == "teacher_layers":
             raise LeftOutError("the student is a part of its teacher")
+        L.seed_everything(self.cfg.seed, verbose=False)
         model = models.build(self.cfg.student, self.data.tokenizer, self.data.sequence_length)
         return "the student before training", model
 
