@@ -22,22 +22,12 @@ from lightning_distill.errors import CONF, Refused, explain, nearest
 from lightning_distill.plugins import put_ours_first
 from lightning_distill.results import Job, objectives, write_results
 from lightning_distill.settings import check
+from lightning_distill.stages import STAGES
 from lightning_distill.summary import end_what_broke_off
 from lightning_distill.sweep import job_folder, run_once, sweep_name
 
 log = logging.getLogger(__name__)
 
-STAGES = {
-    "distill": "pipeline.distill",
-    "teacher": "pipeline.teach",
-    "transfer": "pipeline.hand_over",
-    "evaluate": "pipeline.evaluate_again",
-    "report": "summary.summarise_again",
-    "dashboard": "dashboard.build",
-    "sync": "sync.upload",
-    "plan": "plan.plan",
-    "doctor": "doctor.examine",
-}
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

@@ -17,7 +17,8 @@ from lightning_distill.errors import Refused, nearest
 from lightning_distill.jobs import job_folders
 from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job
-from lightning_distill.sweep import LOOKING, results_in
+from lightning_distill.stages import LOOKING, STAGES
+from lightning_distill.sweep import results_in
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ class Summary(Callback):
     under_way: "tuple[Summary, DictConfig] | None" = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from lightning_distill.app import STAGES  # which imports this module
-
         check_plugins(config)
         if config.stage not in STAGES:  # before each job would leave a folder that failed
             raise Refused(str(nearest("stage", config.stage, STAGES)))

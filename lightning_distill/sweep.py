@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 
 from lightning_distill.artifacts import locked, write_whole
 from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
+from lightning_distill.stages import LOOKING
 
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
 NAMELESS = ("paths", "name", "logger", "sweep")  # overrides that tell no job from another
-LOOKING = ("plan", "doctor")  # stages that leave a sweep as it is
 LEFT = ("samples.json", "metrics.csv", "generated.jsonl")  # by a job, besides its student
 
 
