@@ -116,6 +116,15 @@ def test_what_is_offline_is_found_and_given_to_wandb_sync_until_it_is_marked(swe
 
 
 @pytest.mark.slow
+def test_a_server_that_is_away_is_not_waited_for(sweep, in_process, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said = in_process("stage=sync", f"paths.outputs={sweep.parents[1]}", expect=2).stderr
+    assert "W&B's server http://127.0.0.1:9 does not answer" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
     command, text_file, tracked, wandb_server, tmp_path
 ):
