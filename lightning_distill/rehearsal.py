@@ -77,7 +77,7 @@ class Rehearsal:
     rest: float  # start, samples, saving
     student_parameters: int
     teacher_parameters: int | None  # None where the run has no teacher
-    run_bytes: int  # of a run's folder, without
+    run_bytes: int  # of a run's folder, without its checkpoint
     checkpoint_bytes: int
     devices: int
 
