@@ -48,16 +48,14 @@ class Summary(Callback):
         elif config.stage in ("distill", "teacher"):
             compare_with_late_teachers(self.folder, config.paths.outputs)
             summarise(self.folder)
-        every = {file.parent: results_in(file.parent) for file in self.folder.rglob(RESULTS)}
-        now = {f: found for f, found in every.items() if found.get("started") == self.started}
+        now = {file.parent: results_in(file.parent) for file in self.folder.rglob(RESULTS)}
+        now = {f: found for f, found in now.items() if found.get("started") == self.started}
         ended = {f: found for f, found in now.items() if found["status"] != "finished"}
         for folder, found in sorted(ended.items()):
             why = found.get("error", "killed before its end").splitlines()[0]
             print(f"{found['status']}: {folder.name}: {why} ({folder / 'job.log'})")
         if ended:
-            # Mistakes of the command, unless there are jobs that it suits.
-            suits = any(found.get("status") == "finished" for found in every.values())
-            mendable = not suits and all(found.get("mendable") for found in ended.values())
+            mendable = len(ended) == len(now) and all(f.get("mendable") for f in ended.values())
             # Hydra turns a callback's exceptions into warnings, this one excepted.
             sys.exit(2 if mendable else 1)
 
