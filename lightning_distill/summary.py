@@ -14,7 +14,7 @@ from lightning_distill import ConfigError
 from lightning_distill.artifacts import locked
 from lightning_distill.comparison import Row, gather
 from lightning_distill.errors import Refused, nearest
-from lightning_distill.jobs import job_folders
+from lightning_distill.jobs import job_folders, told_apart
 from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job
 from lightning_distill.stages import LOOKING, STAGES
@@ -51,9 +51,11 @@ class Summary(Callback):
         now = {file.parent: results_in(file.parent) for file in self.folder.rglob(RESULTS)}
         now = {f: found for f, found in now.items() if found.get("started") == self.started}
         ended = {f: found for f, found in now.items() if found["status"] != "finished"}
+        names = dict(zip(now, told_apart([f["overrides"] for f in now.values()]), strict=True))
         for folder, found in sorted(ended.items()):
+            name = names[folder] or folder.name
             why = found.get("error", "killed before its end").splitlines()[0]
-            print(f"{found['status']}: {folder.name}: {why} ({folder / 'job.log'})")
+            print(f"{found['status']}: {name}: {why} ({folder / 'job.log'})")
         if ended:
             mendable = len(ended) == len(now) and all(f.get("mendable") for f in ended.values())
             # Hydra turns a callback's exceptions into warnings, this one excepted.
