@@ -158,11 +158,11 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
 
     data: Any = SimpleNamespace(
         tokenizer=range(work.vocabulary),
+        num_classes=work.vocabulary,
         artifact=SimpleNamespace(key="random tokens"),
-        sequence_length=work.length,
-        isolate_documents=False,
+        shape={"data.sequence_length": work.length},
         batch_size=work.sequences,
-        blocks=lambda split: work.blocks() if split == "train" else work.blocks(1),
+        examples=lambda split: work.blocks() if split == "train" else work.blocks(1),
     )
     held, work.teacher = [work.teacher], None
     teacher = Teacher([held.pop], [1.0], "", 0.0, data)

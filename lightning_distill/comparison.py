@@ -39,11 +39,11 @@ def _best(candidates: list[Row], key: Callable[[Row], str], row: Row) -> float |
 
 def _share(baseline: float | None, row: Row) -> float | None:
     """(baseline − student) / (baseline − teacher) in bits a byte, which do not depend on the
-    tokenizer."""
+    tokenizer; in nll of what has no bytes."""
     teacher = row.results.get("teacher")
     if baseline is None or row.bits is None or not teacher:
         return None
-    gap = baseline - teacher["bits_per_byte"]
+    gap = baseline - teacher.get("bits_per_byte", teacher["nll"])
     return (baseline - row.bits) / gap if gap > 0 else None
 
 
@@ -163,10 +163,10 @@ def influence(rows: list[Row]) -> list[tuple[str, float | None]]:
 
 
 def pareto(groups: list[Group]) -> list[Group]:
-    """Those that no other beats in both size and perplexity, by size."""
+    """Those that no other beats in both size and perplexity (nll, of what has none), by size."""
     front: list[Group] = []
-    by_size = sorted(groups, key=lambda g: (g.mean("parameters"), g.mean("perplexity")))
+    by_size = sorted(groups, key=lambda g: (g.mean("parameters"), g.mean("nll")))
     for group in by_size:
-        if not front or group.mean("perplexity") < front[-1].mean("perplexity"):
+        if not front or group.mean("nll") < front[-1].mean("nll"):
             front.append(group)
     return front

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from lightning_distill import ConfigError, wandb_runs
 from lightning_distill.comparison import Row, gather
-from lightning_distill.report.tables import COLUMNS, table_cells
+from lightning_distill.report.tables import table_cells
 from lightning_distill.results import Job
 
 STEP = "trainer/global_step"
@@ -231,7 +231,8 @@ def _title(group: str) -> str:
 
 
 def _markdown(rows: list[Row]) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *table_cells(rows)]
+    heads, *cells = table_cells(rows)
+    lines = [heads, ("---",) * len(heads), *cells]
     return "\n".join(
         "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
     )

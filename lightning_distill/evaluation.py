@@ -1,10 +1,10 @@
 """A finished student, and its teacher where there is one, on the held-out test split."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -12,34 +12,31 @@ from transformers import PreTrainedModel
 from lightning_distill.data import DataModule
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.ensemble import mean_of
-from lightning_distill.metrics import Likeness, Quality
+from lightning_distill.metrics import Likeness
 from lightning_distill.models import Frozen, count_parameters
 from lightning_distill.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
 POSITIONS = 512  # whose logits are held at a time
-PROMPTS = 3
-PROMPT_TOKENS = 16
-NEW_TOKENS = 48
 
 
 class Evaluation(L.LightningModule):
     """Runs student, teacher or both over the same batches; `trainer.test` drives it.
 
     models: of each role, one or several whose probabilities are averaged by `weights`.
+    quality: makes what measures each of them.
     """
 
     def __init__(
         self,
         models: dict[str, list[Frozen]],
         weights: list[float],
-        vocab_size: int,
-        bytes_per_token: float,
+        quality: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         self.models: Any = nn.ModuleDict({k: nn.ModuleList(m) for k, m in models.items()})
-        self.quality: Any = nn.ModuleDict({k: Quality(vocab_size, bytes_per_token) for k in models})
+        self.quality: Any = nn.ModuleDict({k: quality() for k in models})
         self.likeness = Likeness() if len(models) == 2 else None
         self.weights = weights
 
@@ -71,58 +68,39 @@ def evaluate(
 ) -> dict[str, dict[str, Any] | None]:
     """The numbers of `results.json` for `teacher` and `student`; None for what is not there.
 
-    nll in nats per token of the test split, each in its own tokens. Only where they share them
-    can the student be said to be like its teacher.
+    nll in nats per prediction on the test split, of text each in its own tokens. Only where they
+    share them can the student be said to be like its teacher.
     """
     found: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
     runs: list[tuple[DataModule, dict[str, list[Frozen]]]] = []
     if student is not None:
-        runs.append((data, {"student": [Frozen(student, len(data.tokenizer))]}))
+        runs.append((data, {"student": [Frozen(student, data.num_classes)]}))
     if teacher is not None:
         if not runs or teacher.data is not data:
             runs.append((teacher.data, {}))
         runs[-1][1]["teacher"] = teacher.frozen()
-    for text, models in runs:
+    for own, models in runs:
         weights = teacher.weights if teacher else [1.0]
-        evaluation = Evaluation(models, weights, len(text.tokenizer), text.bytes_per_token("test"))
-        trainer.test(evaluation, text, verbose=False)
+        evaluation = Evaluation(models, weights, own.quality)
+        trainer.test(evaluation, own, verbose=False)
         for role, scores in evaluation.compute().items():
             size = sum(count_parameters(one.model) for one in models[role])
-            found[role] = {"parameters": size, **scores}
+            writing = own.score_writing(models[role][0].model)
+            found[role] = {"parameters": size, **scores, **writing}
     return found
 
 
-@torch.no_grad()
 def write_samples(
     data: DataModule, student: PreTrainedModel, teacher: Teacher | None, seed: int
 ) -> list[dict[str, str]]:
-    """How student and teacher go on from the same beginnings of test blocks, sampled at T = 1.
-
-    Of several teachers, the first one writes.
-    """
-    blocks = data.blocks("test")
-    writers = [("student", student, data.tokenizer)]
-    if teacher is not None:
-        writers.append(("teacher", teacher.models[0], teacher.data.tokenizer))
+    """What student and teacher make of the same few test examples. Of several teachers, the first
+    one is asked."""
     samples = []
-    width = min(PROMPT_TOKENS, blocks.sequence_length)
-    for index in range(min(PROMPTS, len(blocks))):
-        ids = blocks[index * len(blocks) // PROMPTS]["input_ids"][:width]
-        sample = {"prompt": str(data.tokenizer.decode(ids))}
-        for role, model, tokenizer in writers:
-            if tokenizer is not data.tokenizer:
-                own = tokenizer(sample["prompt"], add_special_tokens=False)["input_ids"]
-                ids = torch.tensor(own)
-            torch.manual_seed(seed)
-            prompt = ids[None].to(model.device)
-            written = model.eval().generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=NEW_TOKENS,
-                do_sample=True,
-                pad_token_id=tokenizer.eos_token_id,
-            )
-            new = written[0, prompt.shape[1] :]
-            sample[role] = str(tokenizer.decode(new, skip_special_tokens=True))
+    for number, prompt in enumerate(data.prompts()):
+        sample = {"prompt": prompt, "student": data.answer(student, number, None, seed)}
+        if teacher is not None:
+            shown = None if teacher.data is data else prompt
+            model = teacher.models[0]
+            sample["teacher"] = teacher.data.answer(model, number, shown, seed)
         samples.append(sample)
     return samples

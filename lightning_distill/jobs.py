@@ -58,7 +58,9 @@ class Row:
 
     @property
     def bits(self) -> float | None:
-        return self.score("bits_per_byte")
+        """Bits a byte, which tokens do not matter to; of what has no bytes, nll."""
+        bits = self.score("bits_per_byte")
+        return self.nll if bits is None else bits
 
     def score(self, key: str) -> float | None:
         """A number of the student's, where it is one."""

@@ -3,8 +3,12 @@
 import math
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+)
 
 from lightning_distill.losses.forward_kl import forward_kl
 
@@ -41,8 +45,34 @@ class Quality(nn.Module):
         }
 
 
+class ClassQuality(nn.Module):
+    """One classifier against the labels: nll in nats an example, accuracy, F1 (the mean over
+    classes), calibration error."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.nll = MeanMetric()
+        self.scores = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "f1": MulticlassF1Score(num_classes, average="macro"),
+                "calibration_error": MulticlassCalibrationError(num_classes, BINS, "l1"),
+            },
+            compute_groups=False,
+        )
+
+    def update(self, log_probs: Tensor, labels: Tensor) -> None:
+        """log_probs: [N, C], labels: [N]."""
+        self.nll.update(-log_probs.gather(1, labels[:, None]))
+        self.scores.update(log_probs.exp(), labels)
+
+    def compute(self) -> dict[str, float]:
+        found = self.scores.compute()
+        return {"nll": float(self.nll.compute()), **{key: float(x) for key, x in found.items()}}
+
+
 class Likeness(nn.Module):
-    """A student against its teacher: how often both favour the same token, and KL(p ‖ q)."""
+    """A student against its teacher: how often both favour the same class, and KL(p ‖ q)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,8 +17,7 @@ import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Store
@@ -45,10 +44,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     check_inside(cfg, data, teacher_data)
     L.seed_everything(cfg.seed, verbose=False)
     copied = cfg.student.initialize == "teacher_layers"
-    if copied:
-        student = outline_student(cfg, data)
-    else:
-        student = models.build(cfg.student, data.tokenizer, data.sequence_length)
+    student = outline_student(cfg, data) if copied else models.build(cfg.student, data)
     transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
@@ -58,8 +54,8 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     else:
         teacher = find_teacher(cfg, store, teacher_data)  # not trained for this, but compared with
     if teacher and copied:
-        text = DataLoader(data.blocks("train"), data.batch_size)
-        student = from_teacher(teacher.models[0], cfg.student, text)
+        batches = data.loader(data.examples("train"), data.batch_size)
+        student = from_teacher(teacher.models[0], cfg.student, batches)
 
     if not job.was_interrupted():
         for old in ("checkpoints", "student"):  # which another job's may be linked to
@@ -79,7 +75,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         teacher.release()
     module = StudentModule(
         student,
-        len(data.tokenizer),
+        data.num_classes,
         needed.frozen(objective.fused) if needed and holds else [],
         objective,
         transfer,
@@ -146,7 +142,7 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
     cfg.paths.outputs = outputs
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
-    student = AutoModelForCausalLM.from_pretrained(weights) if weights.exists() else None
+    student = data.auto.from_pretrained(weights) if weights.exists() else None
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
@@ -158,13 +154,16 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
 
 
 def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
-    """The text in the student's tokens and in the teacher's: the same where they share them."""
-    shared = cfg.loss.get("shared_vocabulary", True)
-    nodes = [one.teacher for one in each_teacher(cfg)]
-    theirs, own = models.tokenizers(nodes, cfg.student, shared)
+    """The examples in the student's tokens and in the teacher's: the same where they share them."""
+    data: DataModule = instantiate(cfg.data)
+    theirs, own = None, None
+    if data.has_tokenizer:
+        shared = data.read_alike or cfg.loss.get("shared_vocabulary", True)
+        nodes = [one.teacher for one in each_teacher(cfg)]
+        theirs, own = models.tokenizers(nodes, cfg.student, shared)
     found = []
     for tokenizer in [own] if own is theirs else [own, theirs]:
-        data: DataModule = instantiate(cfg.data)
+        data = instantiate(cfg.data)
         data.prepare(Store(cfg.paths.outputs), tokenizer)
         log.info("%s", data.describe())
         found.append(data)
@@ -184,15 +183,15 @@ def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) ->
                 f"loss.{name}.weight={term.weight:g} compares the models token by token, and "
                 f"their tokenizers differ. Set loss.{name}.weight=0."
             )
-        teacher = models.outline(each_teacher(cfg)[0].teacher, data.tokenizer)
+        teacher = models.outline(each_teacher(cfg)[0].teacher, data)
         term.attach(outline_student(cfg, data), teacher)
 
 
 def outline_student(cfg: DictConfig, data: DataModule) -> PreTrainedModel:
     """Without its weights. Raises ConfigError where it cannot be a part of its teacher."""
     if cfg.student.initialize == "random":
-        return models.outline(cfg.student, data.tokenizer)
-    teacher = models.outline(each_teacher(cfg)[0].teacher, data.tokenizer)
+        return models.outline(cfg.student, data)
+    teacher = models.outline(each_teacher(cfg)[0].teacher, data)
     return from_teacher(teacher, cfg.student, [])
 
 

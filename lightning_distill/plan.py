@@ -82,7 +82,7 @@ def needs(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:
     saves = cfg.student.max_steps >= cfg.checkpoint_every_n_steps  # the last one stays
     found: dict[str, Any] = {
         "parameters": cost.student_parameters,
-        "tokens": steps * blocks * cfg.data.sequence_length,
+        "tokens": steps * blocks * data.examples("train").positions,
         "flops": steps * cost.student.flops,
         "seconds": cost.student.seconds(cfg, steps) + cost.evaluation + cost.rest,
         "memory_mb": cost.student.memory_mb,

@@ -212,7 +212,7 @@ def _ahead(cfg: DictConfig, notes: list[Note], seconds: float, artifacts: Path) 
         each = _size(folder) / units
     else:
         units = settings["transfer.num_blocks"]
-        each = per_token * cfg.data.sequence_length
+        each = per_token * manifest["content"]["positions"]
     timed = notes[0]["seconds"][1:] or notes[0]["seconds"]
     batch = units / len(notes[0]["seconds"])
     return Ahead(

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from lightning_distill import ConfigError
 from lightning_distill.losses import Objective
 from lightning_distill.models import Frozen
-from lightning_distill.training import LanguageModule
+from lightning_distill.training import TrainedModule
 from lightning_distill.transfer import Online
 
 
-class StudentModule(LanguageModule):
+class StudentModule(TrainedModule):
     """A student and its frozen teachers; none if the objective needs none (alpha = 0).
 
     teacher_hash: says which teachers. A checkpoint holds no weight of theirs, only this hash, and

@@ -1,4 +1,4 @@
-"""The big model: trained on the text itself, once for all who ask for the same one."""
+"""The big model: trained on the labels alone, once for all who ask for the same one."""
 
 import logging
 import shutil
@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Artifact, Store, key_of
@@ -24,7 +24,7 @@ from lightning_distill.models.served import Served
 from lightning_distill.results import Job
 from lightning_distill.settings import each_teacher
 from lightning_distill.tracking import finish_loggers, start_loggers
-from lightning_distill.training import LanguageModule, fit
+from lightning_distill.training import TrainedModule, fit
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 Found = tuple[Callable[[], PreTrainedModel], str, float]
 
 
-class TeacherModule(LanguageModule):
-    """A language model that learns from labels alone: the objective with alpha = 0."""
+class TeacherModule(TrainedModule):
+    """A model that learns from labels alone: the objective with alpha = 0."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Teacher:
         return min((count for count in known if count), default=None)
 
     def frozen(self, split: bool = True) -> list[Frozen]:
-        return [Frozen(model, len(self.data.tokenizer), split) for model in self.models]
+        return [Frozen(model, self.data.num_classes, split) for model in self.models]
 
 
 def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) -> Teacher:
@@ -92,7 +92,7 @@ def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) ->
             return _as_it_is(one, data)
         artifact = store.get("teacher", _made_from(one, data), partial(_train, one, data, job))
         log.info("teacher: %s%s", artifact.folder, "" if artifact.seconds else " (reused)")
-        return _trained(artifact)
+        return _trained(artifact, data)
 
     return _together(cfg, data, [obtain(one) for one in each_teacher(cfg)])
 
@@ -106,7 +106,7 @@ def find_teacher(cfg: DictConfig, store: Store, data: DataModule) -> Teacher | N
         if not one.teacher.max_steps:
             found.append(_as_it_is(one, data))
         elif artifact := store.find("teacher", _made_from(one, data)):
-            found.append(_trained(artifact))
+            found.append(_trained(artifact, data))
         else:
             return None
     return _together(cfg, data, found)
@@ -119,8 +119,8 @@ def trained_here(cfg: DictConfig, store: Store, data: DataModule) -> dict[str, A
     return {key_of(made_from): store.find("teacher", made_from) for made_from in wanted}
 
 
-def _trained(artifact: Artifact) -> Found:
-    load = partial(AutoModelForCausalLM.from_pretrained, artifact.folder)
+def _trained(artifact: Artifact, data: DataModule) -> Found:
+    load = partial(data.auto.from_pretrained, artifact.folder)
     return load, pretrained.fingerprint(str(artifact.folder), None), artifact.seconds
 
 
@@ -136,8 +136,8 @@ def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
     log.info("training the teacher: %s steps", cfg.teacher.max_steps)
     L.seed_everything(cfg.teacher.seed, verbose=False)
     module = TeacherModule(
-        models.build(cfg.teacher, data.tokenizer, data.sequence_length),
-        len(data.tokenizer),
+        models.build(cfg.teacher, data),
+        data.num_classes,
         instantiate(cfg.teacher.optimizer),
         instantiate(cfg.teacher.schedule),
     )
@@ -156,9 +156,8 @@ def _as_it_is(cfg: DictConfig, data: DataModule) -> Found:
     """A pretrained teacher that is not trained further."""
     if "name" not in cfg.teacher:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
-    outline = models.outline(cfg.teacher, data.tokenizer)
-    models.check(cfg.teacher, outline, data.tokenizer, data.sequence_length)
-    load = partial(models.build, cfg.teacher, data.tokenizer, data.sequence_length)
+    data.check(models.outline(cfg.teacher, data), cfg.teacher.name)
+    load = partial(models.build, cfg.teacher, data)
     return load, pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision), 0.0
 
 
@@ -188,6 +187,6 @@ def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     return {
         "teacher": node,
         "tokens": data.artifact.key,
-        "blocks": [data.sequence_length, data.batch_size, data.isolate_documents],
+        "examples": data.shape | {"data.batch_size": data.batch_size},
         "trainer": {k: cfg.trainer[k] for k in NUMERIC},
     }

@@ -35,15 +35,15 @@ UNIT = 2.0**-10
 RUN_LENGTH = ("total_steps", "num_training_steps")
 
 
-class LanguageModule(L.LightningModule):
-    """A language model under an objective whose average is over the tokens of the global batch.
+class TrainedModule(L.LightningModule):
+    """A model under an objective whose average is over the predictions of the global batch.
 
     An average of the micro-batches' averages would weigh a token by how few others its
     micro-batch happens to hold. So each micro-batch contributes its sum, and the gradient is
     divided by the number of tokens once, before it is clipped: the same step for one batch, for
     its micro-batches and for its shards on several devices.
 
-    vocab_size: of the model's tokenizer.
+    vocab_size: the tokens, or classes, that a prediction chooses among.
     """
 
     def __init__(
@@ -69,7 +69,6 @@ class LanguageModule(L.LightningModule):
         self._clock = (time.perf_counter(), 0)
 
     def forward(self, batch: dict[str, Tensor]) -> Predictions:
-        """batch: input_ids and position_ids, [B, T]."""
         return self.predict(batch)
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:

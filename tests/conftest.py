@@ -19,7 +19,7 @@ from wandb_server import Server
 
 from lightning_distill import app
 from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
+from lightning_distill.data import Language
 from lightning_distill.data.text import Text
 
 # Two models of a few thousand weights, on a few kilobytes of text.
@@ -68,10 +68,10 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_data(text_file, tmp_path_factory):
-    """A prepared DataModule on that text."""
+    """A prepared Language on that text."""
 
-    def make(sequence_length=32, batch_size=4, isolate_documents=False) -> DataModule:
-        data = DataModule(
+    def make(sequence_length=32, batch_size=4, isolate_documents=False) -> Language:
+        data = Language(
             Text, sequence_length, batch_size, 300, isolate_documents, path=str(text_file)
         )
         data.prepare(Store(tmp_path_factory.getbasetemp() / "outputs"), None)

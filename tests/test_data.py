@@ -7,18 +7,18 @@ import pytest
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
-from lightning_distill.data.datamodule import HELD_OUT, SPLITS, Order, tokenizer_hash
+from lightning_distill.data import Language
+from lightning_distill.data.datamodule import HELD_OUT, SPLITS, Order
 from lightning_distill.data.huggingface import HuggingFace
 from lightning_distill.data.python_docs import PythonDocs
 from lightning_distill.data.text import Text, pieces
-from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.data.tokenizer import tokenizer_hash, train_tokenizer
 
 TEXTS = [f"Document {i}: soft targets teach the student number {i}." for i in range(60)]
 
 
 def module(source=Text, **settings):
-    return DataModule(source, 16, 4, 300, False, **settings)
+    return Language(source, 16, 4, 300, False, **settings)
 
 
 def test_each_format_gives_the_same_documents(tmp_path):
@@ -79,7 +79,7 @@ def test_only_the_train_split_teaches_the_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
     seen = []
     monkeypatch.setattr(
-        "lightning_distill.data.datamodule.train_tokenizer",
+        "lightning_distill.data.tokenizer.train_tokenizer",
         lambda documents, size: seen.extend(documents) or train_tokenizer(documents, size),
     )
     data = module(path=str(tmp_path / "a.jsonl"))

@@ -31,12 +31,12 @@ def label(make_data, monkeypatch):
     """Labels the text's first 64 blocks into a folder of 16 shards."""
     monkeypatch.setattr(shards, "SHARD_TOKENS", (128, 2**20))
     data = make_data()
-    teacher = Frozen(sizes.build(32, 2, 2, 64, data.tokenizer), len(data.tokenizer))
+    teacher = Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), len(data.tokenizer))
     layout = Listed("hybrid", 4, 4, (1.0, 2.0), 16, len(data.tokenizer))
 
     def run(folder):
         folder.mkdir(exist_ok=True)
-        train, validation = data.blocks("train"), data.blocks("validation")
+        train, validation = data.examples("train"), data.examples("validation")
         labeller = Labeller([teacher], layout, train, 64, validation, 3, folder)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
         trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
@@ -92,7 +92,7 @@ import sys
 from pathlib import Path
 import lightning as L, torch
 from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
+from lightning_distill.data import Language
 from lightning_distill.data.text import Text
 from lightning_distill.models import Frozen, sizes
 from lightning_distill.transfer import shards
@@ -102,14 +102,14 @@ from lightning_distill.transfer.stored import Listed
 devices, text, outputs, folder = int(sys.argv[1]), *sys.argv[2:4], Path(sys.argv[4])
 shards.SHARD_TOKENS = 128, 2**20
 torch.set_num_threads(1)
-data = DataModule(Text, 32, 4, 300, False, path=text)
+data = Language(Text, 32, 4, 300, False, path=text)
 data.prepare(Store(outputs), None)
 torch.manual_seed(1)
 V = len(data.tokenizer)
 labeller = Labeller(
-    [Frozen(sizes.build(32, 2, 2, 64, data.tokenizer), V)],
+    [Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), V)],
     Listed("hybrid", 4, 4, (1.0, 2.0), 16, V),
-    data.blocks("train"), 58, data.blocks("validation"), 3, folder,
+    data.examples("train"), 58, data.examples("validation"), 3, folder,
 )
 trainer = L.Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",

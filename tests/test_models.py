@@ -4,6 +4,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lightning_distill import ConfigError
+from lightning_distill.data import Language
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.models import build, count_parameters, pretrained, sizes, tokenizers
 
@@ -34,8 +35,15 @@ def role(**settings):
     return OmegaConf.create({**ROLE, **settings})
 
 
+def reader(tokenizer, sequence_length=32):
+    """Data in these tokens, of which there are none."""
+    data = Language(lambda: None, sequence_length, 4, 300, False)
+    data.tokenizer = tokenizer
+    return data
+
+
 def load(name, tokenizer):
-    return pretrained.load(str(name), None, "float32", False, tokenizer)
+    return pretrained.load(str(name), None, "float32", False, reader(tokenizer))
 
 
 def size():
@@ -43,7 +51,7 @@ def size():
 
 
 def test_the_embedding_enters_the_residual_stream_with_unit_variance(tokenizer):
-    model = sizes.build(64, 2, 2, 64, tokenizer)
+    model = sizes.decoder(sizes.Size(64, 2, 2, 64), tokenizer)
     entered = []
     model.model.layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     model(torch.arange(len(tokenizer))[None, :64])
@@ -51,7 +59,7 @@ def test_the_embedding_enters_the_residual_stream_with_unit_variance(tokenizer):
 
 
 def test_a_size_is_transformers_own_class_and_reloads(tmp_path, tokenizer):
-    model = sizes.build(32, 2, 2, 64, tokenizer).eval()
+    model = sizes.decoder(sizes.Size(32, 2, 2, 64), tokenizer).eval()
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(10)[None]
@@ -62,7 +70,7 @@ def test_a_size_is_transformers_own_class_and_reloads(tmp_path, tokenizer):
 def test_the_weights_follow_the_seed(tokenizer):
     def weights(seed):
         torch.manual_seed(seed)
-        return sizes.build(16, 1, 2, 64, tokenizer).model.embed_tokens.weight
+        return sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer).model.embed_tokens.weight
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -134,12 +142,11 @@ def test_a_role_without_a_name_is_told_what_to_give():
 
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
+    other = train_tokenizer([f"word{i * i}" for i in range(2000)], 1000)
     with pytest.raises(ConfigError, match="do not belong together"):
-        build(
-            role(name=str(saved)), train_tokenizer([f"word{i * i}" for i in range(2000)], 1000), 32
-        )
+        build(role(name=str(saved)), reader(other))
 
 
 def test_blocks_longer_than_the_models_positions_are_refused(saved, tokenizer):
     with pytest.raises(ConfigError, match="sequence_length=2000 is longer than the 1024 positions"):
-        build(role(name=str(saved)), tokenizer, 2000)
+        build(role(name=str(saved)), reader(tokenizer, 2000))

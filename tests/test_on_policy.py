@@ -24,10 +24,10 @@ def make(make_data, tmp_path):
     def make(transfer, isolate=False, folder=tmp_path):
         data = make_data(isolate_documents=isolate)
         torch.manual_seed(1)
-        big = sizes.build(32, 2, 2, 64, data.tokenizer)
+        big = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer)
         transfer.prepare(data, Teacher([], [1.0], "t", 0.0, data), None, None, folder)
         module = StudentModule(
-            sizes.build(16, 1, 2, 64, data.tokenizer),
+            sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
             len(data.tokenizer),
             [Frozen(big, len(data.tokenizer))],
             Objective(forward_kl, 2.0, 1.0, 1.0, "labels"),
@@ -57,7 +57,7 @@ def fit(module, data, folder, steps=5, resume=None):
 
 def composed(module, data, rows=4):
     """What the student makes of the first blocks."""
-    batch = torch.utils.data.default_collate([data.blocks("train")[i] for i in range(rows)])
+    batch = torch.utils.data.default_collate([data.examples("train")[i] for i in range(rows)])
     module.trainer = L.Trainer(accelerator="cpu", logger=False, log_every_n_steps=0)
     return batch, module.transfer.compose(module, batch)
 

@@ -51,11 +51,11 @@ def test_isolated_documents_never_predict_each_other_and_count_from_zero(lengths
 @pytest.mark.parametrize("family", ["size", "llama"])
 def test_attention_stays_within_an_isolated_document(make_data, family):
     data = make_data(isolate_documents=True)
-    blocks = data.blocks("train")
+    blocks = data.examples("train")
     block = next(b for b in (blocks[i] for i in range(99)) if (b["position_ids"] == 0).sum() == 2)
     begin = int(block["position_ids"].tolist().index(0, 1))
     if family == "size":
-        model = sizes.build(16, 2, 2, 64, data.tokenizer).eval()
+        model = sizes.decoder(sizes.Size(16, 2, 2, 64), data.tokenizer).eval()
     else:
         config = LlamaConfig(
             vocab_size=len(data.tokenizer),

@@ -37,7 +37,7 @@ def prepare(make_data, tmp_path):
     def prepare(transfer, data=None, store=tmp_path):
         data = data or make_data()
         torch.manual_seed(3)
-        model = sizes.build(32, 1, 2, 64, data.tokenizer)
+        model = sizes.decoder(sizes.Size(32, 1, 2, 64), data.tokenizer)
         teacher = Teacher([lambda: model], [1.0], "t", 0.0, data)
         seconds = transfer.prepare(data, teacher, Store(store), trainer, tmp_path / "run")
         (folder,) = (f for f in (store / "artifacts/text").iterdir() if f.suffix == "")
@@ -54,7 +54,7 @@ def lines_of(folder):
 def test_each_block_of_the_transfer_set_begins_a_sequence(prepare):
     data, seconds, folder = prepare(sequence(num_blocks=40, num_sequences=90))
     assert seconds > 0
-    lines, blocks = lines_of(folder), data.blocks("train")
+    lines, blocks = lines_of(folder), data.examples("train")
     assert len(lines) == 90
     for i, line in enumerate(lines):
         assert line["prompt_ids"] == blocks[i % 40]["input_ids"][:P].tolist()
@@ -93,7 +93,9 @@ def test_mix_is_the_share_of_the_datas_own_blocks(prepare, mix, own):
     blocks, written = transfer.dataset(data), len(transfer.written)
     assert (len(blocks) - written) / len(blocks) == pytest.approx(own, abs=0.02)
     for i in range(written, len(blocks)):
-        assert torch.equal(blocks[i]["labels"], data.blocks("train")[(i - written) % 40]["labels"])
+        assert torch.equal(
+            blocks[i]["labels"], data.examples("train")[(i - written) % 40]["labels"]
+        )
 
 
 def test_what_was_written_is_reused_and_can_be_read(prepare, tmp_path):

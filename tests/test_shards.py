@@ -25,7 +25,7 @@ def test_every_block_is_in_one_shard_and_no_shard_is_too_large(num_blocks, seque
 def labelled(make_data, tmp_path, monkeypatch):
     """The first 30 blocks in shards of 8, each position labelled with its place in the text."""
     monkeypatch.setattr(shards, "SHARD_TOKENS", (256, 256))
-    blocks = make_data().blocks("train")
+    blocks = make_data().examples("train")
     for number, shard in enumerate(ranges(30, 32)):
         places = torch.stack([32 * i + torch.arange(32) for i in shard])
         sums = torch.stack([checksum(blocks[i]) for i in shard])
@@ -48,12 +48,12 @@ def test_another_process_opens_its_own_files(labelled):
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_labels_of_other_tokens_are_refused(labelled, make_data, split):
-    other = Labelled(make_data().blocks(split), 18, labelled.folder)
+    other = Labelled(make_data().examples(split), 18, labelled.folder)
     with pytest.raises(ConfigError, match=r"shard-00001\.safetensors holds the predictions for"):
         other[9]
 
 
 def test_labels_of_other_positions_are_refused(labelled, make_data):
-    other = Labelled(make_data(isolate_documents=True).blocks("train"), 30, labelled.folder)
+    other = Labelled(make_data(isolate_documents=True).examples("train"), 30, labelled.folder)
     with pytest.raises(ConfigError, match="shard-00000"):
         [other[i] for i in range(8)]

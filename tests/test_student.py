@@ -30,13 +30,13 @@ def make_student(
     split=True,
 ):
     torch.manual_seed(1)
-    big = sizes.build(32, 2, 2, 64, data.tokenizer)
+    big = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer)
     big.config.attention_dropout = dropout
     big.config.logits_scaling = 1 / sharpness
     for layer in big.model.layers:
         layer.self_attn.attention_dropout = dropout
     return StudentModule(
-        sizes.build(16, 1, 2, 64, data.tokenizer),
+        sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
         len(data.tokenizer),
         [Frozen(big, len(data.tokenizer), split)] if teacher else [],
         Objective(forward_kl, 2.0, alpha, hard, "labels", fused=split),

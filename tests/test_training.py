@@ -21,7 +21,7 @@ RATE = 0.1
 def blocks(make_data):
     """Four blocks with very unequal numbers of counted tokens."""
     data = make_data()
-    blocks = [data.blocks("train")[i] for i in range(4)]
+    blocks = [data.examples("train")[i] for i in range(4)]
     for block, counted in zip(blocks, (32, 1, 7, 20), strict=True):
         block["labels"][counted:] = -100
     return data, blocks
@@ -29,9 +29,9 @@ def blocks(make_data):
 
 def one_step(data, blocks, batch_size, clip=None, hard_target="labels"):
     torch.manual_seed(1)
-    teacher = sizes.build(32, 2, 2, 64, data.tokenizer)
+    teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer)
     student = StudentModule(
-        sizes.build(16, 1, 2, 64, data.tokenizer),
+        sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
         len(data.tokenizer),
         [Frozen(teacher, len(data.tokenizer))],
         Objective(forward_kl, 2.0, 0.5, 1.0, hard_target),
@@ -71,8 +71,8 @@ def test_the_step_is_the_gradient_of_the_mean_over_all_tokens(blocks):
     data, four = blocks
     _, steps, _ = one_step(data, four, 1)
     torch.manual_seed(1)
-    teacher = sizes.build(32, 2, 2, 64, data.tokenizer).eval()
-    model = sizes.build(16, 1, 2, 64, data.tokenizer)
+    teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer).eval()
+    model = sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer)
     total, tokens = 0.0, 0
     for block in four:
         inputs = {k: v[None] for k, v in block.items() if k != "labels"}
@@ -129,7 +129,8 @@ for row, counted in zip(ids, (16, 1, 7, 12, 3, 16, 2, 9)):
     blocks.append(
         {"input_ids": row[:-1], "labels": labels, "position_ids": torch.arange(16)}
     )
-teacher, student = sizes.build(32, 2, 2, 64, tokenizer), sizes.build(16, 1, 2, 64, tokenizer)
+teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), tokenizer)
+student = sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer)
 module = StudentModule(
     student, V, [Frozen(teacher, V)], Objective(forward_kl, 2.0, 0.5, 1.0, "labels"), Online(None),
     lambda groups: torch.optim.SGD(groups, lr=0.1),

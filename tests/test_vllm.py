@@ -43,7 +43,7 @@ def test_it_writes_what_transformers_writes(make_data, tmp_path, monkeypatch):
     stand_in.LLM, stand_in.SamplingParams = LLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", stand_in)
     tokenizer = make_data().tokenizer
-    model = sizes.build(16, 1, 2, 64, tokenizer)
+    model = sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer)
     writer = vllm.VLLM(model, tokenizer, 14, tmp_path)
     found = writer(BEGINNINGS, 14, Sampling(0.0), 0)
     assert found == write(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_distill.data.packing import IGNORED
-from lightning_distill.transfer.writing import Sampling, prompts, seed_of, write
+from lightning_distill.transfer.writing import Sampling, seed_of, write
 
 
 @pytest.fixture
@@ -79,13 +79,13 @@ def test_a_models_own_habits_of_writing_do_not_count(model, tokenizer):
     assert write(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0) == sampled
 
 
-def test_a_prompt_begins_where_its_document_does_and_ends_before_the_filling():
+def test_a_prompt_begins_where_its_document_does_and_ends_before_the_filling(make_data):
     batch = {
         "input_ids": torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [5, 6, 0, 0, 0]]),
         "position_ids": torch.tensor([[0, 1, 2, 3, 4], [3, 4, 0, 1, 0], [0, 1, 2, 3, 4]]),
         "labels": torch.tensor([[6, 7, 8, 9, 1], [6, IGNORED, 8, IGNORED, 1], [6, 7] + 3 * [-100]]),
     }
-    found = [begin.tolist() for begin in prompts(batch, 4)]
+    found = [begin.tolist() for begin in make_data().beginnings(batch, 4)]
     assert found == [[5, 6, 7, 8], [7, 8], [5, 6]]
 
 

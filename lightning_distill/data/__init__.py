@@ -1,5 +1,6 @@
-"""Where the text comes from: one file a source, one LightningDataModule for all of them."""
+"""What is distilled: one file a task, each a LightningDataModule, and one file a source."""
 
 from lightning_distill.data.datamodule import DataModule
+from lightning_distill.data.language import Language
 
-__all__ = ["DataModule"]
+__all__ = ["DataModule", "Language"]

@@ -1,136 +1,172 @@
-"""From a source's documents to batches, whatever the source.
+"""From a source to batches, whatever is distilled: a language model, a translator, a classifier.
 
-documents → split by hash → tokenizer (trained on the train split) → tokens → blocks → batches.
-The tokenizer and the tokens are artifacts: made once, and shared by every job that agrees on them.
+source → examples, split by hash → batches. What was made of a source (a tokenizer, tokens) are
+artifacts: made once, and shared by every job that agrees on them.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data.packing import Blocks
-from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.artifacts import Artifact, Store
+from lightning_distill.models.sizes import Size
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 18  # one document in 18 is for validation, and one for the test
-EDITION = 1  # raise it when this file starts to give other tokens for the same text
+
+Item = TypeVar("Item")
 
 
-class Source(Protocol):
-    """What a file of this package offers: documents, and a text that changes when they do."""
+class Examples(Protocol):
+    """One split. An example holds what models read, by the names of transformers, `labels` (-100
+    where nothing is predicted), and `block`, its number in the split; all of them tensors.
+    """
 
-    def fingerprint(self) -> str: ...
+    @property
+    def positions(self) -> int:
+        """Predictions an example."""
 
-    def documents(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
 
 
 class DataModule(L.LightningDataModule):
-    """Blocks of tokens from one source.
+    """The examples of one task, and all that the rest must know of that task.
 
-    source: called with the remaining settings; the ones that only it needs.
-    sequence_length: tokens a block. batch_size: blocks a micro-batch.
-    vocab_size: of the tokenizer that is trained here, where no pretrained model brings its own.
-    isolate_documents: neither attention nor loss crosses from one document into the next.
+    A child is a task: it brings its examples, the models that are built for it, and how they are
+    measured. Training, losses, transfers, sweeps and reports are the same for all.
+    batch_size: examples a micro-batch.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    auto: ClassVar[Any]  # transformers' class that loads models of the task
+    has_tokenizer: ClassVar[bool] = True
+    writes: ClassVar[bool] = False  # models of it generate text
+    read_alike: ClassVar[bool] = True  # teacher and student read the same batch, tokens and all
 
-    def __init__(
-        self,
-        source: Callable[..., Source],
-        sequence_length: int,
-        batch_size: int,
-        vocab_size: int,
-        isolate_documents: bool,
-        **settings: Any,
-    ) -> None:
+    tokenizer: PreTrainedTokenizerBase
+    artifact: Artifact  # what was made of the source; its key tells it from others
+
+    def __init__(self, batch_size: int) -> None:
         super().__init__()
-        self.source = source(**settings)
-        self.sequence_length = sequence_length
         self.batch_size = batch_size
-        self.vocab_size = vocab_size
-        self.isolate_documents = isolate_documents
         self.train_on(None, seed=0)
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Tokenizes the text, unless that was done. tokenizer: None for one of our own."""
-        made_from = {"source": self.source.fingerprint(), "edition": EDITION}
-        if tokenizer is None:
-            own = made_from | {"vocab_size": self.vocab_size}
-            folder = store.get("tokenizer", own, self._make_tokenizer).folder
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(
-                f"The tokenizer of {tokenizer.name_or_path} has no end-of-text token (eos_token), "
-                "which closes each document. Add one to its tokenizer_config.json."
-            )
-        self.tokenizer = tokenizer
-        made_from["tokenizer"] = tokenizer_hash(tokenizer)
-        self.artifact = store.get("tokens", made_from, self._make_tokens)
-        self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
-        self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
-        if (length := len(self._tokens["train"])) <= self.sequence_length:
-            raise ConfigError(
-                f"The text gives {length} tokens to train on, fewer than one block of "
-                f"data.sequence_length={self.sequence_length} and the token after it. "
-                "Bring more text or set a shorter data.sequence_length."
-            )
+        """Makes examples of the source, unless that was done. tokenizer: None for one of our own.
 
-    def train_on(self, dataset: Dataset[dict[str, Any]] | None, seed: int) -> None:
-        """Chooses the blocks (all of the train split where None), and their order."""
-        self.dataset, self.seed, self.start = dataset, seed, 0
+        Raises ConfigError where the source has too little, or is not what its name says.
+        """
+        raise NotImplementedError
 
-    def blocks(self, split: str) -> Blocks:
-        return Blocks(
-            self._tokens[split],
-            self._tokens[f"{split}_documents"],
-            self.sequence_length,
-            self.isolate_documents,
-        )
+    def examples(self, split: str) -> Examples:
+        raise NotImplementedError
 
-    def bytes_per_token(self, split: str) -> float:
-        return self._bytes[split] / len(self._tokens[split])
+    @property
+    def num_classes(self) -> int:
+        """V: what a prediction chooses among. Of text, the tokens of the vocabulary."""
+        return len(self.tokenizer)
 
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Model and tokenizer as a folder that `from_pretrained` loads, without this package."""
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The settings that decide what an example is, beside the artifact, by their keys."""
+        raise NotImplementedError
+
+    def new_model(self, size: Size) -> PreTrainedModel:
+        """An untrained model of that size. Its weights follow torch's random state."""
+        raise NotImplementedError
+
+    def loading(self) -> dict[str, Any]:
+        """What `from_pretrained` has to be told of the task, besides the class."""
+        return {}
+
+    def check(self, model: PreTrainedModel, name: str) -> None:
+        """Raises ConfigError where the model cannot read the examples; one without weights will
+        do."""
+        raise NotImplementedError
+
+    def quality(self) -> nn.Module:
+        """What measures a model on the test split: `update(log_probs [N, V], labels [N])`, and
+        `compute()`, a dictionary of numbers with `nll` in it."""
+        raise NotImplementedError
+
+    def score_writing(self, model: PreTrainedModel) -> dict[str, float]:
+        """Further numbers, of what a model writes on the test split."""
+        return {}
+
+    def prompts(self) -> list[str]:
+        """What samples show of a few test examples."""
+        raise NotImplementedError
+
+    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+        """What a model makes of the number-th of them. prompt: as other tokens have it, or None."""
+        raise NotImplementedError
+
+    # Of models that write:
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a model may write, its beginning included."""
+        raise NotImplementedError
+
+    def check_prompts(self, length: int) -> None:
+        """Raises ConfigError unless an example has room for a beginning of that length and more."""
+
+    def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
+        """What a model is given of each example to go on from, [P] tokens, on the processor."""
+        raise NotImplementedError
+
+    def written(self, lines: list[dict[str, Any]], theirs: "DataModule") -> Examples:
+        """Examples of what a teacher wrote. lines: prompt, text, prompt_ids and ids of each, in
+        the tokens of `theirs`; what the prompts say is not there to be learned."""
+        raise NotImplementedError
+
+    def completed(self, beginnings: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
+        """A batch of beginnings and what a model wrote behind them, which alone is predicted."""
+        raise NotImplementedError
 
     def describe(self) -> str:
-        sizes = ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS)
-        return (
-            f"tokens: {sizes}; vocabulary {len(self.tokenizer):,}; "
-            f"{self.bytes_per_token('train'):.2f} bytes a token; {self.artifact.key}"
-        )
+        raise NotImplementedError
+
+    def check_labels(self) -> str:
+        """What there is to predict. Raises ConfigError where a split has nothing, or nonsense."""
+        raise NotImplementedError
+
+    def save(self, model: PreTrainedModel, folder: Any) -> None:
+        """Model and tokenizer as a folder that `from_pretrained` loads, without this package."""
+        model.save_pretrained(folder)
+        if self.has_tokenizer:
+            self.tokenizer.save_pretrained(folder)
+
+    def train_on(self, dataset: Any, seed: int) -> None:
+        """Chooses the examples (all of the train split where None), and their order."""
+        self.dataset, self.seed, self.start = dataset, seed, 0
+
+    def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
+        return DataLoader(examples, batch_size, sampler=sampler)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        blocks: Any = self.blocks("train") if self.dataset is None else self.dataset
+        examples: Any = self.examples("train") if self.dataset is None else self.dataset
         samples = self.trainer.max_steps * self.trainer.accumulate_grad_batches * self.batch_size
-        order = Order(len(blocks), samples, self.seed, self.start)
-        return DataLoader(blocks, self.batch_size, sampler=order)
+        order = Order(len(examples), samples, self.seed, self.start)
+        return self.loader(examples, self.batch_size, order)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.blocks("validation"), batch_size=8 * self.batch_size)
+        return self.loader(self.examples("validation"), 8 * self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.blocks("test"), batch_size=8 * self.batch_size)
+        return self.loader(self.examples("test"), 8 * self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the order of blocks, so that a resumed run goes on behind it."""
+        """The position in the order of examples, so that a resumed run goes on behind it."""
         assert self.trainer is not None
         steps = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return {"start": steps * self.batch_size, "seed": self.seed}
@@ -138,54 +174,16 @@ class DataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.seed = state_dict["start"], state_dict["seed"]
 
-    @cached_property
-    def _documents(self) -> dict[str, list[str]]:
-        """The documents of each split, in the order of their hashes, none twice."""
-        by_hash = {_sha256(d): d for d in self.source.documents() if d.strip()}
-        if len(by_hash) < len(SPLITS):
-            raise ConfigError(
-                f"The text holds {len(by_hash)} documents; the {', '.join(SPLITS)} splits need "
-                "one each. Bring more text (a .txt is cut every 1,500 to 3,000 characters)."
-            )
-        documents = [by_hash[key] for key in sorted(by_hash)]
-        held = -(-len(documents) // HELD_OUT)
-        return {
-            "test": documents[:held],
-            "validation": documents[held : 2 * held],
-            "train": documents[2 * held :],
-        }
-
-    def _make_tokenizer(self, folder: Path) -> None:
-        train_tokenizer(self._documents["train"], self.vocab_size).save_pretrained(folder)
-
-    def _make_tokens(self, folder: Path) -> None:
-        tensors: dict[str, Tensor] = {}
-        sizes: dict[str, int] = {}
-        for split in SPLITS:
-            documents = self._documents[split]
-            ids: list[int] = []
-            numbers: list[Tensor] = []
-            bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
-            for number, text in enumerate(bar):
-                own = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                ids += [*own, self.tokenizer.eos_token_id]
-                numbers.append(torch.full((len(own) + 1,), number, dtype=torch.int32))
-            tensors[split] = torch.tensor(ids, dtype=torch.int32)
-            tensors[f"{split}_documents"] = torch.cat(numbers)
-            sizes[split] = sum(len(text.encode()) for text in documents)
-        save_file(tensors, folder / "tokens.safetensors")
-        (folder / "bytes.json").write_text(json.dumps(sizes))
-
 
 class Order(Sampler[int]):
-    """Indices of blocks for a whole training run: each pass over the blocks is shuffled anew.
+    """Indices of examples for a whole training run: each pass over them is shuffled anew.
 
     One run is one Lightning epoch, so that its progress bar counts steps to the end of training.
     """
 
-    def __init__(self, num_blocks: int, num_samples: int, seed: int, start: int = 0) -> None:
-        self.num_blocks, self.num_samples, self.seed, self.start = (
-            num_blocks,
+    def __init__(self, num_examples: int, num_samples: int, seed: int, start: int = 0) -> None:
+        self.num_examples, self.num_samples, self.seed, self.start = (
+            num_examples,
             num_samples,
             seed,
             start,
@@ -198,19 +196,29 @@ class Order(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed)
         order: list[int] = []
         for sample in range(self.num_samples):
-            if sample % self.num_blocks == 0:
-                order = torch.randperm(self.num_blocks, generator=generator).tolist()
+            if sample % self.num_examples == 0:
+                order = torch.randperm(self.num_examples, generator=generator).tolist()
             if sample >= self.start:
-                yield order[sample % self.num_blocks]
+                yield order[sample % self.num_examples]
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for two tokenizers only if they give every text the same ids."""
-    if tokenizer.is_fast:
-        return _sha256(tokenizer.backend_tokenizer.to_str())
-    own = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    return _sha256(json.dumps(own))
+def split_by_hash(
+    hashed: Iterable[tuple[str, Item]], what: str, held_out: int = HELD_OUT
+) -> dict[str, list[Item]]:
+    """Items to the splits that their hashes say, each in the order of these, none twice.
+
+    One in `held_out` is for validation, and one for the test; so neither the order of a source nor
+    one more item moves the others much. what: the items' name, for the message.
+    """
+    by_hash = dict(hashed)
+    if len(by_hash) < len(SPLITS):
+        raise ConfigError(
+            f"The source holds {len(by_hash)} {what}; the {', '.join(SPLITS)} splits need one each."
+        )
+    items = [by_hash[key] for key in sorted(by_hash)]
+    held = -(-len(items) // held_out)
+    return {"test": items[:held], "validation": items[held : 2 * held], "train": items[2 * held :]}
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -29,6 +29,10 @@ class Blocks(Dataset[dict[str, Tensor]]):
     isolate_documents: bool
     targets: Tensor | None = None
 
+    @property
+    def positions(self) -> int:
+        return self.sequence_length
+
     def __len__(self) -> int:
         # The last block may be short; it is filled up with labels that carry no loss.
         return -(-(len(self.tokens) - 1) // self.sequence_length)

@@ -1,11 +1,50 @@
-"""The tokenizer that models built from a size share."""
+"""The tokenizer: that of a pretrained model, or one that models built from a size share."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from lightning_distill import ConfigError
+from lightning_distill.artifacts import Store
+from lightning_distill.data.datamodule import sha256
+from lightning_distill.models import positions
 
 END_OF_TEXT = "<|endoftext|>"
+
+
+def obtain_tokenizer(
+    store: Store,
+    given: PreTrainedTokenizerBase | None,
+    made_from: dict[str, Any],
+    texts: Callable[[], Iterable[str]],
+    vocab_size: int,
+) -> PreTrainedTokenizerBase:
+    """The given one; else one trained on the texts, an artifact of `made_from`.
+
+    Raises ConfigError where it cannot close a text.
+    """
+
+    def make(folder: Path) -> None:
+        train_tokenizer(texts(), vocab_size).save_pretrained(folder)
+
+    if given is None:
+        folder = store.get("tokenizer", made_from | {"vocab_size": vocab_size}, make).folder
+        given = AutoTokenizer.from_pretrained(folder)
+    if given.eos_token_id is None:
+        raise ConfigError(
+            f"The tokenizer of {given.name_or_path} has no end-of-text token (eos_token), "
+            "which closes each document. Add one to its tokenizer_config.json."
+        )
+    return given
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -25,3 +64,30 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
     )
     tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for two tokenizers only if they give every text the same ids."""
+    if tokenizer.is_fast:
+        return sha256(tokenizer.backend_tokenizer.to_str())
+    own = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    return sha256(json.dumps(own))
+
+
+def check_reads(
+    model: PreTrainedModel, name: str, tokenizer: PreTrainedTokenizerBase, length: int
+) -> None:
+    """Raises ConfigError if the model cannot read the tokens, or so many of them."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.num_embeddings
+    if rows < len(tokenizer):
+        raise ConfigError(
+            f"{name} has {rows} embedding rows, the tokenizer "
+            f"{len(tokenizer)} tokens: they do not belong together."
+        )
+    most = positions(model)
+    if most and most < length:
+        raise ConfigError(
+            f"data.sequence_length={length} is longer than the {most} positions "
+            "(max_position_embeddings) of the model."
+        )

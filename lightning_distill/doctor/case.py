@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_distill import models
 from lightning_distill.artifacts import Store
@@ -64,11 +64,11 @@ class Case:
         """What this job begins with, or has led to."""
         folder = pointed_at(self.cfg, self.job)
         if folder and (folder / "student").exists():
-            return "its finished student", AutoModelForCausalLM.from_pretrained(folder / "student")
+            return "its finished student", self.data.auto.from_pretrained(folder / "student")
         if self.cfg.student.initialize == "teacher_layers":
             raise LeftOutError("the student is a part of its teacher")
         L.seed_everything(self.cfg.seed, verbose=False)
-        model = models.build(self.cfg.student, self.data.tokenizer, self.data.sequence_length)
+        model = models.build(self.cfg.student, self.data)
         return "the student before training", model
 
     @cached_property

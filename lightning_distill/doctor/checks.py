@@ -9,12 +9,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.filesize import decimal
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_distill import ConfigError, models
-from lightning_distill.data import DataModule
-from lightning_distill.data.datamodule import SPLITS
-from lightning_distill.data.packing import IGNORED, check_targets
+from lightning_distill.data import DataModule, Language
+from lightning_distill.data.packing import IGNORED
 from lightning_distill.doctor.case import Case, LeftOutError
 from lightning_distill.evaluation import evaluate
 from lightning_distill.losses.objective import nll
@@ -44,13 +42,15 @@ def text(case: Case) -> str:
 
 
 def targets(case: Case) -> str:
-    """Every split has tokens that are there to be predicted."""
-    return check_targets({split: case.data.blocks(split) for split in SPLITS})
+    """Every split has something that is there to be predicted."""
+    return case.data.check_labels()
 
 
 def tokenizers(case: Case) -> str:
     """Teacher and student give the same text the same ids."""
     cfg, (data, teacher_data) = case.cfg, case.both
+    if not data.has_tokenizer:
+        raise LeftOutError("there is no text")
     if teacher_data is not data:
         return f"two, of {len(data.tokenizer):,} and {len(teacher_data.tokenizer):,} tokens"
     nodes = {"teacher": each_teacher(cfg)[0].teacher, "student": cfg.student}
@@ -66,16 +66,15 @@ def tokenizers(case: Case) -> str:
 
 
 def _texts(data: DataModule) -> list[str]:
-    blocks = data.blocks("test")
-    return [
-        str(data.tokenizer.decode(blocks[i]["input_ids"])) for i in range(min(len(blocks), TEXTS))
-    ]
+    examples = data.examples("test")
+    count = min(len(examples), TEXTS)
+    return [str(data.tokenizer.decode(examples[i]["input_ids"])) for i in range(count)]
 
 
 def _rows(node: Any, data: DataModule) -> int:
     if "url" in node:
         return len(data.tokenizer)
-    embeddings: Any = models.outline(node, data.tokenizer).get_input_embeddings()
+    embeddings: Any = models.outline(node, data).get_input_embeddings()
     return int(embeddings.num_embeddings)
 
 
@@ -95,20 +94,23 @@ def teacher(case: Case) -> str:
     theirs, own = scores["teacher"], scores["student"]
     assert theirs
     assert own
-    uniform = math.log(len(found.data.tokenizer))
+    uniform = math.log(found.data.num_classes)
     said = f"nll {theirs['nll']:.3f}; of chance {uniform:.3f}, of {name} {own['nll']:.3f}"
     remedy = "Train it longer (teacher.max_steps), or choose another."
     if not theirs["nll"] < uniform:
         raise ConfigError(f"The teacher is no better than chance: {said}. {remedy}")
-    if not theirs["bits_per_byte"] < own["bits_per_byte"]:  # which tokens do not matter to
+    measure = "bits_per_byte" if "bits_per_byte" in own else "nll"  # the same in any tokens
+    if not theirs[measure] < own[measure]:
         raise ConfigError(f"The teacher is no better than the student: {said}. {remedy}")
     return said
 
 
 def alignment(case: Case) -> str:
     """The teacher predicts the token that the label is, and not one beside it."""
+    if not isinstance(case.data, Language):
+        raise LeftOutError("no token follows another")
     found = case.teacher
-    batch = next(iter(DataLoader(found.data.blocks("validation"), case.data.batch_size)))
+    batch = next(iter(found.data.loader(found.data.examples("validation"), case.data.batch_size)))
     labels = batch["labels"]
     beside = {
         "the next token": labels,
@@ -118,7 +120,7 @@ def alignment(case: Case) -> str:
     ask = found.frozen()[0]
     losses = {name: _mean_nll(ask, batch, target) for name, target in beside.items()}
     said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-    if not min(losses.values()) < math.log(len(found.data.tokenizer)):
+    if not min(losses.values()) < math.log(found.data.num_classes):
         raise LeftOutError("the teacher predicts no better than chance")
     if not min(losses, key=lambda name: losses[name]) == "the next token":
         raise ConfigError(f"The teacher does not predict the next token: nll of {said}.")

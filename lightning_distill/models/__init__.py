@@ -1,4 +1,7 @@
-"""Teachers and students: transformers' own classes, built from a size or loaded."""
+"""Teachers and students: transformers' own classes, built from a size or loaded.
+
+`data` is a DataModule: it knows the task, and so the class of models.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +21,6 @@ __all__ = [
     "Frozen",
     "architecture",
     "build",
-    "check",
     "count_parameters",
     "find_layers",
     "outline",
@@ -41,43 +43,19 @@ def architecture(role: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items() if key not in TRAINING}
 
 
-def build(
-    role: DictConfig, tokenizer: PreTrainedTokenizerBase, sequence_length: int
-) -> PreTrainedModel:
-    """A new model, or a loaded one. Raises ConfigError where it does not fit the tokens."""
-    model: PreTrainedModel = instantiate(architecture(role), tokenizer=tokenizer)
-    check(role, model, tokenizer, sequence_length)
+def build(role: DictConfig, data: Any) -> PreTrainedModel:
+    """A new model, or a loaded one. Raises ConfigError where it does not fit the data."""
+    model: PreTrainedModel = instantiate(architecture(role), data=data)
+    data.check(model, role.get("name", "The model"))
     return model
 
 
-def check(
-    role: DictConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-) -> None:
-    """Raises ConfigError if the model cannot read the tokens, or blocks of that length."""
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.num_embeddings
-    if rows < len(tokenizer):
-        raise ConfigError(
-            f"{role.get('name', 'The model')} has {rows} embedding rows, the tokenizer "
-            f"{len(tokenizer)} tokens: they do not belong together."
-        )
-    most = positions(model)
-    if most and most < sequence_length:
-        raise ConfigError(
-            f"data.sequence_length={sequence_length} is longer than the {most} positions "
-            "(max_position_embeddings) of the model."
-        )
-
-
-def outline(role: DictConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def outline(role: DictConfig, data: Any) -> PreTrainedModel:
     """The model without its weights, to look at before anything is loaded or trained."""
     with torch.device("meta"):
         if "name" in role:
-            return pretrained.outline(role.name, role.revision, role.trust_remote_code)
-        return instantiate(architecture(role), tokenizer=tokenizer)
+            return pretrained.outline(role.name, role.revision, role.trust_remote_code, data)
+        return instantiate(architecture(role), data=data)
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:

@@ -40,7 +40,8 @@ class Predictions:
     """What a model says of the tokens that come next.
 
     states: last hidden states [..., D], or logits [..., V'] where there is no head.
-    vocab_size: V of the tokenizer. Rows of a padded embedding beyond it take no part.
+    vocab_size: V of the tokenizer, or the number of classes. Rows of a padded embedding beyond it
+    take no part.
     """
 
     states: Tensor
@@ -77,24 +78,29 @@ class Predictions:
         return Predictions(self.states.gather(1, index), self.head, self.vocab_size)
 
 
+# What of a batch a model reads; the rest is for us.
+INPUTS = (
+    *("input_ids", "attention_mask", "position_ids", "decoder_input_ids"),
+    *("token_type_ids", "pixel_values"),
+)
+
+
 class Predictor:
     """Calls a model on a batch, and stops short of the logits where its head allows it.
 
-    vocab_size: of the model's tokenizer. split: False to have logits whatever the head.
+    vocab_size: V of `Predictions`. split: False to have logits whatever the head.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, split: bool = True) -> None:
         self.model = model
         self.vocab_size = vocab_size
         self.head = find_head(model) if split else None
+        self.settings = {"use_cache": False} if model.can_generate() else {}
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
-        """batch: input_ids and position_ids, [B, T]."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            "use_cache": False,
-        }
+        """batch: what the model reads of it, `INPUTS`."""
+        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
+        inputs |= self.settings
         if self.head is None:
             states = self.model(**inputs).logits
         else:
@@ -108,8 +114,10 @@ def find_head(model: PreTrainedModel) -> Head | None:
     What the config says is tried on a few tokens, because an architecture may do more to its
     logits than any list of ours knows.
     """
-    config = model.config.get_text_config()
     linear = model.get_output_embeddings()
+    if linear is None:  # a classifier, whose logits are few
+        return None
+    config = model.config.get_text_config()
     if isinstance(linear, nn.Linear) and model.base_model is not model:
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
         scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
@@ -132,9 +140,14 @@ def _makes_the_logits(head: Head, model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     ids = torch.arange(min(8, head.linear.out_features), device=head.linear.weight.device)[None]
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if model.can_generate():
+        inputs["use_cache"] = False
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
     try:
-        expected = model(input_ids=ids, use_cache=False).logits.float()
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        expected = model(**inputs).logits.float()
+        states = model.base_model(**inputs).last_hidden_state
         found = head.finish(head.linear(states).float())
     finally:
         model.train(was_training)

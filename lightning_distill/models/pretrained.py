@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,11 +18,7 @@ from lightning_distill.artifacts import hash_of
 DESCRIBED_BY = ("config.json", "tokenizer.json")
 
 # What is said to be missing if it cannot be loaded.
-WHAT = {
-    AutoTokenizer: "tokenizer",
-    AutoConfig: "config.json",
-    AutoModelForCausalLM: "weights (model.safetensors)",
-}
+WHAT: dict[Any, str] = {AutoTokenizer: "tokenizer", AutoConfig: "config.json"}
 
 
 def load(
@@ -31,12 +26,13 @@ def load(
     revision: str | None,
     dtype: str,
     trust_remote_code: bool,
-    tokenizer: PreTrainedTokenizerBase,
+    data: Any,
 ) -> PreTrainedModel:
-    """`AutoModelForCausalLM`, from safetensors only: a pickle can run any code when it is read."""
+    """By the data's class, from safetensors only: a pickle can run any code when it is read."""
     return _try(
-        AutoModelForCausalLM,
+        data.auto,
         name,
+        **data.loading(),
         revision=revision,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
@@ -44,12 +40,11 @@ def load(
     )
 
 
-def outline(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedModel:
+def outline(name: str, revision: str | None, trust_remote_code: bool, data: Any) -> PreTrainedModel:
     """The architecture alone, from its config."""
-    config = _try(AutoConfig, name, revision=revision, trust_remote_code=trust_remote_code)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, trust_remote_code=trust_remote_code
-    )
+    told = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _try(AutoConfig, name, **told, **data.loading())
+    model: PreTrainedModel = data.auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 
@@ -92,7 +87,7 @@ def fingerprint(name: str, revision: str | None) -> str:
 
 def _try(auto: Any, name: str, **settings: Any) -> Any:
     folder = Path(name).expanduser()
-    what = WHAT[auto]
+    what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"name={name}: there is no such folder.")
     try:

@@ -7,11 +7,29 @@ the layers add, and learning stalls. (Perplexity after 320 steps of our 0.5 M st
 default Llama with tied embeddings, 242 with the scaled embedding, 141 with all of the below.)
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 EMBEDDING_STD = 0.02  # small, because the same matrix makes the logits
+
+
+@dataclass(frozen=True)
+class Size:
+    """What `student=s` says of a model; the task says which architecture that is."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
 
 
 def build(
@@ -19,20 +37,27 @@ def build(
     num_hidden_layers: int,
     num_attention_heads: int,
     max_position_embeddings: int,
-    tokenizer: PreTrainedTokenizerBase,
-) -> GraniteForCausalLM:
-    """An untrained decoder. Its weights follow torch's random state."""
+    data: Any,
+) -> PreTrainedModel:
+    """An untrained model for the data's task. Its weights follow torch's random state."""
+    size = Size(hidden_size, num_hidden_layers, num_attention_heads, max_position_embeddings)
+    model: PreTrainedModel = data.new_model(size)
+    return model
+
+
+def decoder(size: Size, tokenizer: PreTrainedTokenizerBase) -> GraniteForCausalLM:
+    """A causal language model."""
     config = GraniteConfig(
         vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=-(-8 * hidden_size // 24) * 8,  # 8/3 of the width, in eights
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_attention_heads,
-        max_position_embeddings=max_position_embeddings,
+        hidden_size=size.hidden_size,
+        intermediate_size=-(-8 * size.hidden_size // 24) * 8,  # 8/3 of the width, in eights
+        num_hidden_layers=size.num_hidden_layers,
+        num_attention_heads=size.num_attention_heads,
+        num_key_value_heads=size.num_attention_heads,
+        max_position_embeddings=size.max_position_embeddings,
         tie_word_embeddings=True,
         embedding_multiplier=1 / EMBEDDING_STD,  # unit variance in the residual stream
-        attention_multiplier=(hidden_size // num_attention_heads) ** -0.5,
+        attention_multiplier=(size.hidden_size // size.num_attention_heads) ** -0.5,
         residual_multiplier=1.0,
         logits_scaling=1.0,
         bos_token_id=tokenizer.eos_token_id,

@@ -8,9 +8,9 @@ from statistics import mean
 from lightning_distill.comparison import Group, Verdict, over_seeds, verdict
 from lightning_distill.intervals import interval
 from lightning_distill.jobs import Row
-from lightning_distill.report.tables import seconds_of, short, teachers
+from lightning_distill.report.tables import TASK_SCORES, seconds_of, short, teachers
 
-UNITS = {"nll": "nats per token", "bits_per_byte": "bits per byte"}
+UNITS = {"nll": "nats", "bits_per_byte": "bits per byte"}
 REPEAT = "run the sweep again with <code>seed=0,1,2</code>"
 
 
@@ -29,7 +29,7 @@ def answer(rows: list[Row]) -> str:
     facts = [
         ("gap to the teacher closed", _mean(best.shares(), 0, 100, " %"), "main"),
         ("nll", _mean(best.scores("nll"), 3), ""),
-        ("perplexity", _mean(best.scores("perplexity"), 1), ""),
+        *((name, _mean(best.scores(key), digits), "") for key, name, digits in TASK_SCORES),
         ("parameters", f"{size / 1e6:.2f} M{part}", ""),
     ]
     if teacher:
@@ -109,13 +109,15 @@ def over_seeds_table(rows: list[Row]) -> str:
     groups = over_seeds(rows)
     if all(len(group.rows) < 2 for group in groups):
         return ""
-    heads = ("setting", "nll", "gap closed", "perplexity", "agreement", "seeds", "seconds")
+    known = [one for one in TASK_SCORES if any(group.scores(one[0]) for group in groups)]
+    names = [name for _, name, _ in known]
+    heads = ("setting", "nll", "gap closed", *names, "agreement", "seeds", "seconds")
     lines = []
     for group in groups:
         cells = [
             _mean(group.scores("nll"), 3),
             _mean(group.shares(), 0, 100, " %"),
-            _mean(group.scores("perplexity"), 1),
+            *(_mean(group.scores(key), digits) for key, _, digits in known),
             _mean(group.scores("teacher_agreement"), 2),
             str(len(group.rows)),
             seconds_of(group.rows),

@@ -9,17 +9,32 @@ from omegaconf import OmegaConf
 
 from lightning_distill.comparison import influence, measure_of, over_seeds, verdict
 from lightning_distill.jobs import Row
-from lightning_distill.report.tables import duration, records, short, teachers
+from lightning_distill.report.tables import TASK_SCORES, duration, records, short, teachers
 
+MEANING = {
+    "perplexity": "exp(nll)",
+    "accuracy": "share of examples whose class is the likeliest",
+    "f1": "mean of the classes' F1",
+    "bleu": "of what is written, against the references (sacrebleu)",
+    "chrf": "of what is written, against the references (sacrebleu)",
+    "rouge_l": "of what is written, against the references",
+}
 # What the table of jobs shows: the column of results.csv, its head, digits, factor, unit, meaning.
 COLUMNS = (
-    ("student.nll", "nll", 3, 1, "", "nats per token of the held-out test split"),
-    ("student.perplexity", "perplexity", 1, 1, "", "exp(nll)"),
+    ("student.nll", "nll", 3, 1, "", "nats, on the held-out test split"),
+    *((f"student.{key}", name, digits, 1, "", MEANING[key]) for key, name, digits in TASK_SCORES),
     ("gap_closed", "gap closed", 1, 100, " %", "(baseline − student) / (baseline − teacher)"),
     ("gap_closed_best_baseline", "… of best", 1, 100, " %", "from the best without a teacher"),
     ("gain_over_baseline", "over baseline", 3, 1, "", "nll gained over plain training"),
     ("gain_over_label_smoothing", "over smoothing", 3, 1, "", "nll gained over smoothed labels"),
-    ("student.teacher_agreement", "agreement", 3, 1, "", "how often both favour the same token"),
+    (
+        "student.teacher_agreement",
+        "agreement",
+        3,
+        1,
+        "",
+        "how often both favour the same one",
+    ),
     ("student.teacher_kl", "KL(p ‖ q)", 3, 1, "", "from the teacher's distribution"),
     ("student.calibration_error", "ECE", 3, 1, "", "expected calibration error"),
     ("student.parameters", "size", 2, 1e-6, " M", "parameters of the student"),

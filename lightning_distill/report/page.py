@@ -21,14 +21,14 @@ SECTIONS = {
     "against": "Against training without a teacher",
     "influence": "Which setting matters most",
     "maps": "Temperature × alpha",
-    "sizes": "Perplexity against parameters",
+    "sizes": "Quality against size",
     "curves": "Loss curves",
     "cost": "Cost",
     "samples": "Samples",
     "commands": "Commands and settings",
 }
 CURVES = {
-    "validation/nll": "validation nll (nats per token)",
+    "validation/nll": "validation nll (nats)",
     "train/loss": "training objective (differs by loss)",
 }
 
@@ -55,8 +55,8 @@ def write_report(rows: list[Row], file: Path) -> None:
     of = f"{len(rows) + len(absent)} job{'s' * (len(rows) + len(absent) > 1)}"
     head = (
         f"<h1>{escape(name)}</h1><p class='note'>{done} of {of} finished. Measured on the "
-        "held-out test split; nll in nats per token. The same numbers, unrounded, are in "
-        "<a href='results.csv'>results.csv</a>.</p>"
+        "held-out test split; nll in nats per token or example. The same numbers, unrounded, are "
+        "in <a href='results.csv'>results.csv</a>.</p>"
     )
     links = "".join(f"<a href='#{key}'>{SECTIONS[key]}</a>" for key in shown)
     body = "".join(

@@ -44,9 +44,13 @@ def figure(traces: list[Figure], x: str, y: str, height: int = 420, **layout: An
 
 
 def sizes(rows: list[Row]) -> Figure | None:
-    """Perplexity against parameters, means over seeds, and the students that none beats in both."""
+    """Perplexity against parameters, means over seeds, and the students that none beats in both.
+
+    nll where perplexity is not told, as of images.
+    """
     groups = over_seeds(rows)
     front = pareto(groups)
+    key = "perplexity" if all(group.scores("perplexity") for group in groups) else "nll"
     traces: list[Figure] = []
     if len(front) > 1:
         traces.append(
@@ -54,7 +58,7 @@ def sizes(rows: list[Row]) -> Figure | None:
                 "type": "scatter",
                 "name": "Pareto front",
                 "x": [group.mean("parameters") for group in front],
-                "y": [group.mean("perplexity") for group in front],
+                "y": [group.mean(key) for group in front],
                 "mode": "lines",
                 "line": {"color": "var(--accent)", "width": 1.5, "dash": "dot", "shape": "hv"},
                 "hoverinfo": "skip",
@@ -62,27 +66,28 @@ def sizes(rows: list[Row]) -> Figure | None:
         )
     for kind in ("baseline", "label smoothing", "distilled"):
         points = [
-            (group.mean("parameters"), group.mean("perplexity"), _label(group))
+            (group.mean("parameters"), group.mean(key), _label(group))
             for group in groups
             if group.kind == kind
         ]
-        traces += _cloud(kind, points)
-    found = [(t["parameters"], t["perplexity"], "teacher") for t, _ in teachers(rows)]
-    traces += _cloud("teacher", found, symbol="diamond")
+        traces += _cloud(kind, points, key)
+    found = [(t["parameters"], t[key], "teacher") for t, _ in teachers(rows)]
+    traces += _cloud("teacher", found, key, symbol="diamond")
     ticks = [digit * 10**power for power in range(3, 13) for digit in (1, 2, 5)]
     names = [f"{tick / 1e6:g} M" for tick in ticks]
     axis = {"type": "log", "tickvals": ticks, "ticktext": names}
-    return figure(traces, "parameters", "perplexity", xaxis=axis)
+    return figure(traces, "parameters", key, xaxis=axis)
 
 
 def _cloud(
-    kind: str, points: list[tuple[float, float, str]], symbol: str = "circle"
+    kind: str, points: list[tuple[float, float, str]], y_name: str, symbol: str = "circle"
 ) -> list[Figure]:
     if not points:
         return []
     x, y, text = zip(*points, strict=True)
     look = {"color": COLOURS[kind], "size": 11, "symbol": symbol, "opacity": 0.85}
-    hover = "%{text}<br>%{x:,} parameters<br>perplexity %{y:.1f}<extra></extra>"
+    digits = ".1f" if y_name == "perplexity" else ".3f"
+    hover = f"%{{text}}<br>%{{x:,}} parameters<br>{y_name} %{{y:{digits}}}<extra></extra>"
     return [
         {"type": "scatter", "name": kind, "x": x, "y": y, "text": text, "mode": "markers"}
         | {"marker": look | {"line": {"width": 1, "color": "var(--page)"}}, "hovertemplate": hover}
@@ -152,7 +157,7 @@ def against(rows: list[Row]) -> Figure | None:
             {"type": "scatter", "name": kind, "x": x, "y": y, "mode": "markers"}
             | {"marker": look, "hovertemplate": hover}
         )
-    return _lying(traces, len(points["distilled"]), "nll (nats per token)")
+    return _lying(traces, len(points["distilled"]), "nll (nats)")
 
 
 def _lying(traces: list[Figure], lines: int, x: str, **axis: Any) -> Figure | None:

@@ -15,17 +15,22 @@ from rich.table import Table
 from lightning_distill.comparison import over_seeds
 from lightning_distill.jobs import Row, flatten, varying
 
-COLUMNS = (
-    "job",
-    "size",
-    "nll",
-    "perplexity",
-    "agreement",
-    "ECE",
-    "gap closed",
-    "… of best",
-    "seconds",
+# What some tasks tell and others do not: the key, its head, digits.
+TASK_SCORES = (
+    ("perplexity", "perplexity", 1),
+    ("accuracy", "accuracy", 3),
+    ("f1", "F1", 3),
+    ("bleu", "BLEU", 1),
+    ("chrf", "chrF", 1),
+    ("rouge_l", "ROUGE-L", 3),
 )
+SCORES = (
+    ("nll", "nll", 3),
+    *TASK_SCORES,
+    ("teacher_agreement", "agreement", 2),
+    ("calibration_error", "ECE", 3),
+)
+HEADS = ("job", "size", *(name for _, name, _ in SCORES), "gap closed", "… of best", "seconds")
 
 
 def records(rows: list[Row]) -> list[dict[str, Any]]:
@@ -61,16 +66,20 @@ def write_csv(rows: list[Row], file: Path) -> None:
 
 def print_table(rows: list[Row]) -> None:
     table = Table(title="on the held-out test split", title_justify="left")
-    for name in COLUMNS:
+    heads, *lines = table_cells(rows)
+    for name in heads:
         table.add_column(name, justify="left" if name == "job" else "right", overflow="fold")
-    for cells in table_cells(rows):
+    for cells in lines:
         table.add_row(*cells)
     console = Console()
     Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
 
 
 def table_cells(rows: list[Row]) -> list[tuple[str, ...]]:
-    """A line for each teacher, then one for each job, over its seeds; the best first."""
+    """The heads, a line for each teacher, then one for each job, over its seeds; the best first.
+
+    Without the columns of scores that nobody has.
+    """
     lines = [*_teacher_lines(rows)]
     for group in over_seeds(rows):
         name = f"{group.name} ({len(group.rows)} seeds)" if len(group.rows) > 1 else group.name
@@ -79,8 +88,11 @@ def table_cells(rows: list[Row]) -> list[tuple[str, ...]]:
         lines.append(_cells(name, students, gaps, seconds_of(group.rows)))
     for row in rows:
         if row.why and row.nll is None:
-            lines.append((row.name, row.results["status"], *[""] * (len(COLUMNS) - 2)))
-    return lines
+            lines.append((row.name, row.results["status"], *[""] * (len(HEADS) - 2)))
+    told = [any(line[i] for line in lines) for i in range(len(HEADS))]
+    task = {name for _, name, _ in TASK_SCORES}
+    kept = [i for i, name in enumerate(HEADS) if told[i] or name not in task]
+    return [tuple(line[i] for i in kept) for line in [HEADS, *lines]]
 
 
 def teachers(rows: list[Row]) -> list[tuple[dict[str, Any], float]]:
@@ -108,10 +120,7 @@ def _cells(
     return (
         name,
         f"{models[0]['parameters'] / 1e6:.2f} M",
-        over("nll", 3),
-        over("perplexity", 1),
-        over("teacher_agreement", 2),
-        over("calibration_error", 3),
+        *(over(key, digits) for key, _, digits in SCORES),
         *(number(share, 0, " %") for share in shares),
         seconds,
     )

@@ -87,7 +87,7 @@ class Cached(Online):
         self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
     ) -> None:
         """Raises ConfigError where the objective needs more than what is stored."""
-        stored, count = self.settings["stored"], len(data.tokenizer)
+        stored, count = self.settings["stored"], data.num_classes
         kept = self.settings.get("k", 0) + self.settings.get("draws", 0)
         if kept > count:
             said = " + ".join(f"transfer.{n}={self.settings[n]}" for n in STORED[stored][:-1])
@@ -150,7 +150,7 @@ class Cached(Online):
             content["bytes_per_token"],
             "" if kl is None else f", KL(stored ‖ true) {kl:.4f} on held-out blocks",
         )
-        self.layout = self._layout(teacher.weights, len(data.tokenizer))
+        self.layout = self._layout(teacher.weights, data.num_classes)
         return seconds
 
     def check_cache(self, data: DataModule, teacher: Teacher) -> None:
@@ -158,23 +158,22 @@ class Cached(Online):
             _refuse_another(self.path, self._made_from(data, teacher))
 
     def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
-        return 0 if self.path else self.count(data.blocks("train"))
+        return 0 if self.path else self.count(data.examples("train"))
 
     def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]] | None:
         return None if self.path else (KIND, self._made_from(data, teacher))
 
     def _made_from(self, data: DataModule, teacher: Teacher) -> dict[str, Any]:
         return {  # what a user can type comes first, and is named first where it differs
-            "data.sequence_length": data.sequence_length,
-            "data.isolate_documents": data.isolate_documents,
+            **data.shape,
             "text and tokenizer": data.artifact.key,
-            "transfer.num_blocks": self.count(data.blocks("train")),
+            "transfer.num_blocks": self.count(data.examples("train")),
             "teacher": teacher.hash,
             "stored": self.settings,
         }
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
-        blocks = data.blocks("train")
+        blocks = data.examples("train")
         if self.folder is None:  # nothing to learn from it
             return super().dataset(data)
         return Labelled(blocks, self.count(blocks), self.folder)
@@ -202,13 +201,13 @@ class Cached(Online):
                     "matrix, and this teacher's are more. Choose transfer.stored=hybrid."
                 )
             save_heads(folder, [head for head in heads if head])
-        layout = self._layout(teacher.weights, len(data.tokenizer), folder)
+        layout = self._layout(teacher.weights, data.num_classes, folder)
         labeller = Labeller(
             [teacher.served] if teacher.served else teacher.frozen(),
             layout,
-            data.blocks("train"),
-            self.count(data.blocks("train")),
-            None if teacher.served else data.blocks("validation"),
+            data.examples("train"),
+            self.count(data.examples("train")),
+            None if teacher.served else data.examples("validation"),
             8 * data.batch_size,
             folder,
         )
@@ -217,7 +216,8 @@ class Cached(Online):
         if trainer.interrupted:
             raise KeyboardInterrupt
         kl = None if teacher.served else float(labeller.held_out_kl.compute())
-        return {"bytes_per_token": layout.bytes_per_token, "kl": kl}
+        positions = data.examples("train").positions
+        return {"bytes_per_token": layout.bytes_per_token, "positions": positions, "kl": kl}
 
     def _layout(
         self, weights: Sequence[float], vocab_size: int, folder: Path | None = None

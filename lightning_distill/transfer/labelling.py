@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_distill import ConfigError
-from lightning_distill.data.packing import IGNORED, Blocks
+from lightning_distill.data.datamodule import Examples
+from lightning_distill.data.packing import IGNORED
 from lightning_distill.models.head import Predictions
 from lightning_distill.transfer import shards
 
@@ -49,9 +50,9 @@ class Labeller(L.LightningModule):
         self,
         teachers: Sequence[nn.Module],
         layout: Layout,
-        blocks: Blocks,
+        blocks: Examples,
         num_blocks: int,
-        validation: Blocks | None,
+        validation: Examples | None,
         batch_size: int,
         folder: Path,
     ) -> None:
@@ -61,7 +62,7 @@ class Labeller(L.LightningModule):
         self.teachers: Any = nn.ModuleList(teachers)
         self.layout, self.blocks, self.folder = layout, blocks, folder
         self.validation, self.batch_size = validation, batch_size
-        self.ranges = shards.ranges(num_blocks, blocks.sequence_length)
+        self.ranges = shards.ranges(num_blocks, blocks.positions)
         self.held_out_kl = MeanMetric()  # between stored and true predictions, in nats a token
         self._first: dict[str, Tensor] | None = None  # of a served teacher's first batch
         self._done: list[dict[str, Tensor]] = []
@@ -81,7 +82,7 @@ class Labeller(L.LightningModule):
         """Says what it will take, and refuses where the disk has no room for it."""
         if not self.missing:
             return
-        tokens = sum(len(self.ranges[n]) for n in self.missing) * self.blocks.sequence_length
+        tokens = sum(len(self.ranges[n]) for n in self.missing) * self.blocks.positions
         size = tokens * self.layout.bytes_per_token * self.trainer.world_size
         free = shutil.disk_usage(self.folder).free
         if size > free:
@@ -99,7 +100,7 @@ class Labeller(L.LightningModule):
         start = time.perf_counter()
         fields = self.label(batch)
         self._first = fields if served else None
-        seconds = (time.perf_counter() - start) / batch["input_ids"].numel() * tokens
+        seconds = (time.perf_counter() - start) / batch["labels"].numel() * tokens
         log.info(
             "the teacher labels %s tokens: %s, %s bytes a token, about %.0f seconds",
             f"{tokens * self.trainer.world_size:,}",
@@ -128,20 +129,19 @@ class Labeller(L.LightningModule):
     def label(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fields [B, T, ...] of a batch."""
         said = [teacher(batch) for teacher in self.teachers]
-        ids = batch["input_ids"]
-        uniform = torch.cat([_uniform(int(b), ids.shape[1]) for b in batch["block"]]).to(ids.device)
+        shape, each = batch["labels"].shape, self.blocks.positions
+        uniform = torch.cat([_uniform(int(b), each) for b in batch["block"]])
+        uniform = uniform.to(batch["labels"].device)
         parts = [
             self.layout.encode([one.at(part) for one in said], uniform[part])
             for part in _positions(said[0], len(uniform))
         ]
-        return {
-            name: torch.cat([p[name] for p in parts]).unflatten(0, ids.shape) for name in parts[0]
-        }
+        return {name: torch.cat([p[name] for p in parts]).unflatten(0, shape) for name in parts[0]}
 
     def _compare(self, batch: dict[str, Tensor], fields: dict[str, Tensor]) -> None:
         """Adds up KL(stored ‖ true) where neither teacher nor student has learned."""
         said = [teacher(batch) for teacher in self.teachers]
-        fields = {name: x.flatten(0, 1) for name, x in fields.items()}
+        fields = {name: x.flatten(0, batch["labels"].ndim - 1) for name, x in fields.items()}
         kept = (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]
         for part in _positions(said[0], len(kept)):
             own = {name: x[kept[part]] for name, x in fields.items()}

@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
-from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses import Objective
 from lightning_distill.settings import require
 from lightning_distill.teacher import Teacher
-from lightning_distill.training import LanguageModule
+from lightning_distill.training import TrainedModule
 from lightning_distill.transfer.online import Online
 from lightning_distill.transfer.writing import (
     GENERATED,
     Sampling,
-    prompts,
-    refuse_longer,
+    refuse_silent,
     seed_of,
     show,
     write,
@@ -57,7 +53,8 @@ class OnPolicy(Online):
         self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
     ) -> None:
         """Raises ConfigError where there is nobody to grade, or no room to write."""
-        refuse_longer(self.prompt_length, data)
+        refuse_silent(data, "on_policy")
+        data.check_prompts(self.prompt_length)
         if objective.inside and not objective.compares_predictions:
             raise ConfigError(
                 "transfer.student_fraction: no term of the loss grades what the student writes. "
@@ -75,7 +72,7 @@ class OnPolicy(Online):
         self.data, self.file = data, folder / GENERATED
         return super().prepare(data, teacher, store, make_trainer, folder)
 
-    def compose(self, module: LanguageModule, batch: dict[str, Any]) -> dict[str, Any]:
+    def compose(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as it is, or with the student's own words behind the prompts.
 
         All devices and micro-batches of a step decide alike.
@@ -88,27 +85,13 @@ class OnPolicy(Online):
             module.log("train/by_student", float(mine))
         if not mine:
             return batch
-        length = batch["input_ids"].shape[1] + 1
-        beginnings = prompts(batch, self.prompt_length)
+        beginnings = self.data.beginnings(batch, self.prompt_length)
         dice = seed_of(seed, step, *batch["block"].tolist())
         tokenizer = self.data.tokenizer
-        new = write(module.model, tokenizer, beginnings, length, self.sampling, dice)
+        new = write(module.model, tokenizer, beginnings, self.data.longest, self.sampling, dice)
         if module.logs_now and module.global_rank == 0:
             prompt, text = tokenizer.decode(beginnings[0]), tokenizer.decode(new[0])
             show(self.file, [{"step": step, "prompt": prompt, "text": text}])
-        return batch | _as_batch(beginnings, new, length, batch["input_ids"].device)
-
-
-def _as_batch(
-    beginnings: list[Tensor], new: list[list[int]], length: int, device: torch.device
-) -> dict[str, Any]:
-    """input_ids, labels and position_ids [B, length - 1]; prompts and filling carry no loss."""
-    ids = torch.zeros(len(new), length, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for b, (own, said) in enumerate(zip(beginnings, new, strict=True)):
-        whole = torch.cat([own, torch.tensor(said)])
-        ids[b, : len(whole)] = whole
-        labels[b, len(own) : len(whole)] = whole[len(own) :]
-    places = torch.arange(length - 1).expand(len(new), -1)
-    found = {"input_ids": ids[:, :-1], "labels": labels[:, 1:], "position_ids": places}
-    return {name: x.to(device) for name, x in found.items()} | {"by_student": True}
+        own = self.data.completed(beginnings, new)
+        places = {name: x.to(batch["labels"].device) for name, x in own.items()}
+        return batch | places | {"by_student": True}

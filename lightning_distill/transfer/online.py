@@ -8,13 +8,13 @@ from torch.utils.data import Dataset, Subset
 
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
-from lightning_distill.data.packing import Blocks
+from lightning_distill.data.datamodule import Examples
 from lightning_distill.losses import Objective
 from lightning_distill.losses.targets import Sparse
 from lightning_distill.models import Frozen
 from lightning_distill.models.head import Predictions
 from lightning_distill.teacher import Teacher
-from lightning_distill.training import LanguageModule
+from lightning_distill.training import TrainedModule
 from lightning_distill.transfer.alignment import Aligner
 
 
@@ -23,7 +23,8 @@ class Online:
 
     Nothing is stored, and every step pays for the teacher's forward pass. The other transfers
     change what they do otherwise.
-    num_blocks: the transfer set is the first so many blocks of the train split; None for all.
+    num_blocks: the transfer set is the first so many examples of the train split (of a language
+    model, blocks of text); None for all.
     """
 
     always_asks = False  # the teacher, whatever the objective
@@ -65,15 +66,15 @@ class Online:
     def check_cache(self, data: DataModule, teacher: Teacher) -> None:
         """Raises ConfigError where the cache that the user names is another's."""
 
-    def count(self, blocks: Blocks) -> int:
-        return min(self.num_blocks or len(blocks), len(blocks))
+    def count(self, examples: Examples) -> int:
+        return min(self.num_blocks or len(examples), len(examples))
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         """What the student trains on."""
-        blocks = data.blocks("train")
-        return Subset(blocks, range(self.count(blocks)))
+        examples: Any = data.examples("train")
+        return Subset(examples, range(self.count(examples)))
 
-    def compose(self, module: LanguageModule, batch: dict[str, Any]) -> dict[str, Any]:
+    def compose(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
         """What student and teacher read in place of a batch."""
         return batch
 

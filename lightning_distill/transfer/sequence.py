@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
-from lightning_distill.data.packing import Blocks
 from lightning_distill.losses import Objective
 from lightning_distill.settings import require
 from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
 from lightning_distill.transfer.online import Online
 from lightning_distill.transfer.writer import Plan, lines_of, write_all
-from lightning_distill.transfer.writing import GENERATED, Sampling, refuse_longer, show
+from lightning_distill.transfer.writing import GENERATED, Sampling, refuse_silent, show
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +66,9 @@ class Sequence(Online):
         self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
     ) -> None:
         """Raises ConfigError where the blocks are too short or too few."""
-        refuse_longer(self.prompt_length, data)
-        count = self.count(teacher_data.blocks("train"))
+        refuse_silent(data, "sequence")
+        data.check_prompts(self.prompt_length)
+        count = self.count(teacher_data.examples("train"))
         if not self.sampling.temperature and (self.num_sequences or 0) > count:
             raise ConfigError(
                 f"transfer.temperature=0 has one sequence for each of the {count} prompts; "
@@ -86,8 +85,8 @@ class Sequence(Online):
     ) -> float:
         """Has the transfer set written, unless it is; the seconds that this took now."""
         super().prepare(data, teacher, store, make_trainer, folder)
-        blocks = teacher.data.blocks("train")
-        source = Subset(blocks, range(self.count(blocks)))
+        examples: Any = teacher.data.examples("train")
+        source = Subset(examples, range(self.count(examples)))
         make = partial(write_all, teacher, source, self._plan(teacher.data), make_trainer)
         artifact = store.get(*self.made_from(data, teacher), make)
         lines = list(lines_of(artifact.folder))
@@ -98,7 +97,7 @@ class Sequence(Online):
         show(
             folder / GENERATED, [{k: line[k] for k in ("prompt", "text")} for line in lines[:SHOWN]]
         )
-        self.written = _packed(lines, data, teacher.data)
+        self.written: Any = data.written(lines, teacher.data)
         return artifact.seconds
 
     def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
@@ -109,9 +108,8 @@ class Sequence(Online):
         return KIND, {
             "teacher": teacher.hash,
             "text and tokenizer": theirs.artifact.key,
-            "data.sequence_length": theirs.sequence_length,
-            "data.isolate_documents": theirs.isolate_documents,
-            "transfer.num_blocks": self.count(theirs.blocks("train")),
+            **theirs.shape,
+            "transfer.num_blocks": self.count(theirs.examples("train")),
             "written by": "vllm" if vllm.usable() else "transformers",
             **asdict(self._plan(theirs)),
         }
@@ -119,9 +117,9 @@ class Sequence(Online):
     def _plan(self, data: DataModule) -> Plan:
         """data: in the teacher's tokens."""
         return Plan(
-            self.num_sequences or self.count(data.blocks("train")),
+            self.num_sequences or self.count(data.examples("train")),
             self.prompt_length,
-            self.length or data.sequence_length + 1,
+            self.length or data.longest,
             self.sampling,
             self.seed,
             self.batch_size,
@@ -129,38 +127,7 @@ class Sequence(Online):
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         """The blocks of what was written, and as many of the data's own as `mix` asks for."""
-        blocks = data.blocks("train")
+        examples: Any = data.examples("train")
         own = round(len(self.written) * self.mix / (1 - self.mix))
-        count = self.count(blocks)
-        return ConcatDataset([self.written, Subset(blocks, [i % count for i in range(own)])])
-
-
-def _packed(lines: list[dict[str, Any]], data: DataModule, theirs: DataModule) -> Blocks:
-    """All sequences one after the other; what the prompts say is not there to be learned."""
-    tokens: list[int] = []
-    documents: list[int] = []
-    targets: list[bool] = []
-    for number, line in enumerate(lines):
-        begin, new = line["prompt_ids"], line["ids"]
-        if theirs is not data:  # the student reads it in its own tokens
-            ended = new[-1:] == [theirs.tokenizer.eos_token_id]
-            begin, new = (
-                data.tokenizer(line[part], add_special_tokens=False, verbose=False)["input_ids"]
-                for part in ("prompt", "text")
-            )
-            new = [*new, data.tokenizer.eos_token_id] if ended else new
-        tokens += [*begin, *new]
-        documents += [number] * (len(begin) + len(new))
-        targets += [False] * len(begin) + [True] * len(new)
-    if len(tokens) <= data.sequence_length:
-        raise ConfigError(
-            f"The teacher has written {len(tokens)} tokens, fewer than one block of "
-            f"data.sequence_length={data.sequence_length}. Set more transfer.num_sequences."
-        )
-    return Blocks(
-        torch.tensor(tokens, dtype=torch.int32),
-        torch.tensor(documents, dtype=torch.int32),
-        data.sequence_length,
-        data.isolate_documents,
-        torch.tensor(targets),
-    )
+        count = self.count(examples)
+        return ConcatDataset([self.written, Subset(examples, [i % count for i in range(own)])])

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import write_whole
-from lightning_distill.data.packing import Blocks
+from lightning_distill.data.datamodule import Examples
 
 SHARDS = 64  # for a transfer set of some size
 SHARD_TOKENS = 2**13, 2**20  # at least and at most
@@ -27,11 +27,11 @@ SHARD_TOKENS = 2**13, 2**20  # at least and at most
 CHECKSUM = "checksum"
 
 
-def ranges(num_blocks: int, sequence_length: int) -> list[range]:
+def ranges(num_blocks: int, positions: int) -> list[range]:
     """Which blocks each shard holds."""
     least, most = SHARD_TOKENS
-    tokens = min(max(num_blocks * sequence_length // SHARDS, least), most)
-    size = max(1, tokens // sequence_length)
+    tokens = min(max(num_blocks * positions // SHARDS, least), most)
+    size = max(1, tokens // positions)
     return [range(i, min(i + size, num_blocks)) for i in range(0, num_blocks, size)]
 
 
@@ -48,7 +48,7 @@ def write_shard(file: Path, batches: list[dict[str, Tensor]]) -> None:
 class Batches:
     """The blocks of some shards, `size` at a time; none of them reaches into the next shard."""
 
-    def __init__(self, blocks: Blocks, shards: list[range], size: int) -> None:
+    def __init__(self, blocks: Examples, shards: list[range], size: int) -> None:
         self.blocks = blocks
         self.parts = [part for shard in shards for part in _parts(shard, size)]
 
@@ -66,19 +66,20 @@ def _parts(shard: range, size: int) -> Iterator[range]:
 
 
 def checksum(block: dict[str, Tensor]) -> Tensor:
-    """8 bytes that change with the tokens of a block, their labels or their positions."""
+    """8 bytes that change with what is read of an example, and with its labels."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in ("input_ids", "labels", "position_ids"):
-        digest.update(block[name].int().numpy().tobytes())
+    for name in sorted(set(block) - {"block"}):
+        x = block[name] if block[name].is_floating_point() else block[name].int()
+        digest.update(x.contiguous().numpy().tobytes())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
 class Labelled(Dataset[dict[str, Any]]):
     """The first blocks of a split, each with the fields that a folder of shards keeps of it."""
 
-    def __init__(self, blocks: Blocks, num_blocks: int, folder: Path) -> None:
+    def __init__(self, blocks: Examples, num_blocks: int, folder: Path) -> None:
         self.blocks, self.num_blocks, self.folder = blocks, num_blocks, folder
-        self.starts = [shard.start for shard in ranges(num_blocks, blocks.sequence_length)]
+        self.starts = [shard.start for shard in ranges(num_blocks, blocks.positions)]
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:

@@ -14,13 +14,12 @@ import lightning as L
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
-from transformers import PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import write_whole
 from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
-from lightning_distill.transfer.writing import Sampling, prompts, seed_of, write
+from lightning_distill.transfer.writing import Sampling, seed_of, write
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class Writer(L.LightningModule):
         # Of the files that are not there yet, a device may have none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.teachers: Any = nn.ModuleList()
-        self.tokenizer: PreTrainedTokenizerBase = teacher.data.tokenizer
+        self.data, self.tokenizer = teacher.data, teacher.data.tokenizer
         self.source: Any = source
         self.plan, self.folder = plan, folder
         if vllm.usable():
@@ -111,7 +110,7 @@ class Writer(L.LightningModule):
     def prompts(self, number: int) -> list[torch.Tensor]:
         count = len(self.source)
         rows = [self.source[i % count] for i in self.plan.batches[number]]
-        return prompts(default_collate(rows), self.plan.prompt_length)
+        return self.data.beginnings(default_collate(rows), self.plan.prompt_length)
 
     def write(self, beginnings: list[torch.Tensor], length: int, number: int) -> list[list[int]]:
         writer = self.writers[number % len(self.writers)]

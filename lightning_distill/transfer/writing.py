@@ -12,7 +12,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.data import DataModule
-from lightning_distill.data.packing import IGNORED
 from lightning_distill.settings import require
 
 GENERATED = "generated.jsonl"  # in a run's folder
@@ -31,25 +30,13 @@ class Sampling:
         require("transfer.top_p", self.top_p, 1e-6, 1)
 
 
-def refuse_longer(prompt_length: int, data: DataModule) -> None:
-    """Raises ConfigError unless a block has room for a prompt and more."""
-    if prompt_length >= data.sequence_length:
+def refuse_silent(data: DataModule, transfer: str) -> None:
+    """Raises ConfigError where models of the task write nothing."""
+    if not data.writes:
         raise ConfigError(
-            f"transfer.prompt_length={prompt_length} must be less than "
-            f"data.sequence_length={data.sequence_length}."
+            f"transfer={transfer} needs models that write, and those of this data choose among "
+            f"{data.num_classes} classes. Choose transfer=online or transfer=cached."
         )
-
-
-def prompts(batch: dict[str, Tensor], length: int) -> list[Tensor]:
-    """The first `length` tokens of each block of a batch [B, T], or fewer: with documents kept
-    apart, those of the last document that begins there. [P] each, on the processor."""
-    ids, places = batch["input_ids"].cpu(), batch["position_ids"].cpu()
-    found = []
-    for row, place, label in zip(ids, places, batch["labels"].cpu(), strict=True):
-        end = min(length, int((label != IGNORED).nonzero().max()) + 1)  # filled up behind that
-        begins = (place[:end] == 0).nonzero()
-        found.append(row[int(begins.max()) if len(begins) else 0 : end])
-    return found
 
 
 def write(

@@ -1,0 +1,231 @@
+"""The task of a language model: the next token, everywhere in a stream of text.
+
+documents → split by hash → tokenizer (trained on the train split) → tokens → blocks.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_distill import ConfigError
+from lightning_distill.artifacts import Store
+from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
+from lightning_distill.data.packing import IGNORED, Blocks, check_targets
+from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
+from lightning_distill.metrics import Quality
+from lightning_distill.models.sizes import Size, decoder
+
+EDITION = 1  # raise it when this file starts to give other tokens for the same text
+PROMPTS = 3
+PROMPT_TOKENS = 16
+NEW_TOKENS = 48
+
+
+class Source(Protocol):
+    """What a file of this package offers: documents, and a text that changes when they do."""
+
+    def fingerprint(self) -> str: ...
+
+    def documents(self) -> Iterator[str]: ...
+
+
+class Language(DataModule):
+    """Blocks of tokens from one source.
+
+    source: called with the remaining settings; the ones that only it needs.
+    sequence_length: tokens a block.
+    vocab_size: of the tokenizer that is trained here, where no pretrained model brings its own.
+    isolate_documents: neither attention nor loss crosses from one document into the next.
+    """
+
+    auto = AutoModelForCausalLM
+    writes = True
+    read_alike = False  # transfer/alignment.py brings two tokenizers together
+
+    def __init__(
+        self,
+        source: Callable[..., Source],
+        sequence_length: int,
+        batch_size: int,
+        vocab_size: int,
+        isolate_documents: bool,
+        **settings: Any,
+    ) -> None:
+        super().__init__(batch_size)
+        self.source = source(**settings)
+        self.sequence_length = sequence_length
+        self.vocab_size = vocab_size
+        self.isolate_documents = isolate_documents
+
+    def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        made_from = {"source": self.source.fingerprint(), "edition": EDITION}
+        texts = lambda: self._documents["train"]  # noqa: E731
+        self.tokenizer = obtain_tokenizer(store, tokenizer, made_from, texts, self.vocab_size)
+        made_from["tokenizer"] = tokenizer_hash(self.tokenizer)
+        self.artifact = store.get("tokens", made_from, self._make_tokens)
+        self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
+        self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
+        if (length := len(self._tokens["train"])) <= self.sequence_length:
+            raise ConfigError(
+                f"The text gives {length} tokens to train on, fewer than one block of "
+                f"data.sequence_length={self.sequence_length} and the token after it. "
+                "Bring more text or set a shorter data.sequence_length."
+            )
+
+    def examples(self, split: str) -> Blocks:
+        return Blocks(
+            self._tokens[split],
+            self._tokens[f"{split}_documents"],
+            self.sequence_length,
+            self.isolate_documents,
+        )
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        return {
+            "data.sequence_length": self.sequence_length,
+            "data.isolate_documents": self.isolate_documents,
+        }
+
+    def new_model(self, size: Size) -> PreTrainedModel:
+        return decoder(size, self.tokenizer)
+
+    def check(self, model: PreTrainedModel, name: str) -> None:
+        check_reads(model, name, self.tokenizer, self.sequence_length)
+
+    def quality(self) -> Quality:
+        return Quality(self.num_classes, self.bytes_per_token("test"))
+
+    def bytes_per_token(self, split: str) -> float:
+        return self._bytes[split] / len(self._tokens[split])
+
+    def prompts(self) -> list[str]:
+        return [str(self.tokenizer.decode(ids)) for ids in self._beginnings()]
+
+    @torch.no_grad()
+    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+        """How it goes on, sampled at T = 1."""
+        ids = self._beginnings()[number]
+        if prompt is not None:
+            ids = torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        torch.manual_seed(seed)
+        given = ids[None].to(model.device)
+        written: Tensor = model.eval().generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=True,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+        new = written[0, given.shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    @property
+    def longest(self) -> int:
+        return self.sequence_length + 1
+
+    def check_prompts(self, length: int) -> None:
+        if length >= self.sequence_length:
+            raise ConfigError(
+                f"transfer.prompt_length={length} must be less than "
+                f"data.sequence_length={self.sequence_length}."
+            )
+
+    def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
+        """The first tokens of each block, or fewer: with documents kept apart, those of the last
+        document that begins there."""
+        ids, places = batch["input_ids"].cpu(), batch["position_ids"].cpu()
+        found = []
+        for row, place, label in zip(ids, places, batch["labels"].cpu(), strict=True):
+            end = min(length, int((label != IGNORED).nonzero().max()) + 1)  # filled up behind that
+            begins = (place[:end] == 0).nonzero()
+            found.append(row[int(begins.max()) if len(begins) else 0 : end])
+        return found
+
+    def written(self, lines: list[dict[str, Any]], theirs: DataModule) -> Blocks:
+        """All sequences one after the other, in blocks."""
+        tokens: list[int] = []
+        documents: list[int] = []
+        targets: list[bool] = []
+        for number, line in enumerate(lines):
+            begin, new = line["prompt_ids"], line["ids"]
+            if theirs is not self:  # the student reads it in its own tokens
+                ended = new[-1:] == [theirs.tokenizer.eos_token_id]
+                begin, new = (
+                    self.tokenizer(line[part], add_special_tokens=False, verbose=False)["input_ids"]
+                    for part in ("prompt", "text")
+                )
+                new = [*new, self.tokenizer.eos_token_id] if ended else new
+            tokens += [*begin, *new]
+            documents += [number] * (len(begin) + len(new))
+            targets += [False] * len(begin) + [True] * len(new)
+        if len(tokens) <= self.sequence_length:
+            raise ConfigError(
+                f"The teacher has written {len(tokens)} tokens, fewer than one block of "
+                f"data.sequence_length={self.sequence_length}. Set more transfer.num_sequences."
+            )
+        return Blocks(
+            torch.tensor(tokens, dtype=torch.int32),
+            torch.tensor(documents, dtype=torch.int32),
+            self.sequence_length,
+            self.isolate_documents,
+            torch.tensor(targets),
+        )
+
+    def completed(self, beginnings: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
+        ids = torch.zeros(len(new), self.longest, dtype=torch.long)
+        labels = torch.full_like(ids, IGNORED)
+        for b, (own, said) in enumerate(zip(beginnings, new, strict=True)):
+            whole = torch.cat([own, torch.tensor(said)])
+            ids[b, : len(whole)] = whole
+            labels[b, len(own) : len(whole)] = whole[len(own) :]
+        places = torch.arange(self.sequence_length).expand(len(new), -1)
+        return {"input_ids": ids[:, :-1], "labels": labels[:, 1:], "position_ids": places}
+
+    def check_labels(self) -> str:
+        return check_targets({split: self.examples(split) for split in SPLITS})
+
+    def describe(self) -> str:
+        sizes = ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS)
+        return (
+            f"tokens: {sizes}; vocabulary {len(self.tokenizer):,}; "
+            f"{self.bytes_per_token('train'):.2f} bytes a token; {self.artifact.key}"
+        )
+
+    def _beginnings(self) -> list[Tensor]:
+        blocks = self.examples("test")
+        width, count = min(PROMPT_TOKENS, self.sequence_length), len(blocks)
+        places = (number * count // PROMPTS for number in range(min(PROMPTS, count)))
+        return [blocks[place]["input_ids"][:width] for place in places]
+
+    @cached_property
+    def _documents(self) -> dict[str, list[str]]:
+        """The documents of each split."""
+        hashed = ((sha256(d), d) for d in self.source.documents() if d.strip())
+        return split_by_hash(hashed, "documents (a .txt is cut every 1,500 to 3,000 characters)")
+
+    def _make_tokens(self, folder: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        sizes: dict[str, int] = {}
+        for split in SPLITS:
+            documents = self._documents[split]
+            ids: list[int] = []
+            numbers: list[Tensor] = []
+            bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
+            for number, text in enumerate(bar):
+                own = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+                ids += [*own, self.tokenizer.eos_token_id]
+                numbers.append(torch.full((len(own) + 1,), number, dtype=torch.int32))
+            tensors[split] = torch.tensor(ids, dtype=torch.int32)
+            tensors[f"{split}_documents"] = torch.cat(numbers)
+            sizes[split] = sum(len(text.encode()) for text in documents)
+        save_file(tensors, folder / "tokens.safetensors")
+        (folder / "bytes.json").write_text(json.dumps(sizes))
