@@ -77,7 +77,7 @@ def test_the_weights_follow_the_seed(tokenizer):
 
 
 def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
-    model = build(role(name=str(saved)), tokenizer, 32)
+    model = build(role(name=str(saved)), reader(tokenizer))
     theirs = GPT2LMHeadModel.from_pretrained(saved)
     assert type(model) is GPT2LMHeadModel
     assert torch.equal(model.transformer.wte.weight, theirs.transformer.wte.weight)

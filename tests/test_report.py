@@ -33,7 +33,7 @@ def test_seeds_share_a_line_with_mean_and_deviation(job, tmp_path):
     for seed, nll in enumerate((4.2, 4.3, 4.4)):
         job("distilled", nll, seed=seed)
     job("plain", 5.0, alpha=0)
-    teacher, line, _ = table_cells(gather(tmp_path))
+    _, teacher, line, _ = table_cells(gather(tmp_path))
     assert teacher[0] == "teacher"
     assert line[0] == "name=distilled (3 seeds)"
     assert line[2] == "4.300 ± 0.100"
@@ -44,7 +44,7 @@ def test_the_best_comes_first_and_the_failed_last(job, tmp_path):
     job("c", 0, status="failed")
     job("a", 4.4)
     names = [cells[0].split(",")[0] for cells in table_cells(gather(tmp_path))]
-    assert names == ["teacher", "name=a", "name=b", "name=c"]
+    assert names == ["job", "teacher", "name=a", "name=b", "name=c"]
 
 
 def test_a_job_that_took_over_anothers_results_says_reused(sweep_of_24):
