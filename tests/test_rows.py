@@ -39,7 +39,7 @@ def test_a_missing_column_is_named_with_its_setting_and_those_that_are_there(tmp
     with pytest.raises(
         ConfigError,
         match=r"line 10: no column label \(data.label_column=label\); it has: text, class",
-    ):  # noqa: E501
+    ):
         read(file)
 
 
