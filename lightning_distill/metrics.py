@@ -2,8 +2,9 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import CatMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -47,10 +48,21 @@ class Quality(nn.Module):
 
 class ClassQuality(nn.Module):
     """One classifier against the labels: nll in nats an example, accuracy, F1 (the mean over
-    classes), calibration error."""
+    classes), calibration error.
 
-    def __init__(self, num_classes: int) -> None:
+    omitted: a class that the student was never shown, and its frequency among all. Then also how
+    much of it is recognised, as it is (`omitted_accuracy`) and with the bias of that class moved
+    until it is predicted as often as it occurs (`corrected_omitted_accuracy`, and of all classes
+    `corrected_accuracy`), which takes no label (Hinton et al. 2015, section 3).
+    """
+
+    def __init__(
+        self, num_classes: int, omitted: int | None = None, frequency: float = 0.0
+    ) -> None:
         super().__init__()
+        self.omitted, self.frequency = omitted, frequency
+        if omitted is not None:
+            self.log_probs, self.labels = CatMetric(), CatMetric()
         self.nll = MeanMetric()
         self.scores = MetricCollection(
             {
@@ -65,10 +77,38 @@ class ClassQuality(nn.Module):
         """log_probs: [N, C], labels: [N]."""
         self.nll.update(-log_probs.gather(1, labels[:, None]))
         self.scores.update(log_probs.exp(), labels)
+        if self.omitted is not None:
+            self.log_probs.update(log_probs)
+            self.labels.update(labels)
 
     def compute(self) -> dict[str, float]:
-        found = self.scores.compute()
-        return {"nll": float(self.nll.compute()), **{key: float(x) for key, x in found.items()}}
+        found = {key: float(x) for key, x in self.scores.compute().items()}
+        if self.omitted is not None:
+            found |= omitted_class(
+                self.log_probs.compute(), self.labels.compute(), self.omitted, self.frequency
+            )
+        return {"nll": float(self.nll.compute()), **found}
+
+
+def omitted_class(
+    log_probs: Tensor, labels: Tensor, omitted: int, frequency: float
+) -> dict[str, float]:
+    """log_probs: [N, C], labels: [N]. See `ClassQuality`."""
+    own = log_probs[:, omitted]
+    others = log_probs.clone()
+    others[:, omitted] = -math.inf
+    best, rival = others.max(-1)
+    behind = best - own  # by how much its bias has to rise for it to be predicted
+    count = round(frequency * len(labels))
+    bias = behind.sort().values[max(0, count - 1)]
+    theirs = labels == omitted
+    corrected = torch.where(behind <= bias, omitted, rival)
+    return {
+        "omitted_accuracy": float((behind < 0)[theirs].float().mean()),
+        "corrected_omitted_accuracy": float((corrected == omitted)[theirs].float().mean()),
+        "corrected_accuracy": float((corrected == labels).float().mean()),
+        "bias_correction": float(bias),
+    }
 
 
 class Likeness(nn.Module):

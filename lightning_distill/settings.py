@@ -18,6 +18,9 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "checkpoint_every_n_steps": (True, 1, True),
     "data.sequence_length": (True, 2, True),
     "data.batch_size": (True, 1, True),
+    "data.held_out": (True, 3, True),
+    "data.image_size": (True, 4, True),
+    "data.image_std": (False, 0, False),
     "data.vocab_size": (True, 257, True),  # every byte, and the end of text
     "transfer.num_blocks": (True, 1, True),
     "transfer.k": (True, 1, True),
@@ -56,6 +59,7 @@ RERUN = ("failed", "all", "none")
 
 SWITCHES = (
     "data.isolate_documents",
+    "data.skip_bad_rows",
     "teacher.trust_remote_code",
     "student.trust_remote_code",
     "loss.fused",

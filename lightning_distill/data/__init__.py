@@ -1,6 +1,7 @@
 """What is distilled: one file a task, each a LightningDataModule, and one file a source."""
 
 from lightning_distill.data.datamodule import DataModule
+from lightning_distill.data.images import Images
 from lightning_distill.data.language import Language
 
-__all__ = ["DataModule", "Language"]
+__all__ = ["DataModule", "Images", "Language"]

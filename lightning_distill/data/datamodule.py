@@ -69,6 +69,10 @@ class DataModule(L.LightningDataModule):
     def examples(self, split: str) -> Examples:
         raise NotImplementedError
 
+    def transfer_set(self) -> Examples:
+        """What a student may be trained on, of which `transfer.num_blocks` takes the first."""
+        return self.examples("train")
+
     @property
     def num_classes(self) -> int:
         """V: what a prediction chooses among. Of text, the tokens of the vocabulary."""
@@ -78,6 +82,11 @@ class DataModule(L.LightningDataModule):
     def shape(self) -> dict[str, Any]:
         """The settings that decide what an example is, beside the artifact, by their keys."""
         raise NotImplementedError
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that choose the transfer set from the train split, by their keys."""
+        return {}
 
     def new_model(self, size: Size) -> PreTrainedModel:
         """An untrained model of that size. Its weights follow torch's random state."""

@@ -134,10 +134,9 @@ def decoder_layers(model: PreTrainedModel, role: str, key: str) -> nn.ModuleList
     """The layers of a text decoder."""
     if found := find_layers(model):
         return found[1]
-    count = model.config.get_text_config().num_hidden_layers
     raise ConfigError(
-        f"{key}: the {role}, a {type(model).__name__}, has no list of {count} decoder layers to "
-        f"look into. Set {key}.weight=0."
+        f"{key}: the {role}, a {type(model).__name__}, has no list of equal layers to look into. "
+        f"Set {key}.weight=0."
     )
 
 

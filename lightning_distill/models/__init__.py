@@ -60,7 +60,9 @@ def outline(role: DictConfig, data: Any) -> PreTrainedModel:
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
     """The list of a text decoder's layers, and its name in the model; None if there is none."""
-    count = model.config.get_text_config().num_hidden_layers
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if count is None:  # of stages, which differ
+        return None
     decoder = set(model.get_decoder().modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder:

@@ -15,6 +15,7 @@ MEANING = {
     "perplexity": "exp(nll)",
     "accuracy": "share of examples whose class is the likeliest",
     "f1": "mean of the classes' F1",
+    "corrected_omitted_accuracy": "recognised of the omitted class, with its bias corrected",
     "bleu": "of what is written, against the references (sacrebleu)",
     "chrf": "of what is written, against the references (sacrebleu)",
     "rouge_l": "of what is written, against the references",

@@ -20,6 +20,7 @@ TASK_SCORES = (
     ("perplexity", "perplexity", 1),
     ("accuracy", "accuracy", 3),
     ("f1", "F1", 3),
+    ("corrected_omitted_accuracy", "omitted class", 3),
     ("bleu", "BLEU", 1),
     ("chrf", "chrF", 1),
     ("rouge_l", "ROUGE-L", 3),

@@ -158,7 +158,7 @@ class Cached(Online):
             _refuse_another(self.path, self._made_from(data, teacher))
 
     def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
-        return 0 if self.path else self.count(data.examples("train"))
+        return 0 if self.path else self.count(data.transfer_set())
 
     def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]] | None:
         return None if self.path else (KIND, self._made_from(data, teacher))
@@ -166,14 +166,15 @@ class Cached(Online):
     def _made_from(self, data: DataModule, teacher: Teacher) -> dict[str, Any]:
         return {  # what a user can type comes first, and is named first where it differs
             **data.shape,
+            **data.chosen,
             "text and tokenizer": data.artifact.key,
-            "transfer.num_blocks": self.count(data.examples("train")),
+            "transfer.num_blocks": self.count(data.transfer_set()),
             "teacher": teacher.hash,
             "stored": self.settings,
         }
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
-        blocks = data.examples("train")
+        blocks = data.transfer_set()
         if self.folder is None:  # nothing to learn from it
             return super().dataset(data)
         return Labelled(blocks, self.count(blocks), self.folder)
@@ -205,8 +206,8 @@ class Cached(Online):
         labeller = Labeller(
             [teacher.served] if teacher.served else teacher.frozen(),
             layout,
-            data.examples("train"),
-            self.count(data.examples("train")),
+            data.transfer_set(),
+            self.count(data.transfer_set()),
             None if teacher.served else data.examples("validation"),
             8 * data.batch_size,
             folder,
@@ -216,7 +217,7 @@ class Cached(Online):
         if trainer.interrupted:
             raise KeyboardInterrupt
         kl = None if teacher.served else float(labeller.held_out_kl.compute())
-        positions = data.examples("train").positions
+        positions = data.transfer_set().positions
         return {"bytes_per_token": layout.bytes_per_token, "positions": positions, "kl": kl}
 
     def _layout(

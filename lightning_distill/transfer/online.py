@@ -71,7 +71,7 @@ class Online:
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         """What the student trains on."""
-        examples: Any = data.examples("train")
+        examples: Any = data.transfer_set()
         return Subset(examples, range(self.count(examples)))
 
     def compose(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
