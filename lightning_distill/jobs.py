@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill.results import RESULTS, WITHOUT_EFFECT, learns_alone, read_results
+from lightning_distill.sweep import tells
 
 SETTINGS = Path(".hydra") / "config.yaml"
 GROUPS = ("data", "student", "loss", "transfer", "optimizer", "schedule", "trainer")
@@ -166,8 +167,12 @@ def planned(folder: Path) -> tuple[list[str], list[list[str]]]:
 
 def not_begun(rows: list[Row], jobs: list[list[str]]) -> list[list[str]]:
     """Which of the jobs asked for have no folder yet."""
-    there = {frozenset(row.results["overrides"]) for row in rows}
-    return [job for job in jobs if frozenset(job) not in there]
+
+    def name(overrides: list[str]) -> frozenset[str]:
+        return frozenset(o for o in overrides if tells(o.split("=")[0]))
+
+    there = {name(row.results["overrides"]) for row in rows}
+    return [job for job in jobs if name(job) not in there]
 
 
 def _read(folder: Path) -> Row:

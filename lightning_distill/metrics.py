@@ -1,6 +1,7 @@
 """What is measured on the held-out split, over torchmetrics' accumulators."""
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torchmetrics.classification import (
     MulticlassCalibrationError,
     MulticlassF1Score,
 )
+from torchmetrics.functional.text import rouge_score
 
 from lightning_distill.losses.forward_kl import forward_kl
 
@@ -129,3 +131,20 @@ class Likeness(nn.Module):
             "teacher_agreement": float(self.agreement.compute()),
             "teacher_kl": float(self.kl.compute()),
         }
+
+
+def rouge_l(written: list[str], references: list[str]) -> float:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, averaged over pairs.
+
+    written, references: at least one, and as many of each. From 0 to 1. Words are runs of letters
+    and digits of any script, in lower case; of English text they are those of `rouge-score`.
+    """
+    if len(written) != len(references):
+        raise ValueError(f"{len(written)} texts for {len(references)} references")
+    found = rouge_score(
+        written,
+        references,
+        rouge_keys="rougeL",  # rougeLsum would need nltk and a download
+        normalizer=lambda text: re.sub(r"[\W_]+", " ", text.lower()),
+    )
+    return float(found["rougeL_fmeasure"])

@@ -19,14 +19,16 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, models
+from lightning_distill import ConfigError, further, models
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.evaluation import evaluate, write_samples
+from lightning_distill.jobs import job_folders
 from lightning_distill.models.from_teacher import from_teacher
 from lightning_distill.results import RESULTS, Cost, Job, read_results, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
+from lightning_distill.sweep import results_in
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
 from lightning_distill.tracking import finish_loggers, log_samples, start_loggers
 from lightning_distill.training import fit, make_trainer
@@ -118,17 +120,32 @@ def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
     return results
 
 
-def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any]:
-    """`stage=evaluate`: the student of a finished run, `evaluate.run=<its folder>`."""
+def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
+    """`stage=evaluate`: the student of a finished run, `evaluate.run=<its folder>`; or, where that
+    is a sweep's, those of all its finished jobs, and the sweep's summary anew."""
     if cfg.evaluate.run is None:
-        raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run>.")
-    return evaluate_run(Path(cfg.evaluate.run), cfg.paths.outputs)
+        raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run or a sweep>.")
+    folder = Path(cfg.evaluate.run)
+    jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
+    finished = [one for one in jobs if results_in(one).get("status") == "finished"]
+    if not finished:
+        return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate)
+    from lightning_distill.summary import summarise  # which imports this module in turn
+
+    if left := len(jobs) - len(finished):
+        log.info("evaluate.run: %s of %s jobs are not finished and left out", left, len(jobs))
+    for one in finished:
+        log.info("evaluating %s", one)
+        evaluate_run(one, cfg.paths.outputs, cfg.evaluate)
+    summarise(folder)
+    return None
 
 
-def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
+def evaluate_run(folder: Path, outputs: str, asked: DictConfig | None = None) -> dict[str, Any]:
     """Measures a finished run's student, against its teacher if that exists by now.
 
-    The run's results.json is brought up to date.
+    asked: the tasks and the speed to measure besides; those that the run itself asked for if None.
+    The run's results.json is brought up to date, and keeps what is not measured again.
     """
     for needed in (".hydra/config.yaml", RESULTS):
         if not (folder / needed).exists():
@@ -140,6 +157,8 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
     cfg.paths.outputs = outputs
+    if asked is not None:
+        cfg.evaluate = asked
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
     student = data.auto.from_pretrained(weights) if weights.exists() else None
@@ -148,7 +167,9 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
     for role, scores in measure(cfg, data, folder, student, teacher).items():
         if scores:  # a teacher that is gone takes nothing of what is known along
-            results[role] = (results.get(role) or {}) | scores
+            known = results.get(role) or {}
+            tasks = {**known.get("tasks", {}), **scores.get("tasks", {})}
+            results[role] = known | scores | ({"tasks": tasks} if tasks else {})
     write_results(folder, results)
     return results
 
@@ -156,6 +177,7 @@ def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
 def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
     """The examples in the student's tokens and in the teacher's: the same where they share them."""
     data: DataModule = instantiate(cfg.data)
+    further.check(cfg.evaluate, data)
     theirs, own = None, None
     if data.has_tokenizer:
         shared = data.read_alike or cfg.loss.get("shared_vocabulary", True)
@@ -203,9 +225,14 @@ def measure(
     teacher: Teacher | None,
     loggers: list[Logger] | None = None,
 ) -> dict[str, Any]:
-    """Scores on the test split, and samples to read, in the log and in samples.json."""
+    """Scores on the test split, and what else `evaluate` asks for; and samples to read, in the log
+    and in samples.json."""
     teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
-    scores = evaluate(make_trainer(cfg, folder, "on the test split"), data, student, teacher)
+    trainer = make_trainer(cfg, folder, "on the test split")
+    scores = evaluate(trainer, data, student, teacher)
+    device = trainer.strategy.root_device
+    for role, more in further.measure(cfg.evaluate, data, student, teacher, device).items():
+        scores[role] = {**(scores[role] or {}), **more}
     if student is None:
         return scores
     samples = write_samples(data, student, teacher, cfg.seed)

@@ -122,6 +122,7 @@ def in_small(cfg: DictConfig, folder: Path, has_teachers: bool) -> DictConfig:
     with open_dict(small):
         small.paths.outputs = str(folder / "outputs")
         small.logger = {}
+        small.evaluate.update(tasks=[], speed=False)
         small.checkpoint_every_n_steps = STEPS
         small.student.max_steps = STEPS
         for node in [small.teacher, *(small.teacher.get("members") or [])]:

@@ -206,6 +206,13 @@ def scores() -> list[str]:
     return [f"{group}.{key}" for group, keys in known.items() for key in keys]
 
 
+def is_metric(key: str) -> bool:
+    """Whether a key of a task's scores, dotted or not, is a result: not how sure, nor of how many
+    examples it is."""
+    name = key.rsplit(".", 1)[-1]
+    return name != "examples" and not name.endswith("_stderr") and "_stderr_" not in name
+
+
 def reset_peak() -> None:
     import torch  # here, because a sweep's bookkeeping needs this module and not torch
 

@@ -52,6 +52,9 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "sweep.stop_after_failures": (True, 1, True),
     "sweep.jobs_per_gpu": (True, 1, True),
     "trainer.accumulate_grad_batches": (True, 1, True),
+    "evaluate.limit": (True, 1, True),
+    "evaluate.num_fewshot": (True, 0, True),
+    "evaluate.batch_size": (True, 1, True),
 }
 
 INITIALIZE = ("random", "teacher_layers")
@@ -63,6 +66,7 @@ SWITCHES = (
     "teacher.trust_remote_code",
     "student.trust_remote_code",
     "loss.fused",
+    "evaluate.speed",
 )
 
 
@@ -73,6 +77,7 @@ def check(cfg: DictConfig) -> None:
     if cfg.sweep.rerun not in RERUN:
         problems.append(str(nearest("sweep.rerun", cfg.sweep.rerun, RERUN)).rstrip("."))
     problems += _problems_of_objectives(cfg.sweep.objectives)
+    problems += _problems_of_tasks(cfg.evaluate.tasks)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*_problems_of_server(cfg.teacher), *_problems_of_served(cfg)]
     if problems:
@@ -126,6 +131,15 @@ def _problems_of_objectives(names: Any) -> list[str]:
         return [f"sweep.objectives={names} must be a list, as in [student.nll]"]
     wrong = [name for name in names if name not in scores()]
     return [str(nearest("sweep.objectives", name, scores())).rstrip(".") for name in wrong]
+
+
+def _problems_of_tasks(names: Any) -> list[str]:
+    if names is None:
+        return []
+    if not isinstance(names, list | ListConfig):
+        return [f"evaluate.tasks={names} must be a list, as in evaluate.tasks=[{names}]"]
+    wrong = [name for name in names if not isinstance(name, str)]
+    return [f"evaluate.tasks: {name} is not the name of a task" for name in wrong]
 
 
 def _problems_of_server(teacher: DictConfig) -> Iterator[str]:

@@ -24,7 +24,8 @@ from lightning_distill.stages import LOOKING
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
-NAMELESS = ("paths", "name", "logger", "sweep")  # overrides that tell no job from another
+# Overrides that tell no job from another.
+NAMELESS = ("paths", "name", "logger", "sweep", "evaluate")
 LEFT = ("samples.json", "metrics.csv", "generated.jsonl")  # by a job, besides its student
 
 
@@ -51,7 +52,7 @@ def sweep_name(given: str | None, overrides: list[str]) -> str:
         key = override.get_key_element()
         if key == "sweep":  # a committed one
             swept.append(str(override.value()))
-        elif key.split(".")[0] in NAMELESS or (key == "stage" and override.value() in LOOKING):
+        elif not tells(key) or (key == "stage" and override.value() in LOOKING):
             continue
         elif override.is_sweep_override():
             swept.append(key)
@@ -60,10 +61,14 @@ def sweep_name(given: str | None, overrides: list[str]) -> str:
     return folder_name([*sorted(swept), *sorted(fixed)]) or "all"
 
 
+def tells(key: str, *nameless: str) -> bool:
+    """Whether a setting can tell one job from another; also which run a job evaluates."""
+    return key == "evaluate.run" or key.split(".")[0] not in (*NAMELESS, *nameless)
+
+
 def job_folder(*, _root_: DictConfig) -> str:
     """A job's overrides; and its key, where the folder of that name is of other settings."""
-    named = (*NAMELESS, "experiment")
-    parts = [o for o in _root_.hydra.overrides.task if o.split("=")[0].split(".")[0] not in named]
+    parts = [o for o in _root_.hydra.overrides.task if tells(o.split("=")[0], "experiment")]
     looks = [f"stage={stage}" for stage in LOOKING]
     name = folder_name(sorted(part for part in parts if part not in looks)) or "job"
     key = settings_key(_root_)
@@ -83,7 +88,9 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
             log.info("%s: failed before, skipped as sweep.rerun=none says", job.name)
             return results_in(there)
         if state == "twin":
-            return _take_over(there, job)
+            results = _take_over(there, job)
+            _say_what_is_lacking(cfg, job)
+            return results
         if state == "new" and (reason := _given_up(cfg, job)):
             log.info("%s: not run, %s", job.name, reason)
             results = job.state("not run", error=reason)
@@ -93,6 +100,7 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
         write_whole(index, json.dumps({"folder": where}).encode())
         if state == "finished":
             log.info("%s: finished before, skipped", job.name)
+            _say_what_is_lacking(cfg, job)
             return results_in(there)
         if not results_in(job.folder):  # so that it is known to have begun
             shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
@@ -114,6 +122,21 @@ def standing(cfg: DictConfig, job: Job, folder: Path) -> tuple[str, Path]:
     if (twin := pointed_at(cfg, job)) and _finished(twin, cfg, job):
         return "twin", twin
     return "new", folder
+
+
+def _say_what_is_lacking(cfg: DictConfig, job: Job) -> None:
+    """What `evaluate` asks for changes no result that is there, and so runs no job again."""
+    student = results_in(job.folder).get("student") or {}
+    tasks = set(cfg.evaluate.tasks or []) - set(student.get("tasks", {}))
+    asked = ["evaluate.tasks"] if tasks else []
+    asked += ["evaluate.speed"] if cfg.evaluate.speed and "speed" not in student else []
+    if asked:
+        log.info(
+            "%s: what %s asks for is added by stage=evaluate evaluate.run='%s'",
+            job.name,
+            " and ".join(asked),
+            job.folder.parent,
+        )
 
 
 def _index(cfg: DictConfig, job: Job) -> Path:

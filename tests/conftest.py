@@ -66,6 +66,44 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def lm_eval_tasks(tmp_path_factory) -> Path:
+    """A folder of two tasks in lm-eval's YAML: which of three answers is likelier, `choice`, and
+    how likely a text is, `text`; both over 24 questions with one to three words an answer."""
+    folder, dice = tmp_path_factory.mktemp("tasks"), random.Random(1)
+    words = ["a", "student", "learns", "soft", "targets", "from", "teacher", "small", "large"]
+    data = folder / "questions.jsonl"
+    with data.open("w") as file:
+        for _ in range(24):
+            answers = [" ".join(dice.choices(words, k=count)) for count in (1, 2, 3)]
+            question = " ".join(dice.choices(words, k=5))
+            row = {"question": question, "answers": answers, "right": dice.randrange(3)}
+            file.write(json.dumps(row) + "\n")
+    source = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+    }
+    choice = {
+        "task": "choice",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{answers}}",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc"}],
+    }
+    text = {
+        "task": "text",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    for task in (choice, text):
+        (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump(source | task))
+    return folder
+
+
 @pytest.fixture
 def make_data(text_file, tmp_path_factory):
     """A prepared Language on that text."""

@@ -151,7 +151,7 @@ VALUES = [
     ([*AT, "teacher.tokenizer=/no/folder"], "Set teacher.tokenizer to a local folder"),
     ([*AT[:3], "transfer.stored=topk"], "teacher.url is not set"),
     (["teacher=s", "teacher.url=http://h/v1"], "teacher.url is a setting of teacher=served"),
-    (["stage=evaluate"], "evaluate.run=<the folder of a run>"),
+    (["stage=evaluate"], "evaluate.run=<the folder of a run or a sweep>"),
     (["stage=evaluate", "evaluate.run=nowhere"], "is not the folder of a run"),
     (["stage=report"], "report.sweep=<the folder of a sweep>"),
     (["stage=report", "report.sweep=nowhere"], "holds no job"),

@@ -1,4 +1,6 @@
 import math
+import random
+import re
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.metrics import BINS, Likeness, Quality
+from lightning_distill.metrics import BINS, Likeness, Quality, rouge_l
 
 V = 7
 
@@ -86,3 +88,36 @@ def test_likeness_is_measured_from_the_teacher(batches):
     expected = float(forward_kl(a, b).mean())
     assert likeness.compute()["teacher_kl"] == pytest.approx(expected, rel=1e-5)
     assert expected != pytest.approx(float(forward_kl(b, a).mean()), rel=1e-2)
+
+
+def test_rouge_l_by_hand():
+    # "the cat on the mat" is in both: 5 of 6 words that way, 5 of 7 the other.
+    one = rouge_l(["The cat sat on the mat."], ["the cat is, now, on the mat"])
+    assert one == pytest.approx(2 * (5 / 6) * (5 / 7) / (5 / 6 + 5 / 7))
+    pairs = ["the cat sat", "nothing", "", "same words"], ["sat the cat", "else", "a", "Same words"]
+    assert rouge_l(*pairs) == pytest.approx((2 / 3 + 0 + 0 + 1) / 4)
+
+
+def longest_common(a, b):
+    """How many words the longest common subsequence has, by its definition."""
+    if not a or not b:
+        return 0
+    if a[0] == b[0]:
+        return 1 + longest_common(a[1:], b[1:])
+    return max(longest_common(a[1:], b), longest_common(a, b[1:]))
+
+
+def test_rouge_l_is_the_mean_over_pairs_of_words_in_any_spelling():
+    dice = random.Random(0)
+    words = ["snake_case", "it's", "a", "the", "on", "3.5", "cat,", "model!", "Model", "sat-down"]
+    texts = [" ".join(dice.choices(words, k=dice.randint(1, 6))) for _ in range(40)]
+    total = 0.0
+    for pair in zip(texts[:20], texts[20:], strict=True):
+        one, other = (re.findall("[a-z0-9]+", text.lower()) for text in pair)
+        total += 2 * longest_common(one, other) / (len(one) + len(other))
+    assert rouge_l(texts[:20], texts[20:]) == pytest.approx(total / 20)
+
+
+def test_rouge_l_reads_other_scripts_too():
+    assert rouge_l(["Größe über alles"], ["größe über nichts"]) == pytest.approx(2 / 3)
+    assert rouge_l(["модель учит"], ["модель спит"]) == pytest.approx(1 / 2)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from lightning_distill.comparison import influence, measure_of, over_seeds, verdict
 from lightning_distill.jobs import Row
 from lightning_distill.report.tables import TASK_SCORES, duration, records, short, teachers
+from lightning_distill.results import is_metric
 
 MEANING = {
     "perplexity": "exp(nll)",
@@ -43,6 +44,9 @@ COLUMNS = (
     ("cost.student_seconds", "seconds", 0, 1, "", "of training the student"),
     ("cost.student_tokens_per_second", "tokens/s", 0, 1, "", "target tokens of the student"),
     ("cost.peak_memory_mb", "memory, MB", 0, 1, "", "at most, while the student trains"),
+    ("student.speed.tokens_per_second", "writes, tokens/s", 0, 1, "", "of the student, finished"),
+    ("student.speed.first_token_seconds", "first token", 1, 1e3, " ms", "of the student, finished"),
+    ("student.speed.bytes", "weights", 1, 1e-6, " MB", "of the student"),
 )
 # Left out where they say no more than another.
 ONLY_IF_OTHER = {"gap_closed_best_baseline": "gap_closed"}
@@ -55,7 +59,8 @@ def jobs_table(rows: list[Row]) -> str:
     best = {id(row) for row in found.best.rows} if found else set()
     lines = list(zip(rows, records(rows), strict=True))
     lines.sort(key=lambda line: math.inf if line[0].nll is None else line[0].nll)
-    shown = [column for column in COLUMNS if _worth_showing(column[0], [r for _, r in lines])]
+    columns = [*COLUMNS, *_tasks([record for _, record in lines])]
+    shown = [column for column in columns if _worth_showing(column[0], [r for _, r in lines])]
     keys = list(rows[0].settings)
     heads = [(key, short(f"{key}=", keys).rstrip("="), key) for key in keys]
     if not keys:
@@ -86,6 +91,20 @@ def jobs_table(rows: list[Row]) -> str:
     )
 
 
+def _tasks(lines: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str, str]]:
+    """A column for each metric of lm-eval's tasks."""
+    prefix = "student.tasks."
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(prefix))
+    found: list[tuple[str, str, int, float, str, str]] = []
+    for key in filter(is_metric, keys):
+        of_teachers = key.replace("student", "teacher", 1)
+        theirs = sorted({line[of_teachers] for line in lines if of_teachers in line})
+        told = f"; the teacher's: {', '.join(f'{value:.3f}' for value in theirs)}" if theirs else ""
+        name = " ".join(key.removeprefix(prefix).rsplit(".", 1))
+        found.append((key, name, 3, 1, "", f"lm-eval{told}"))
+    return found
+
+
 def _worth_showing(key: str, lines: list[dict[str, Any]]) -> bool:
     values = [line.get(key) for line in lines]
     if key in ONLY_IF_VARIED and len({line.get("student.nll") for line in lines}) > 1:
@@ -107,13 +126,13 @@ def _text_cell(key: str, record: dict[str, Any]) -> str:
 def _number_cell(
     row: Row, record: dict[str, Any], key: str, _: str, digits: int, factor: float, unit: str
 ) -> str:
-    value = record.get(key)
+    value, column = record.get(key), escape(key)
     if value is None or not _is_number(value):
-        return f"<td data-column='{key}'></td>"
+        return f"<td data-column='{column}'></td>"
     shown = f"{factor * value:,.{digits}f}{unit}"
     if key == "cost.student_seconds" and row.took_over:
         shown = f"<span title='the results of {escape(str(row.results['same_as']))}'>reused</span>"
-    return f"<td data-column='{key}' data-value='{value!r}'>{shown}</td>"
+    return f"<td data-column='{column}' data-value='{value!r}'>{shown}</td>"
 
 
 def influences(rows: list[Row]) -> str:
