@@ -60,9 +60,10 @@ def outline(role: DictConfig, data: Any) -> PreTrainedModel:
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
     """The list of a text decoder's layers, and its name in the model; None if there is none."""
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    if count is None:  # of stages, which differ
+    config = model.config.get_text_config()
+    if not hasattr(config, "hidden_size"):  # it has stages, which differ
         return None
+    count = config.num_hidden_layers
     decoder = set(model.get_decoder().modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder:
