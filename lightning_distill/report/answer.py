@@ -8,7 +8,7 @@ from statistics import mean
 from lightning_distill.comparison import Group, Verdict, over_seeds, verdict
 from lightning_distill.intervals import interval
 from lightning_distill.jobs import Row
-from lightning_distill.report.tables import TASK_SCORES, seconds_of, short, teachers
+from lightning_distill.report.tables import TASK_SCORES, millions, seconds_of, short, teachers
 
 UNITS = {"nll": "nats", "bits_per_byte": "bits per byte"}
 REPEAT = "run the sweep again with <code>seed=0,1,2</code>"
@@ -30,7 +30,7 @@ def answer(rows: list[Row]) -> str:
         ("gap to the teacher closed", _mean(best.shares(), 0, 100, " %"), "main"),
         ("nll", _mean(best.scores("nll"), 3), ""),
         *((name, _mean(best.scores(key), digits), "") for key, name, digits in TASK_SCORES),
-        ("parameters", f"{size / 1e6:.2f} M{part}", ""),
+        ("parameters", f"{millions(size)}{part}", ""),
     ]
     if teacher:
         facts.append(("the teacher's nll", f"{teacher['nll']:.3f}", ""))
@@ -57,7 +57,7 @@ def _nothing(rows: list[Row]) -> str:
     if not found:
         return "No job has finished yet."
     best = found[0][0]
-    return f"Teachers only: the best has nll {best['nll']:.3f}, {best['parameters'] / 1e6:.2f} M."
+    return f"Teachers only: the best has nll {best['nll']:.3f}, {millions(best['parameters'])}."
 
 
 def _lead(found: Verdict) -> str:

@@ -39,7 +39,7 @@ COLUMNS = (
     ),
     ("student.teacher_kl", "KL(p ‖ q)", 3, 1, "", "from the teacher's distribution"),
     ("student.calibration_error", "ECE", 3, 1, "", "expected calibration error"),
-    ("student.parameters", "size", 2, 1e-6, " M", "parameters of the student"),
+    ("student.parameters", "size, M", 3, 1e-6, "", "millions of parameters of the student"),
     ("teacher.nll", "teacher's nll", 3, 1, "", "of the teacher"),
     ("cost.student_seconds", "seconds", 0, 1, "", "of training the student"),
     ("cost.student_tokens_per_second", "tokens/s", 0, 1, "", "target tokens of the student"),

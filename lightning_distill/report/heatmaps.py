@@ -5,6 +5,7 @@ from statistics import mean
 
 from lightning_distill.jobs import Row
 from lightning_distill.report.pictures import Figure, figure
+from lightning_distill.report.tables import millions
 
 TEMPERATURE, ALPHA = "loss.temperature", "loss.alpha"
 
@@ -52,7 +53,7 @@ def heat_maps(rows: list[Row]) -> list[tuple[str, Figure]]:
             yaxis={"type": "category", "showgrid": False},
         )
         choice = {row.settings.get("student", "") for row in here} - {"", "default"}
-        name = ", ".join([*(f"student={c}" for c in sorted(choice)), f"{size / 1e6:.2f} M"])
+        name = ", ".join([*(f"student={c}" for c in sorted(choice)), millions(size)])
         if drawn:
             found.append((name, drawn))
     return found

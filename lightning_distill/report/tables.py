@@ -120,7 +120,7 @@ def _cells(
     shares = [[100 * share for share in gap if share is not None] for gap in gaps]
     return (
         name,
-        f"{models[0]['parameters'] / 1e6:.2f} M",
+        millions(models[0]["parameters"]),
         *(over(key, digits) for key, _, digits in SCORES),
         *(number(share, 0, " %") for share in shares),
         seconds,
@@ -131,6 +131,12 @@ def seconds_of(rows: list[Row]) -> str:
     """Of training a student; those that took over another's results were not trained."""
     trained = [row.cost("student_seconds") for row in rows if not row.took_over]
     return number(trained, 0) if trained else "reused"
+
+
+def millions(parameters: float) -> str:
+    """With as many digits as tell small models apart."""
+    count = parameters / 1e6
+    return f"{count:,.2f} M" if count >= 0.1 else f"{count:.2g} M"
 
 
 def duration(seconds: float) -> str:
