@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 ARGS ?=
+EXPERIMENTS := chat translation classification distilbert images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +18,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## teacher, baselines and distilled students on text that needs no download
 	$(BIN)/lightning-distill experiment=demo $(ARGS)
+
+experiments: $(INSTALLED) ## an experiment for each task, three seeds, 15 minutes on two cores
+	@for one in $(EXPERIMENTS); do \
+		$(BIN)/lightning-distill experiment=$$one seed=0,1,2 $(ARGS) || exit $$?; \
+	done
+	$(BIN)/lightning-distill experiment=omitted_class $(ARGS)
 
 test: $(INSTALLED) ## the tests, without those that take longest or need a GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' $(ARGS)
@@ -64,4 +71,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-all lint format teacher distill sweep plan doctor report dashboard sync bench clean
+.PHONY: help setup demo experiments test test-all lint format teacher distill sweep plan doctor report dashboard sync bench clean
