@@ -15,9 +15,16 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_distill.results import RESULTS, WITHOUT_EFFECT, learns_alone, read_results
+from lightning_distill.results import (
+    RESULTS,
+    WITHOUT_EFFECT,
+    check_results,
+    learns_alone,
+    read_results,
+)
 
 SETTINGS = Path(".hydra") / "config.yaml"
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError)  # of what YAML holds
 GROUPS = ("data", "student", "loss", "transfer", "optimizer", "schedule", "trainer")
 
 
@@ -159,7 +166,7 @@ def planned(folder: Path) -> tuple[list[str], list[list[str]]]:
         given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         parsed = OverridesParser.create().parse_overrides([*given, *command])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    except (OSError, TypeError, KeyError, yaml.YAMLError, OmegaConfBaseException, HydraException):
+    except (OSError, *DAMAGE, OmegaConfBaseException, HydraException):
         return [], []
     return command, jobs
 
@@ -182,7 +189,7 @@ def _read(folder: Path) -> Row:
             row.curves = [
                 p for p in csv.DictReader(lines) if p.get("step") and None not in p.values()
             ]
-    except OSError:
+    except (OSError, csv.Error):
         row.missing.append("metrics.csv")
     try:
         found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
@@ -196,8 +203,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     """With a status and the overrides, whatever the file holds."""
     try:
         found = read_results(folder)
-        if not isinstance(found, dict) or "status" not in found:
-            raise ValueError("it holds no status")
+        check_results(found)
     except FileNotFoundError:
         found = {"status": "no results", "error": f"no {RESULTS}: killed before it began"}
     except (OSError, ValueError) as error:
@@ -205,7 +211,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     if not isinstance(found.get("overrides"), list):
         try:
             noted = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
-        except (OSError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError):
             noted = None
         found["overrides"] = noted if isinstance(noted, list) else []
     found["overrides"] = [str(override) for override in found["overrides"]]
@@ -215,7 +221,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         cfg = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException):
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return {}
     if not isinstance(cfg, dict) or not all(isinstance(cfg.get(g), dict) for g in GROUPS):
         return {}

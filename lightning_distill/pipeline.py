@@ -120,9 +120,9 @@ def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=evaluate`: the student of a finished run, `evaluate.run=<its folder>`."""
-    if cfg.evaluate.run is None:
+    if cfg.evaluate.run in (None, ""):
         raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run>.")
-    return evaluate_run(Path(cfg.evaluate.run), cfg.paths.outputs)
+    return evaluate_run(Path(str(cfg.evaluate.run)), cfg.paths.outputs)
 
 
 def evaluate_run(folder: Path, outputs: str) -> dict[str, Any]:
