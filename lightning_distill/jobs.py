@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,8 @@ class Row:
 
 def job_folders(folder: Path) -> list[Path]:
     """Of the jobs below a folder: what holds results, or settings to get them with."""
+    if folder.is_dir():
+        os.scandir(folder).close()  # raises where it may not be read, which rglob passes over
     with_results = {file.parent for file in folder.rglob(RESULTS)}
     with_settings = {f.parent.parent for f in folder.rglob(str(SETTINGS)) if _trains(f)}
     return sorted(with_results | with_settings)
