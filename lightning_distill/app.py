@@ -51,7 +51,6 @@ def job(cfg: DictConfig) -> float | list[float] | None:
     try:
         if cfg.stage not in STAGES:
             raise nearest("stage", cfg.stage, STAGES)
-        check(cfg)
         once = not alone and cfg.stage == "distill"
         results = run_once(cfg, this, partial(run, cfg, this)) if once else run(cfg, this)
     except Exception as error:
@@ -70,6 +69,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
 
 def run(cfg: DictConfig, this: Job) -> Any:
     """The function of `stage=`, imported when it is known to be needed."""
+    check(cfg)  # here, so that a mistake leaves alone what has finished
     launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
     if HydraConfig.get().mode == RunMode.MULTIRUN and launcher in LAUNCHERS:
         take_gpu(cfg.sweep.jobs_per_gpu)

@@ -49,6 +49,7 @@ def build(cfg: DictConfig, job: Job) -> None:
         )
     if not wandb_runs.has_key():
         raise ConfigError("stage=dashboard needs a W&B key: `wandb login`, or set WANDB_API_KEY.")
+    wandb_runs.check_server()
     import wandb
 
     rows = gather(folder) if folder else []
@@ -65,7 +66,7 @@ def build(cfg: DictConfig, job: Job) -> None:
 
 def _which(cfg: DictConfig) -> tuple[Path | None, str]:
     """The sweep's folder, if it is on this machine, and its group."""
-    if cfg.dashboard.sweep is None:
+    if cfg.dashboard.sweep in (None, ""):
         raise ConfigError("stage=dashboard needs dashboard.sweep=<a sweep's folder, or its group>.")
     name = str(cfg.dashboard.sweep)
     for folder in (Path(name), Path(cfg.paths.outputs) / "sweeps" / name):

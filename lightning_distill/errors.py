@@ -40,7 +40,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             return _no_such_option(link)
     for link in chain:
-        if isinstance(link, OmegaConfBaseException) and "is not in struct" in str(link):
+        unknown = ("is not in struct", "' not in '")  # the second: of Hydra's own settings
+        if isinstance(link, OmegaConfBaseException) and any(u in str(link) for u in unknown):
             return _no_such_key(error, str(link.full_key))
         if type(link).__name__ == "MisconfigurationException":  # Lightning's; not imported here
             return f"trainer: {_first_line(link)}"
@@ -87,7 +88,8 @@ def _no_such_key(error: BaseException, key: str) -> str:
     if choices := sorted({choice for name, choice in known if name == key and choice}):
         return f"{key} is a setting of {' or '.join(choices)}; choose that for every job."
     near = difflib.get_close_matches(key, dict(known), 1, 0.6)
-    hint = f" Did you mean {near[0]}?" if near else " `lightning-distill --cfg job` shows all."
+    node = "hydra" if key.startswith("hydra.") else "job"
+    hint = f" Did you mean {near[0]}?" if near else f" `lightning-distill --cfg {node}` shows all."
     return f"There is no setting {key}.{hint}"
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,17 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_distill.results import RESULTS, WITHOUT_EFFECT, learns_alone, read_results
+from lightning_distill.results import (
+    RESULTS,
+    WITHOUT_EFFECT,
+    check_results,
+    learns_alone,
+    read_results,
+)
 from lightning_distill.sweep import tells
 
 SETTINGS = Path(".hydra") / "config.yaml"
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError)  # of what YAML holds
 GROUPS = ("data", "student", "loss", "transfer", "optimizer", "schedule", "trainer")
 
 
@@ -100,6 +108,8 @@ class Row:
 
 def job_folders(folder: Path) -> list[Path]:
     """Of the jobs below a folder: what holds results, or settings to get them with."""
+    if folder.is_dir():
+        os.scandir(folder).close()  # raises where it may not be read, which rglob passes over
     with_results = {file.parent for file in folder.rglob(RESULTS)}
     with_settings = {f.parent.parent for f in folder.rglob(str(SETTINGS)) if _trains(f)}
     return sorted(with_results | with_settings)
@@ -160,7 +170,7 @@ def planned(folder: Path) -> tuple[list[str], list[list[str]]]:
         given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         parsed = OverridesParser.create().parse_overrides([*given, *command])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    except (OSError, TypeError, KeyError, yaml.YAMLError, OmegaConfBaseException, HydraException):
+    except (OSError, *DAMAGE, OmegaConfBaseException, HydraException):
         return [], []
     return command, jobs
 
@@ -187,7 +197,7 @@ def _read(folder: Path) -> Row:
             row.curves = [
                 p for p in csv.DictReader(lines) if p.get("step") and None not in p.values()
             ]
-    except OSError:
+    except (OSError, csv.Error):
         row.missing.append("metrics.csv")
     try:
         found = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
@@ -201,8 +211,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     """With a status and the overrides, whatever the file holds."""
     try:
         found = read_results(folder)
-        if not isinstance(found, dict) or "status" not in found:
-            raise ValueError("it holds no status")
+        check_results(found)
     except FileNotFoundError:
         found = {"status": "no results", "error": f"no {RESULTS}: killed before it began"}
     except (OSError, ValueError) as error:
@@ -210,7 +219,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
     if not isinstance(found.get("overrides"), list):
         try:
             noted = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
-        except (OSError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError):
             noted = None
         found["overrides"] = noted if isinstance(noted, list) else []
     found["overrides"] = [str(override) for override in found["overrides"]]
@@ -220,7 +229,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         cfg = OmegaConf.to_container(OmegaConf.load(folder / SETTINGS))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException):
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return {}
     if not isinstance(cfg, dict) or not all(isinstance(cfg.get(g), dict) for g in GROUPS):
         return {}

@@ -123,9 +123,9 @@ def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
 def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
     """`stage=evaluate`: the student of a finished run, `evaluate.run=<its folder>`; or, where that
     is a sweep's, those of all its finished jobs, and the sweep's summary anew."""
-    if cfg.evaluate.run is None:
+    if cfg.evaluate.run in (None, ""):
         raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run or a sweep>.")
-    folder = Path(cfg.evaluate.run)
+    folder = Path(str(cfg.evaluate.run))
     jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
     finished = [one for one in jobs if results_in(one).get("status") == "finished"]
     if not finished:

@@ -154,8 +154,30 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / RESULTS).read_text())
+    """Raises OSError where there is none, ValueError where it is not one."""
+    found = json.loads((folder / RESULTS).read_text())
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
     return found
+
+
+def check_results(found: dict[str, Any]) -> None:
+    """Raises ValueError unless results are as a job writes them, as far as others rely on it."""
+    if not isinstance(found.get("status"), str):
+        raise ValueError("it holds no status")
+    known = {key: found.get(key) or {} for key in ("student", "teacher", "cost")}
+    for key, node in known.items():
+        if not isinstance(node, dict) or not all(_is_number(value) for value in node.values()):
+            raise ValueError(f"its {key} is no table of numbers")
+    needed = {"nll", "perplexity", "parameters"}
+    if any(known[key] and not needed <= known[key].keys() for key in ("student", "teacher")):
+        raise ValueError(f"a model of it lacks one of {', '.join(sorted(needed))}")
+    if found["status"] == "finished" and not (known["cost"] and "seed" in found and "key" in found):
+        raise ValueError("it lacks the seed, the key or the cost of a finished job")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def objectives(results: dict[str, Any], names: list[str]) -> float | list[float] | None:

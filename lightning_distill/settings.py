@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +52,7 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "trainer.log_every_n_steps": (True, 0, True),
     "sweep.stop_after_failures": (True, 1, True),
     "sweep.jobs_per_gpu": (True, 1, True),
+    "hydra.sweeper.n_trials": (True, 1, True),
     "trainer.accumulate_grad_batches": (True, 1, True),
     "evaluate.limit": (True, 1, True),
     "evaluate.num_fewshot": (True, 0, True),
@@ -74,12 +76,19 @@ def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
-    if cfg.sweep.rerun not in RERUN:
-        problems.append(str(nearest("sweep.rerun", cfg.sweep.rerun, RERUN)).rstrip("."))
-    problems += _problems_of_objectives(cfg.sweep.objectives)
+    problems += _problems_of_sweep(cfg)
     problems += _problems_of_tasks(cfg.evaluate.tasks)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*_problems_of_server(cfg.teacher), *_problems_of_served(cfg)]
+    _refuse(problems)
+
+
+def check_sweep(cfg: DictConfig) -> None:
+    """Raises ConfigError for what is wrong with a sweep as a whole, before it has jobs."""
+    _refuse([*_out_of_range(cfg, ("sweep.", "hydra.")), *_problems_of_sweep(cfg)])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError("; ".join(dict.fromkeys(problems)) + ".")
 
@@ -124,6 +133,19 @@ def _problems_of_start(cfg: DictConfig) -> Iterator[str]:
             "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
             "brings its own; choose a size, as in student=s, or student.initialize=random"
         )
+
+
+def _problems_of_sweep(cfg: DictConfig) -> Iterator[str]:
+    rerun, name = cfg.sweep.rerun, cfg.sweep.name
+    if rerun not in RERUN:
+        yield str(nearest("sweep.rerun", rerun, RERUN)).rstrip(".")
+    if name is not None and not _is_below(Path(str(name))):
+        yield f"sweep.name={name} must be the name of a folder below outputs/sweeps, or null"
+    yield from _problems_of_objectives(cfg.sweep.objectives)
+
+
+def _is_below(path: Path) -> bool:
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _problems_of_objectives(names: Any) -> list[str]:
@@ -196,16 +218,21 @@ def _problems_of_served(cfg: DictConfig) -> Iterator[str]:
         yield f"this loss {only} lacks its logits: set loss=forward_kl"
 
 
-def _problems(cfg: DictConfig) -> list[str]:
-    problems = []
+def _out_of_range(cfg: DictConfig, prefixes: tuple[str, ...] = ("",)) -> Iterator[str]:
     for key, (whole, least, inclusive) in RANGES.items():
+        if not key.startswith(prefixes):
+            continue
         value: Any = OmegaConf.select(cfg, key)
         if value is None:  # not a setting of these choices, or left open (transfer.num_blocks)
             continue
         if not _in_range(value, whole, least, inclusive):
             kind = "a whole number" if whole else "a number"
             bound = f"of at least {least}" if inclusive else f"above {least}"
-            problems.append(f"{key}={value} must be {kind} {bound}")
+            yield f"{key}={value} must be {kind} {bound}"
+
+
+def _problems(cfg: DictConfig) -> list[str]:
+    problems = [*_out_of_range(cfg)]
     for key in SWITCHES:
         if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
             problems.append(f"{key}={OmegaConf.select(cfg, key)} must be true or false")

@@ -17,6 +17,7 @@ from lightning_distill.errors import Refused, nearest
 from lightning_distill.jobs import job_folders, told_apart
 from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job
+from lightning_distill.settings import check_sweep
 from lightning_distill.stages import LOOKING, STAGES
 from lightning_distill.sweep import results_in
 
@@ -29,8 +30,13 @@ class Summary(Callback):
     under_way: "tuple[Summary, DictConfig] | None" = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # What is wrong for all jobs is refused before each leaves a folder that failed.
+        try:
+            check_sweep(config)
+        except ConfigError as error:
+            raise Refused(str(error)) from error
         check_plugins(config)
-        if config.stage not in STAGES:  # before each job would leave a folder that failed
+        if config.stage not in STAGES:
             raise Refused(str(nearest("stage", config.stage, STAGES)))
         if config.stage in LOOKING:
             _look_from_outside(config)
@@ -115,9 +121,9 @@ def summarise(folder: Path) -> list[Row]:
 
 def summarise_again(cfg: DictConfig, job: Job) -> None:
     """`stage=report`: the summary of a sweep's folder, `report.sweep=<folder>`, as it is now."""
-    if cfg.report.sweep is None:
+    if cfg.report.sweep in (None, ""):
         raise ConfigError("stage=report needs report.sweep=<the folder of a sweep>.")
-    folder = Path(cfg.report.sweep)
+    folder = Path(str(cfg.report.sweep))
     if not job_folders(folder):
         there = "holds" if folder.is_dir() else "is no folder: it holds"
         others = (f.parent for f in Path(cfg.paths.outputs).rglob("multirun.yaml"))

@@ -94,7 +94,8 @@ def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> di
         if state == "new" and (reason := _given_up(cfg, job)):
             log.info("%s: not run, %s", job.name, reason)
             results = job.state("not run", error=reason)
-            write_results(job.folder, results)
+            if not job.was_interrupted():  # which then goes on from its checkpoint another time
+                write_results(job.folder, results)
             return results
         where = os.path.relpath(job.folder, index.parent)
         write_whole(index, json.dumps({"folder": where}).encode())

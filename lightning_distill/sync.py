@@ -5,18 +5,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from omegaconf import DictConfig
 
 from lightning_distill import ConfigError
 from lightning_distill.results import Job
-from lightning_distill.wandb_runs import has_key, server
+from lightning_distill.wandb_runs import check_server, has_key
 
 HEADER = 7  # bytes at the start of W&B's files, and of each part of a record
 BLOCK = 32768  # bytes that no part of a record crosses
-ANSWER = 20  # seconds for W&B's server to answer
 QUIET = 600  # seconds without a write, after which a run has surely died
 
 
@@ -35,7 +32,7 @@ def upload(cfg: DictConfig, job: Job) -> None:
             f"{len(runs)} offline runs below {outputs} wait for a W&B key: "
             "`wandb login`, or set WANDB_API_KEY."
         )
-    _check_server()
+    check_server()  # for which `wandb sync` would wait for ever
     ended = [folder for folder in runs if has_ended(folder, runs)]
     if going_on := len(runs) - len(ended):
         print(f"{going_on} offline runs are still being written; upload them when they have ended")
@@ -45,18 +42,6 @@ def upload(cfg: DictConfig, job: Job) -> None:
     subprocess.run(command(ended), env=online)
     if left := set(ended) & set(offline_runs(outputs)):
         raise ConfigError(f"{len(left)} of {len(ended)} offline runs were not uploaded; see above.")
-
-
-def _check_server() -> None:
-    """Raises ConfigError where W&B's server is away, for which `wandb sync` would wait for ever."""
-    url = server()
-    try:
-        urlopen(url, timeout=ANSWER)
-    except HTTPError:
-        return  # it is there, whatever it thinks of the address
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(f"W&B's server {url} does not answer: {reason}.") from error
 
 
 def offline_runs(outputs: Path) -> list[Path]:

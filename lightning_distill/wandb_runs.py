@@ -7,7 +7,9 @@ import secrets
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,11 +17,13 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_distill import ConfigError
 from lightning_distill.results import Job, learns_alone, settings_key
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
+ANSWER = 20  # seconds that it may take to say that it is there
 LONGEST_NAME = 128  # characters that W&B allows
 LONGEST_TAG = 64
 
@@ -121,6 +125,18 @@ def has_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def check_server() -> None:
+    """Raises ConfigError where W&B's server is away."""
+    url = server()
+    try:
+        urlopen(url, timeout=ANSWER)
+    except HTTPError:
+        return  # it is there, whatever it thinks of the address
+    except (OSError, ValueError) as error:  # ValueError: the address is none
+        reason = getattr(error, "reason", error)
+        raise ConfigError(f"W&B's server {url} does not answer: {reason}.") from error
 
 
 def group_name(sweep: str) -> str:

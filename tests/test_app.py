@@ -154,7 +154,9 @@ VALUES = [
     (["stage=evaluate"], "evaluate.run=<the folder of a run or a sweep>"),
     (["stage=evaluate", "evaluate.run=nowhere"], "is not the folder of a run"),
     (["stage=report"], "report.sweep=<the folder of a sweep>"),
+    (["stage=report", "report.sweep="], "report.sweep=<the folder of a sweep>"),
     (["stage=report", "report.sweep=nowhere"], "holds no job"),
+    (["stage=report", "report.sweep=3"], "report.sweep=3 is no folder"),
 ]
 
 
@@ -188,6 +190,30 @@ def test_a_teachers_folder_without_weights_is_refused_in_a_line(main, tmp_path, 
 def test_all_numbers_out_of_range_are_told_at_once(main):
     _, said = main("data.batch_size=0", "student.max_steps=0", "optimizer.lr=-1")
     assert all(key in said for key in ("data.batch_size", "student.max_steps", "optimizer.lr"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep.rerun=bogus", "sweep.rerun=bogus does not exist. There is: all, failed, none."),
+        ("sweep.stop_after_failures=-1", "sweep.stop_after_failures=-1 must be a whole number"),
+        ("sweep.jobs_per_gpu=0", "sweep.jobs_per_gpu=0 must be a whole number of at least 1"),
+        ("sweep.objectives=[student.nl]", "Did you mean student.nll?"),
+        ("sweep.name=", "sweep.name= must be the name of a folder below outputs/sweeps"),
+        ("sweep.name=../up", "sweep.name=../up must be the name of a folder"),
+        ("sweep=pareto hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0 must be a whole"),
+        ("hydra.launcher.n_job=2", "`lightning-distill --cfg hydra` shows all"),
+    ],
+)
+def test_a_mistake_about_the_whole_sweep_begins_no_job(main, tmp_path, override, message):
+    if "pareto" in override:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    swept = [] if "pareto" in override else ["loss.alpha=0,1"]
+    code, said = main("-m", *override.split(), "logger=none", *swept)
+    assert code == 2
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_sweep_of_mistakes_exits_with_2_and_names_each_job(main, capsys):

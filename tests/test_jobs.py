@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import pytest
 import yaml
 
 from lightning_distill.jobs import not_begun, planned, read_jobs
+from lightning_distill.summary import summarise
 
 
 def test_a_job_is_called_by_what_sets_it_apart(job, tmp_path):
@@ -28,6 +30,9 @@ def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
     (job("sampleless", 4.7) / "samples.json").write_text("[{")
     (job("begun", 4.8) / "results.json").unlink()
     (job("odd", 4.9) / "results.json").write_text("null")
+    (job("noisy", 4.9) / "results.json").write_bytes(b"\xff\xfe\0")
+    for file in (".hydra/config.yaml", "samples.json", "metrics.csv"):
+        (tmp_path / "noisy,seed=0" / file).write_bytes(b"\xff\xfe\0")
     rows = {row.folder.name.split(",")[0]: row for row in read_jobs(tmp_path)}
     assert rows["whole"].missing == []
     assert rows["settingless"].nll == 4.4
@@ -38,6 +43,34 @@ def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
     assert "results.json cannot be read" in rows["odd"].why
     assert rows["begun"].why == "no results.json: killed before it began"
     assert rows["begun"].name == "name=begun"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"status": 7},
+        {"student": "x"},
+        {"student": {"nll": 4.0}},
+        {"student": {"nll": "low", "perplexity": 1, "parameters": 1}},
+        {"teacher": [1]},
+        {"cost": None},
+    ],
+    ids=str,
+)
+def test_results_that_no_job_wrote_are_told_and_the_rest_is_shown(job, tmp_path, damage, capsys):
+    job("whole", 4.3)
+    file = job("odd", 4.4) / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    rows = summarise(tmp_path)
+    assert sorted(row.why[:27] for row in rows) == ["", "results.json cannot be read"]
+    assert "name=whole" in capsys.readouterr().out
+
+
+def test_a_note_of_the_sweep_that_is_damaged_is_none(job, tmp_path):
+    job("whole", 4.3)
+    for damage in (b"\xff\xfe\0", b"3", b"hydra: 3"):
+        (tmp_path / "multirun.yaml").write_bytes(damage)
+        assert planned(tmp_path) == ([], [])
 
 
 def test_a_run_that_only_reported_is_no_job(job, tmp_path):

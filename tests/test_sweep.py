@@ -1,6 +1,9 @@
 """The names of a sweep's folder and of its jobs'. What a sweep does is in test_resume.py."""
 
-from lightning_distill.sweep import folder_name, sweep_name
+from omegaconf import OmegaConf
+
+from lightning_distill.results import Job, read_results, write_results
+from lightning_distill.sweep import folder_name, run_once, sweep_name
 
 
 def test_a_folders_name_holds_no_slash_and_is_never_too_long():
@@ -20,3 +23,16 @@ def test_more_values_of_the_same_settings_go_on_with_the_same_sweep():
     assert sweep_name(None, ["sweep=sizes", "student=xs"]) == "sizes,student=xs"
     assert sweep_name("mine", few) == "mine"
     assert sweep_name(None, []) == "all"
+
+
+def test_a_sweep_that_gives_up_leaves_an_interrupted_job_to_go_on_another_time(tmp_path):
+    sweep = {"rerun": "failed", "stop_after_failures": 1}
+    cfg = OmegaConf.create({"paths": {"outputs": str(tmp_path)}, "sweep": sweep})
+    jobs = [Job(tmp_path / "sweep" / n, n, "sweep", [], 0, n, "now") for n in ("bad", "cut", "new")]
+    bad, cut, new = jobs
+    write_results(bad.folder, bad.state("failed"))
+    write_results(cut.folder, cut.state("running") | {"started": "before"})
+    for job in (cut, new):
+        assert run_once(cfg, job, dict)["status"] == "not run"
+    assert cut.was_interrupted()
+    assert read_results(new.folder)["status"] == "not run"

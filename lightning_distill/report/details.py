@@ -137,7 +137,7 @@ def _number_cell(
 
 def influences(rows: list[Row]) -> str:
     found = influence(rows)
-    if not found:
+    if all(share is None for _, share in found):
         return ""
     measure = measure_of(rows).replace("_", " ")
     bars = "".join(
