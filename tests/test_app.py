@@ -33,7 +33,7 @@ def main(monkeypatch, capsys, tmp_path):
 
 NAMES = [
     (["student=smal"], "student=smal does not exist. Did you mean s"),
-    (["student=xxl"], "There is: l, m, pretrained, s, xs."),
+    (["student=xxl"], "There is: convnet, l, m, pretrained, s, xs."),
     (["loss=forwrd_kl"], "Did you mean forward_kl?"),
     (["data=python_doc"], "Did you mean python_docs?"),
     (["experiment=demos"], "Did you mean demo?"),
