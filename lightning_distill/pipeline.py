@@ -24,6 +24,7 @@ from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.evaluation import evaluate, write_samples
 from lightning_distill.jobs import job_folders
+from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
 from lightning_distill.results import RESULTS, Cost, Job, read_results, write_results
 from lightning_distill.settings import each_teacher
@@ -47,6 +48,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     L.seed_everything(cfg.seed, verbose=False)
     copied = cfg.student.initialize == "teacher_layers"
     student = outline_student(cfg, data) if copied else models.build(cfg.student, data)
+    adapters.check(student, cfg.student, "student")
     transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
@@ -58,6 +60,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     if teacher and copied:
         batches = data.loader(data.examples("train"), data.batch_size)
         student = from_teacher(teacher.models[0], cfg.student, batches)
+    adapters.attach(student, cfg.student, "student", cfg.seed)
 
     if not job.was_interrupted():
         for old in ("checkpoints", "student"):  # which another job's may be linked to
@@ -89,8 +92,12 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         data.train_on(transfer.dataset(data), cfg.seed)
         fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
 
+    trained = adapters.trainable(module.model)
+    adapters.merge(module.model)
     data.save(module.model, job.folder / "student")
     scores = measure(cfg, data, job.folder, module.model, teacher, loggers)
+    if adapters.wanted(cfg.student):
+        scores["student"]["trainable_parameters"] = trained
     results = job.results(cost, scores)
     write_results(job.folder, results)
     finish_loggers(loggers, results)

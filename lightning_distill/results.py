@@ -117,6 +117,10 @@ def _needs_labels_alone(loss: dict[str, Any]) -> bool:
 def _effective(settings: dict[str, Any]) -> dict[str, Any]:
     """Without what has no effect beside the other settings: the temperature at alpha = 0."""
     loss, transfer = dict(settings["loss"]), settings["transfer"]
+    for role in ("teacher", "student"):
+        node = settings[role]
+        if not (node.get("lora") or {}).get("rank"):
+            settings = {**settings, role: {k: v for k, v in node.items() if k != "lora"}}
     for term in ("hidden", "relations"):
         if not loss[term]["weight"]:
             del loss[term]

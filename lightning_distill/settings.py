@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from lightning_distill import ConfigError
 from lightning_distill.errors import nearest
 from lightning_distill.results import scores
+from lightning_distill.settings_of_models import problems_of_adapters, problems_of_quantization
 
 # key: (whole numbers only, least value, whether that value itself is allowed)
 RANGES: dict[str, tuple[bool, float, bool]] = {
@@ -40,8 +41,11 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
             ("num_hidden_layers", 1),
             ("num_attention_heads", 1),
             ("max_position_embeddings", 1),
+            ("lora.rank", 0),
         )
     },
+    "teacher.lora.alpha": (False, 0, False),
+    "student.lora.alpha": (False, 0, False),
     "teacher.seed": (True, 0, True),
     "teacher.timeout": (False, 0, False),
     "teacher.retries": (True, 0, True),
@@ -76,6 +80,8 @@ def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
+    for one in each_teacher(cfg):
+        problems += [*problems_of_quantization(one), *problems_of_adapters(one)]
     problems += _problems_of_sweep(cfg)
     problems += _problems_of_tasks(cfg.evaluate.tasks)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself

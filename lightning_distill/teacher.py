@@ -19,7 +19,7 @@ from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Artifact, Store, key_of
 from lightning_distill.data import DataModule
 from lightning_distill.losses import LABELS_ALONE
-from lightning_distill.models import Frozen, pretrained
+from lightning_distill.models import Frozen, adapters, pretrained
 from lightning_distill.models.served import Served
 from lightning_distill.results import Job
 from lightning_distill.settings import each_teacher
@@ -135,8 +135,10 @@ def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
 def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
     log.info("training the teacher: %s steps", cfg.teacher.max_steps)
     L.seed_everything(cfg.teacher.seed, verbose=False)
+    model = models.build(cfg.teacher, data)
+    adapters.attach(model, cfg.teacher, "teacher", cfg.teacher.seed)
     module = TeacherModule(
-        models.build(cfg.teacher, data),
+        model,
         data.num_classes,
         instantiate(cfg.teacher.optimizer),
         instantiate(cfg.teacher.schedule),
@@ -145,6 +147,7 @@ def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
     loggers = start_loggers(cfg, job, logs, folder / "checkpoints", teacher=folder.stem)
     data.train_on(None, cfg.teacher.seed)
     fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
+    adapters.merge(module.model)
     finish_loggers(loggers, {"parameters": models.count_parameters(module.model)})
     data.save(module.model, folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are saved
@@ -158,7 +161,9 @@ def _as_it_is(cfg: DictConfig, data: DataModule) -> Found:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
     data.check(models.outline(cfg.teacher, data), cfg.teacher.name)
     load = partial(models.build, cfg.teacher, data)
-    return load, pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision), 0.0
+    known = {"weights": pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision)}
+    rounded = {key: cfg.teacher.get(key) for key in ("dtype", "quantization")}
+    return load, key_of(known | rounded), 0.0
 
 
 def _served(cfg: DictConfig, data: DataModule) -> Teacher:
@@ -181,7 +186,8 @@ def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     """Everything that decides what the trained teacher will be, and nothing else."""
     node = OmegaConf.to_container(cfg.teacher, resolve=True)
     assert isinstance(node, dict)
-    node = {key: value for key, value in node.items() if key not in ("members", "weights")}
+    left_out = ["members", "weights"] + ["lora"] * (not adapters.wanted(cfg.teacher))
+    node = {key: value for key, value in node.items() if key not in left_out}
     if "name" in node:
         node["name"] = pretrained.fingerprint(node["name"], node["revision"])
     return {

@@ -90,15 +90,29 @@ class TrainedModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self._start = time.perf_counter()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout follows from the place in the run, so a run that was interrupted goes on alike.
+        seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
+        torch.manual_seed((seed << 48 | self.global_rank << 32 | batch_idx) % 2**63)
+
     def on_train_end(self) -> None:
         if not all(p.isfinite().all() for p in self.parameters()):
             raise self._diverged("there are weights that are no numbers")
 
+    @property
+    def _frozen(self) -> dict[str, Tensor]:
+        """The weights beside adapters, which are where they were loaded from."""
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: p.detach() for name, p in named if not p.requires_grad}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in self._frozen:
+            checkpoint["state_dict"].pop(name, None)
         seconds = self.seconds_before + time.perf_counter() - self._start
         checkpoint["spent"] = {"tokens": int(self.tokens_seen), "seconds": seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self._frozen | checkpoint["state_dict"]
         self.tokens_seen = checkpoint["spent"]["tokens"]
         self.seconds_before = checkpoint["spent"]["seconds"]
 
@@ -121,8 +135,9 @@ class TrainedModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         # Weight decay pulls matrices towards zero; on the norms' gains it would do harm.
-        matrices = [p for p in self.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.parameters() if p.ndim < 2]
+        trained = [p for p in self.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim >= 2]
+        vectors = [p for p in trained if p.ndim < 2]
         groups: list[dict[str, Any]] = [
             {"params": matrices},
             {"params": vectors, "weight_decay": 0.0},

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_distill import app
 
@@ -51,6 +51,8 @@ NAMES = [
 ]
 SERVED = ["teacher=served", "teacher.name=x", "transfer=cached"]
 AT = [*SERVED, "transfer.stored=topk", "teacher.url=http://localhost:9/v1"]
+PRETRAINED = ["teacher=pretrained", "teacher.name=x"]
+LORA = ["student=pretrained", "student.name=x", "student.lora.rank=4"]
 VALUES = [
     (["loss.temperature=0"], "loss.temperature=0 must be a number above 0"),
     (["loss.temperature=hot"], "loss.temperature=hot must be a number"),
@@ -92,6 +94,23 @@ VALUES = [
         "student.initialize=teacher_layers takes the teacher's weights",
     ),
     (["student.initialize=teacher_layers", "student.layers=frist"], "Did you mean first?"),
+    ([*PRETRAINED, "teacher.quantization=int3"], "teacher.quantization=int3 does not exist. Did"),
+    ([*PRETRAINED, "teacher.quantization=int8", "teacher.max_steps=5"], "is for a frozen teacher"),
+    (
+        [*PRETRAINED, "teacher.quantization=int4", "student.initialize=teacher_layers"],
+        "leaves no weights for student.initialize=teacher_layers",
+    ),
+    ([*LORA[:2], "student.quantization=int8"], "Did you mean teacher.quantization?"),
+    ([*LORA[:2], "+student.quantization=int8"], "only those of a frozen teacher can be quantized"),
+    (["teacher=s", "teacher.quantization=int8"], "is a setting of teacher=pretrained"),
+    ([*LORA, "student.lora.rank=-1"], "student.lora.rank=-1 must be a whole number of at least 0"),
+    ([*LORA, "student.lora.rank=1.5"], "student.lora.rank=1.5 must be a whole number"),
+    ([*LORA, "student.lora.alpha=0"], "student.lora.alpha=0 must be a number above 0"),
+    ([*LORA, "student.lora.dropout=1"], "student.lora.dropout=1 must be a number from 0 to below"),
+    ([*LORA, "student.lora.target_modules=q_proj"], "target_modules=q_proj must be a list of"),
+    (["student.lora.rank=4"], "set student=pretrained or student.initialize=teacher_layers"),
+    (["teacher.lora.rank=4"], "set teacher=pretrained, or teacher.lora.rank=null"),
+    ([*PRETRAINED, "teacher.lora.rank=4"], "teacher.max_steps=0 has nothing to train"),
     (["transfer.num_blocks=0"], "transfer.num_blocks=0"),
     (["transfer=sequence", "transfer.mix=1"], "transfer.mix=1 must be a number from 0 to below 1"),
     (["transfer=sequence", "transfer.top_p=0"], "transfer.top_p=0 must be a number from"),
@@ -185,6 +204,40 @@ def test_a_teachers_folder_without_weights_is_refused_in_a_line(main, tmp_path, 
     assert code == 2
     assert "it holds no weights (model.safetensors)" in said
     assert len(said.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "overrides"),
+    [
+        ("torchao", "quantization", [*PRETRAINED, "teacher.quantization=int8"]),
+        ("peft", "lora", LORA),
+    ],
+)
+def test_a_missing_extra_is_named(main, monkeypatch, package, extra, overrides):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, said = main(*overrides, "logger=none")
+    assert code == 2
+    assert f"needs {package}: pip install 'lightning_distill[{extra}]'" in said
+
+
+def test_what_a_pretrained_model_has_not_is_refused_in_a_line(main, tmp_path, make_data, text_file):
+    folder = tmp_path / "model"
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=8, n_layer=1, n_head=1))
+    model.save_pretrained(folder)
+    make_data().tokenizer.save_pretrained(folder)
+    same = ["data=text", f"data.path={text_file}", "data.sequence_length=32", "logger=none"]
+    quick = "attn_implementation=quick", 'attn_implementation="quick"` is not supported'
+    for role, setting, message in (
+        ("teacher", *quick),
+        ("student", *quick),
+        ("student", "attn_implementation=a/b", "is only run with trust_remote_code=true"),
+        ("student", "dtype=float33", "dtype=float33"),
+        ("student", "lora={rank: 2, target_modules: [q_proj]}", "Did you mean c_proj? There is"),
+    ):
+        code, said = main(f"{role}=pretrained", f"{role}.name={folder}", f"{role}.{setting}", *same)
+        assert code == 2
+        assert message in said
+        assert len(said.strip().splitlines()) == 1
 
 
 def test_all_numbers_out_of_range_are_told_at_once(main):

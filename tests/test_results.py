@@ -27,10 +27,13 @@ SAME = [
     ["checkpoint_every_n_steps=7"],
     ["loss.temperature=1"],  # 1.0 without it
     ["loss.hidden.distance=cosine"],  # at weight 0
+    ["student.lora.rank=0", "student.lora.alpha=1"],
+    ["teacher.lora.dropout=0.5"],  # without a rank
 ]
 OTHER = [
     ["seed=1"],
     ["student=xs"],
+    ["student.lora.rank=2"],
     ["teacher=l"],
     ["student.max_steps=7"],
     ["loss.temperature=2"],

@@ -32,7 +32,7 @@ __all__ = [
 # and teacher.hidden_size. The rest of the node is what builds it.
 TRAINING = {
     *("max_steps", "seed", "optimizer", "schedule", "members", "weights"),
-    *("initialize", "layers"),
+    *("initialize", "layers", "lora"),
 }
 
 
@@ -54,7 +54,9 @@ def outline(role: DictConfig, data: Any) -> PreTrainedModel:
     """The model without its weights, to look at before anything is loaded or trained."""
     with torch.device("meta"):
         if "name" in role:
-            return pretrained.outline(role.name, role.revision, role.trust_remote_code, data)
+            attention = role.get("attn_implementation")
+            told = role.name, role.revision, role.trust_remote_code, data, attention
+            return pretrained.outline(*told)
         return instantiate(architecture(role), data=data)
 
 

@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,24 +29,64 @@ def load(
     dtype: str,
     trust_remote_code: bool,
     data: Any,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
-    """By the data's class, from safetensors only: a pickle can run any code when it is read."""
-    return _try(
+    """By the data's class, from safetensors only: a pickle can run any code when it is read.
+
+    quantization: `int8` or `int4`, which is done once the weights are there as they are.
+
+    Of a mixture of experts, the loss that balances its router is no part of our objective: its
+    experts can come to be used less evenly than they were.
+    """
+    attention = _attention(attn_implementation)
+    if attention:  # refused before the weights are read
+        with torch.device("meta"):
+            outline(name, revision, trust_remote_code, data, attn_implementation)
+    model: PreTrainedModel = _try(
         data.auto,
         name,
         **data.loading(),
         revision=revision,
-        dtype=dtype,
+        dtype=_dtype(name, dtype),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        **attention,
     )
+    if quantization:
+        from lightning_distill.models.quantization import quantize  # an extra, seconds to import
+
+        quantize(model, quantization)
+    return model.train()  # as a model from a size begins; transformers' dropout is then on
 
 
-def outline(name: str, revision: str | None, trust_remote_code: bool, data: Any) -> PreTrainedModel:
+def outline(
+    name: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    data: Any,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """The architecture alone, from its config."""
     told = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _try(AutoConfig, name, **told, **data.loading())
-    model: PreTrainedModel = data.auto.from_config(config, trust_remote_code=trust_remote_code)
+    attention = _attention(attn_implementation)
+    if "/" in (attn_implementation or "") and not trust_remote_code:
+        raise ConfigError(
+            f"attn_implementation={attn_implementation}, for name={name}, is code from the hub, "
+            "which is only run with trust_remote_code=true."
+        )
+    try:
+        model: PreTrainedModel = data.auto.from_config(
+            config, trust_remote_code=trust_remote_code, **attention
+        )
+    except (ValueError, ImportError) as error:
+        if not attention:
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"attn_implementation={attn_implementation}, for name={name}: {reason}"
+        ) from error
     return model
 
 
@@ -83,6 +125,22 @@ def fingerprint(name: str, revision: str | None) -> str:
         raise ConfigError(f"name={name}: it holds no weights (model.safetensors).")
     files = [*weights, *(folder / f for f in DESCRIBED_BY if (folder / f).exists())]
     return hashlib.sha256(" ".join(hash_of(f) for f in files).encode()).hexdigest()[:16]
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(type(p) is not nn.Parameter for p in model.parameters())
+
+
+def _attention(implementation: str | None) -> dict[str, str]:
+    return {} if implementation is None else {"attn_implementation": implementation}
+
+
+def _dtype(name: str, dtype: str) -> str:
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(
+            f"dtype={dtype}, for name={name}, must be float32, bfloat16, float16 or auto."
+        )
+    return dtype
 
 
 def _try(auto: Any, name: str, **settings: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import write_whole
+from lightning_distill.models import pretrained
 from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
 from lightning_distill.transfer.writing import Sampling, seed_of, write
@@ -60,7 +61,7 @@ class Writer(L.LightningModule):
         self.data, self.tokenizer = teacher.data, teacher.data.tokenizer
         self.source: Any = source
         self.plan, self.folder = plan, folder
-        if vllm.usable():
+        if vllm.usable() and not any(map(pretrained.is_quantized, teacher.models)):
             self.scratch = TemporaryDirectory()  # gone with this object
             places = [Path(self.scratch.name) / str(i) for i in range(len(teacher.load))]
             self.writers: list[Any] = [

@@ -1,0 +1,138 @@
+"""A frozen teacher in few bits a weight: those of its linear layers, by torchao.
+
+Embeddings and the output matrix stay as they are: the fused loss multiplies by the latter, and a
+sliced vocabulary would have to be unpacked each time. So do the experts of a mixture, which are no
+linear layers in transformers.
+
+torchao's own packed 4 bits are each for one kind of device, and cannot follow a model from the
+processor to a GPU and back; its portable form takes a byte a weight. `PackedInt4` is portable and
+takes half.
+"""
+
+import logging
+from math import gcd
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchao.quantization import (
+    Int8WeightOnlyConfig,
+    MappingType,
+    choose_qparams_affine,
+    dequantize_affine,
+    quantize_,
+    quantize_affine,
+)
+from torchao.utils import TorchAOBaseTensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lightning_distill import ConfigError
+
+log = logging.getLogger(__name__)
+
+GROUP = 64  # weights of a row that share a scale and a zero point, in 4 bits
+
+
+class PackedInt4(TorchAOBaseTensor):
+    """A matrix [R, C] in 4 bits a weight, two a byte; it is unpacked for each product.
+
+    packed: [R, C / 2]. scale, zero_point: [R, C / group], one for each `group` weights of a row.
+    """
+
+    # Lists, which torchao adds to.
+    tensor_data_names: ClassVar[list[str]] = ["packed", "scale", "zero_point"]
+    tensor_attribute_names: ClassVar[list[str]] = ["group", "dtype"]
+
+    def __new__(
+        cls, packed: Tensor, scale: Tensor, zero_point: Tensor, group: int, dtype: torch.dtype
+    ) -> "PackedInt4":
+        shape = (packed.shape[0], 2 * packed.shape[1])
+        found: PackedInt4 = torch.Tensor._make_wrapper_subclass(
+            cls, shape, device=packed.device, dtype=dtype, requires_grad=False
+        )
+        return found
+
+    def __init__(
+        self, packed: Tensor, scale: Tensor, zero_point: Tensor, group: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.packed, self.scale, self.zero_point, self.group = packed, scale, zero_point, group
+
+    @classmethod
+    def of(cls, weight: Tensor, group: int) -> "PackedInt4":
+        block, bounds = (1, group), (0, 15)
+        scale, zero_point = choose_qparams_affine(
+            *(weight, MappingType.ASYMMETRIC, block, torch.uint8, *bounds),
+            scale_dtype=weight.dtype,
+            zero_point_dtype=torch.uint8,
+        )
+        q = quantize_affine(weight, block, scale, zero_point, torch.uint8, *bounds)
+        return cls(q[:, ::2] | q[:, 1::2] << 4, scale, zero_point, group, weight.dtype)
+
+    def unpacked(self, dtype: torch.dtype) -> Tensor:
+        """[R, C]"""
+        q = torch.stack([self.packed & 15, self.packed >> 4], -1).flatten(1)
+        return dequantize_affine(
+            *(q, (1, self.group), self.scale, self.zero_point, torch.uint8, 0, 15),
+            output_dtype=dtype,
+        )
+
+
+@PackedInt4.implements(torch.ops.aten.linear.default)
+@PackedInt4.implements_torch_function(F.linear)
+def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> Tensor:
+    states, weight, *bias = args
+    return F.linear(states, weight.unpacked(states.dtype), *bias, **(kwargs or {}))
+
+
+def quantize(model: PreTrainedModel, kind: str) -> None:
+    """In place. kind: `int8`, by the row, or `int4`, by groups of a row.
+
+    Raises ConfigError where the model has no linear layer that it could be done to.
+    """
+    before, output = size(model), model.get_output_embeddings()
+    _use_linear_layers(model)
+    chosen = {m for m in model.modules() if isinstance(m, nn.Linear) and m is not output}
+    if kind == "int4":
+        chosen = {m for m in chosen if gcd(m.in_features, GROUP) >= 8}  # else nothing is saved
+    if not chosen:
+        raise ConfigError(
+            f"teacher.quantization={kind}: a {type(model).__name__} of this size has no linear "
+            "layer that it could be done to; set it to null."
+        )
+    share = sum(m.weight.numel() for m in chosen) / sum(p.numel() for p in model.parameters())
+    if kind == "int8":
+        quantize_(model, Int8WeightOnlyConfig(), lambda module, _: module in chosen)
+    else:
+        for module in chosen:
+            packed: Any = PackedInt4.of(module.weight.detach(), gcd(module.in_features, GROUP))
+            module.weight = nn.Parameter(packed, requires_grad=False)
+    log.info(
+        "teacher: %.0f%% of its weights in %s, %.4g MB instead of %.4g",
+        *(100 * share, kind, size(model) / 1e6, before / 1e6),
+    )
+
+
+def size(model: nn.Module) -> int:
+    """Bytes of its weights."""
+    total, parts = 0, list[Any](model.parameters())
+    while parts:
+        part = parts.pop()
+        if isinstance(part, TorchAOBaseTensor):
+            parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
+        else:
+            total += part.numel() * part.element_size()
+    return total
+
+
+def _use_linear_layers(model: Any) -> None:
+    """In the place of GPT-2's layers, which hold the same matrices transposed."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            linear = nn.Linear(1, 1, bias=True, device="meta")
+            linear.in_features, linear.out_features = module.weight.shape
+            linear.weight = nn.Parameter(module.weight.detach().T.contiguous(), False)
+            linear.bias = nn.Parameter(module.bias.detach(), False)
+            model.set_submodule(name, linear)
