@@ -27,7 +27,9 @@ def blocks(make_data):
     return data, blocks
 
 
-def one_step(data, blocks, batch_size, clip=None, hard_target="labels"):
+def one_step(
+    data, blocks, batch_size, clip=None, hard_target="labels", precision="32-true", fused=None
+):
     torch.manual_seed(1)
     teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer)
     student = StudentModule(
@@ -36,7 +38,7 @@ def one_step(data, blocks, batch_size, clip=None, hard_target="labels"):
         [Frozen(teacher, len(data.tokenizer))],
         Objective(forward_kl, 2.0, 0.5, 1.0, hard_target),
         Online(None),
-        lambda groups: torch.optim.SGD(groups, lr=RATE),
+        lambda groups: torch.optim.SGD(groups, lr=RATE, fused=fused),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         "t",
     )
@@ -46,6 +48,7 @@ def one_step(data, blocks, batch_size, clip=None, hard_target="labels"):
         max_steps=1,
         accumulate_grad_batches=len(blocks) // batch_size,
         gradient_clip_val=clip,
+        precision=precision,
         logger=False,
         log_every_n_steps=1,
         enable_progress_bar=False,
@@ -94,6 +97,17 @@ def test_gradients_are_averaged_before_they_are_clipped(blocks):
     _, steps, _ = one_step(data, four, 1, clip=0.01)
     norm = torch.cat([s.flatten() for s in steps]).norm() / RATE
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_fused_optimizer_clips_in_16_bits_too(blocks):
+    data, four = blocks
+    settings = {"hard_target": "labels", "precision": "bf16-mixed", "fused": True}
+    _, plain, _ = one_step(data, four, 4, clip=None, **settings)
+    _, clipped, _ = one_step(data, four, 4, clip=0.01, **settings)
+    norm = torch.stack([step.norm() for step in plain]).norm()
+    assert norm > 0.01 * RATE
+    for a, b in zip(plain, clipped, strict=True):
+        torch.testing.assert_close(a * 0.01 * RATE / norm, b, rtol=1e-2, atol=1e-7)
 
 
 def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
