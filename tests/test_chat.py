@@ -415,6 +415,19 @@ def test_a_row_that_the_template_refuses_is_named_and_exits_with_2(in_process, c
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_two_tokenizers_are_refused(in_process, chats, tmp_path):
+    for role, family in (("teacher", "chatml"), ("student", "llama")):
+        tokenizer_of(*FAMILIES[family][:2]).save_pretrained(tmp_path / role)
+    done = in_process(
+        *("data=chat", f"data.path={chats}", "loss=universal", "trainer=cpu", "logger=none"),
+        *(f"{role}=pretrained" for role in ("teacher", "student")),
+        *(f"{role}.name={tmp_path / role}" for role in ("teacher", "student")),
+        tiny=False,
+        expect=2,
+    )
+    assert "have different vocabularies" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "transfer", [[], ["transfer=sequence"], ["transfer=on_policy", "transfer.student_fraction=1"]]
 )
