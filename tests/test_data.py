@@ -80,7 +80,7 @@ def test_only_the_train_split_teaches_the_tokenizer(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "lightning_distill.data.tokenizer.train_tokenizer",
-        lambda documents, size: seen.extend(documents) or train_tokenizer(documents, size),
+        lambda documents, *rest: seen.extend(documents) or train_tokenizer(documents, *rest),
     )
     data = module(path=str(tmp_path / "a.jsonl"))
     data.prepare(Store(tmp_path / "outputs"), None)

@@ -1,7 +1,8 @@
 """What is distilled: one file a task, each a LightningDataModule, and one file a source."""
 
+from lightning_distill.data.chat import Chat
 from lightning_distill.data.datamodule import DataModule
 from lightning_distill.data.images import Images
 from lightning_distill.data.language import Language
 
-__all__ = ["DataModule", "Images", "Language"]
+__all__ = ["Chat", "DataModule", "Images", "Language"]

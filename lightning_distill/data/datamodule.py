@@ -125,11 +125,19 @@ class DataModule(L.LightningDataModule):
         """Tokens that a model may write, its beginning included."""
         raise NotImplementedError
 
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end what a model writes."""
+        raise NotImplementedError
+
     def check_prompts(self, length: int) -> None:
         """Raises ConfigError unless an example has room for a beginning of that length and more."""
 
     def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
-        """What a model is given of each example to go on from, [P] tokens, on the processor."""
+        """What a model is given of each example to go on from, [P] tokens, on the processor.
+
+        batch: with `round` [B], how often each example was asked for one before.
+        """
         raise NotImplementedError
 
     def written(self, lines: list[dict[str, Any]], theirs: "DataModule") -> Examples:

@@ -81,12 +81,7 @@ class Language(DataModule):
             )
 
     def examples(self, split: str) -> Blocks:
-        return Blocks(
-            self._tokens[split],
-            self._tokens[f"{split}_documents"],
-            self.sequence_length,
-            self.isolate_documents,
-        )
+        return self._blocks(self._tokens[split], self._tokens[f"{split}_documents"], None)
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -123,10 +118,15 @@ class Language(DataModule):
             attention_mask=torch.ones_like(given),
             max_new_tokens=NEW_TOKENS,
             do_sample=True,
+            eos_token_id=self.stops,
             pad_token_id=self.tokenizer.eos_token_id,
         )
         new = written[0, given.shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    @property
+    def stops(self) -> list[int]:
+        return [self.tokenizer.eos_token_id]
 
     @property
     def longest(self) -> int:
@@ -172,11 +172,9 @@ class Language(DataModule):
                 f"The teacher has written {len(tokens)} tokens, fewer than one block of "
                 f"data.sequence_length={self.sequence_length}. Set more transfer.num_sequences."
             )
-        return Blocks(
+        return self._blocks(
             torch.tensor(tokens, dtype=torch.int32),
             torch.tensor(documents, dtype=torch.int32),
-            self.sequence_length,
-            self.isolate_documents,
             torch.tensor(targets),
         )
 
@@ -199,6 +197,9 @@ class Language(DataModule):
             f"tokens: {sizes}; vocabulary {len(self.tokenizer):,}; "
             f"{self.bytes_per_token('train'):.2f} bytes a token; {self.artifact.key}"
         )
+
+    def _blocks(self, tokens: Tensor, documents: Tensor, targets: Tensor | None) -> Blocks:
+        return Blocks(tokens, documents, self.sequence_length, self.isolate_documents, targets)
 
     def _beginnings(self) -> list[Tensor]:
         blocks = self.examples("test")

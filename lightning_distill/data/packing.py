@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from lightning_distill import ConfigError
 
 IGNORED = -100  # a label that carries no loss
+OPEN = 64  # blocks that whole documents are still put into
 LOOKED_AT = 512  # blocks of a split, to tell what its labels are
 
 
@@ -68,6 +69,44 @@ def _starts(documents: Tensor) -> Tensor:
     begins[1:] = documents[1:] != documents[:-1]
     index = torch.arange(len(documents))
     return torch.where(begins, index, 0).cummax(0).values
+
+
+def whole_documents(
+    tokens: Tensor, documents: Tensor, targets: Tensor, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rearranged so that no document goes over the end of a block: [S] each to [S'] each.
+
+    Each document goes to the first of the open blocks that has room for it, and what stays free is
+    filled up with tokens of no document (-1) that carry no loss. A longer document loses its end;
+    one without targets is left out.
+    """
+    counts = documents.unique_consecutive(return_counts=True)[1].tolist()
+    blocks: list[list[Tensor]] = []
+    rooms: list[int] = []
+    start = 0
+    for count in counts:
+        index = torch.arange(start, start + min(count, length))
+        start += count
+        if not targets[index[1:]].any():  # the first token is never predicted
+            continue
+        first = max(0, len(rooms) - OPEN)
+        place = next((b for b in range(first, len(rooms)) if rooms[b] >= len(index)), len(rooms))
+        if place == len(rooms):
+            blocks.append([])
+            rooms.append(length)
+        blocks[place].append(index)
+        rooms[place] -= len(index)
+    filled = [
+        torch.cat([*parts, torch.full((room,), -1)])
+        for parts, room in zip(blocks, rooms, strict=True)
+    ]
+    order = torch.cat(filled) if filled else torch.zeros(0, dtype=torch.long)
+    free = order < 0
+    return (
+        tokens[order].masked_fill(free, 0),
+        documents[order].masked_fill(free, -1),
+        targets[order].masked_fill(free, False),
+    )
 
 
 def check_targets(splits: dict[str, Blocks]) -> str:

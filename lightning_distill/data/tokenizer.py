@@ -1,7 +1,7 @@
 """The tokenizer: that of a pretrained model, or one that models built from a size share."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ def obtain_tokenizer(
     made_from: dict[str, Any],
     texts: Callable[[], Iterable[str]],
     vocab_size: int,
+    special_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
     """The given one; else one trained on the texts, an artifact of `made_from`.
+
+    special_tokens: of one that is trained, besides the end-of-text token.
 
     Raises ConfigError where it cannot close a text.
     """
 
     def make(folder: Path) -> None:
-        train_tokenizer(texts(), vocab_size).save_pretrained(folder)
+        train_tokenizer(texts(), vocab_size, special_tokens).save_pretrained(folder)
 
     if given is None:
         folder = store.get("tokenizer", made_from | {"vocab_size": vocab_size}, make).folder
@@ -47,7 +50,9 @@ def obtain_tokenizer(
     return given
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Radford et al. 2019): any text round-trips, nothing is unknown.
 
     The end-of-text token closes each document. No padding token: nothing is ever padded, so the
@@ -58,12 +63,16 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        extra_special_tokens=list(special_tokens),
+    )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

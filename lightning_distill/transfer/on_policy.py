@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
@@ -85,10 +86,19 @@ class OnPolicy(Online):
             module.log("train/by_student", float(mine))
         if not mine:
             return batch
-        beginnings = self.data.beginnings(batch, self.prompt_length)
+        asked = batch | {"round": torch.full_like(batch["block"], step)}
+        beginnings = self.data.beginnings(asked, self.prompt_length)
         dice = seed_of(seed, step, *batch["block"].tolist())
         tokenizer = self.data.tokenizer
-        new = write(module.model, tokenizer, beginnings, self.data.longest, self.sampling, dice)
+        new = write(
+            module.model,
+            tokenizer,
+            beginnings,
+            self.data.longest,
+            self.sampling,
+            dice,
+            self.data.stops,
+        )
         if module.logs_now and module.global_rank == 0:
             prompt, text = tokenizer.decode(beginnings[0]), tokenizer.decode(new[0])
             show(self.file, [{"step": step, "prompt": prompt, "text": text}])

@@ -1,6 +1,7 @@
 """vLLM in the place of transformers: where it is installed, and on a GPU."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,21 @@ class VLLM:
     """Writes like `writing.write`, by the same rules but with other dice."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, folder: Path
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        folder: Path,
+        stops: Sequence[int] | None = None,
     ) -> None:
-        """length: the most tokens of a sequence. folder: where the model can be loaded from."""
+        """length: the most tokens of a sequence. folder: where the model can be loaded from.
+        stops: tokens that end one; None for the end-of-text token."""
         from vllm import LLM
 
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         self.tokenizer = tokenizer
+        self.stops = [tokenizer.eos_token_id] if stops is None else list(stops)
         # `generation_config="vllm"`: what the model's own file says of sampling does not count.
         self.engine: Any = LLM(model=str(folder), max_model_len=length, generation_config="vllm")
 
@@ -42,7 +50,7 @@ class VLLM:
                 top_p=sampling.top_p,
                 max_tokens=length - len(own),
                 seed=(seed + i) % 2**63,
-                stop_token_ids=[self.tokenizer.eos_token_id],
+                stop_token_ids=self.stops,
                 allowed_token_ids=list(range(len(self.tokenizer))),
                 detokenize=False,
             )

@@ -65,13 +65,16 @@ class Writer(L.LightningModule):
             self.scratch = TemporaryDirectory()  # gone with this object
             places = [Path(self.scratch.name) / str(i) for i in range(len(teacher.load))]
             self.writers: list[Any] = [
-                vllm.VLLM(model, self.tokenizer, plan.length, place)
+                vllm.VLLM(model, self.tokenizer, plan.length, place, self.data.stops)
                 for model, place in zip(teacher.models, places, strict=True)
             ]
             teacher.release()
         else:
             self.teachers.extend(teacher.frozen())
-            self.writers = [partial(write, one.model, self.tokenizer) for one in self.teachers]
+            self.writers = [
+                partial(write, one.model, self.tokenizer, stops=self.data.stops)
+                for one in self.teachers
+            ]
 
     def predict_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -84,7 +87,7 @@ class Writer(L.LightningModule):
         if not self.missing:
             return
         beginnings = self.prompts(self.missing[0])
-        length = max(map(len, beginnings)) + TRIAL
+        length = min(max(map(len, beginnings)) + TRIAL, self.plan.length)
         start = time.perf_counter()
         self.write(beginnings, length, 0)
         seconds = (time.perf_counter() - start) / TRIAL * (self.plan.length - length + TRIAL)
@@ -110,7 +113,10 @@ class Writer(L.LightningModule):
 
     def prompts(self, number: int) -> list[torch.Tensor]:
         count = len(self.source)
-        rows = [self.source[i % count] for i in self.plan.batches[number]]
+        rows = [
+            self.source[i % count] | {"round": torch.tensor(i // count)}
+            for i in self.plan.batches[number]
+        ]
         return self.data.beginnings(default_collate(rows), self.plan.prompt_length)
 
     def write(self, beginnings: list[torch.Tensor], length: int, number: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,14 @@ def write(
     length: int,
     sampling: Sampling,
     seed: int,
+    stops: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """What a causal language model puts behind each beginning, which is [P] token ids: up to
-    `length` tokens in all, or up to the end-of-text token. The same for the same seed, on the
-    same kind of device."""
+    `length` tokens in all, or up to the first of `stops`, which is the end-of-text token unless
+    others are named. The same for the same seed, on the same kind of device."""
     width = max(map(len, beginnings))
     eos: int = tokenizer.eos_token_id
+    stops = [eos] if stops is None else list(stops)
     ids = torch.full((len(beginnings), width), eos)
     mask = torch.zeros_like(ids)
     for row, shown, own in zip(ids, mask, beginnings, strict=True):
@@ -65,8 +68,8 @@ def write(
         num_beams=1,
         use_cache=True,
         repetition_penalty=1.0,
-        max_new_tokens=length - min(map(len, beginnings)),
-        eos_token_id=eos,
+        max_new_tokens=max(1, length - min(map(len, beginnings))),
+        eos_token_id=stops,
         pad_token_id=eos,
         suppress_tokens=list(padding) or None,
     )
@@ -82,8 +85,9 @@ def write(
         model.train(was_training)
     found = []
     for own, row in zip(beginnings, written[:, width:].tolist(), strict=True):
-        new = row[: length - len(own)]
-        found.append(new[: new.index(eos) + 1] if eos in new else new)
+        new = row[: max(0, length - len(own))]
+        end = next((i for i, token in enumerate(new) if token in stops), len(new))
+        found.append(new[: end + 1])
     return found
 
 
