@@ -55,7 +55,7 @@ plan: $(INSTALLED) ## what a command will take: make plan ARGS="-m student=xs,s 
 doctor: $(INSTALLED) ## whether a command would go well: make doctor ARGS="transfer=cached"
 	$(BIN)/lightning-distill $(ARGS) stage=doctor
 
-export: $(INSTALLED) ## a student for other programs: make export ARGS="export.run=outputs/demo/job=distilled"
+export: $(INSTALLED) ## a student for other programs: make export ARGS="export.run=<folder of a run>"
 	$(BIN)/lightning-distill stage=export $(ARGS)
 
 report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
