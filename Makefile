@@ -55,6 +55,9 @@ plan: $(INSTALLED) ## what a command will take: make plan ARGS="-m student=xs,s 
 doctor: $(INSTALLED) ## whether a command would go well: make doctor ARGS="transfer=cached"
 	$(BIN)/lightning-distill $(ARGS) stage=doctor
 
+export: $(INSTALLED) ## a student for other programs: make export ARGS="export.run=<folder of a run>"
+	$(BIN)/lightning-distill stage=export $(ARGS)
+
 report: $(INSTALLED) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
 	$(BIN)/lightning-distill stage=report $(ARGS)
 
@@ -71,4 +74,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all lint format teacher distill sweep plan doctor report dashboard sync bench clean
+.PHONY: help setup demo experiments test test-all lint format teacher distill sweep plan doctor export report dashboard sync bench clean

@@ -95,7 +95,7 @@ class Store:
             content = make(partial)
             seconds = time.perf_counter() - start
             held()
-            _write_manifest(partial, kind, made_from, content)
+            write_manifest(partial, kind, made_from, content)
             os.replace(partial, folder)
         return Artifact(folder, folder.name, seconds)
 
@@ -170,9 +170,10 @@ def _set_aside(folder: Path, partial: Path) -> None:
     (partial / MANIFEST).unlink()
 
 
-def _write_manifest(
+def write_manifest(
     folder: Path, kind: str, made_from: dict[str, Any], content: dict[str, Any] | None
 ) -> None:
+    """Of all that is in the folder, so that `damage` can tell when it changes."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     manifest = {
         "kind": kind,

@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, further, models
@@ -26,7 +26,7 @@ from lightning_distill.evaluation import evaluate, write_samples
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
-from lightning_distill.results import RESULTS, Cost, Job, read_results, write_results
+from lightning_distill.results import RESULTS, Cost, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
 from lightning_distill.sweep import results_in
@@ -154,15 +154,7 @@ def evaluate_run(folder: Path, outputs: str, asked: DictConfig | None = None) ->
     asked: the tasks and the speed to measure besides; those that the run itself asked for if None.
     The run's results.json is brought up to date, and keeps what is not measured again.
     """
-    for needed in (".hydra/config.yaml", RESULTS):
-        if not (folder / needed).exists():
-            raise ConfigError(f"evaluate.run={folder} is not the folder of a run: no {needed}.")
-    results = read_results(folder)
-    if results["status"] != "finished":
-        state = f"evaluate.run={folder} is {results['status']}"
-        raise ConfigError(f"{state}; run its command again first.")
-    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    cfg, results = finished_run("evaluate.run", folder)
     cfg.paths.outputs = outputs
     if asked is not None:
         cfg.evaluate = asked

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_distill import ConfigError
 from lightning_distill.artifacts import key_of, write_whole
 
 RESULTS = "results.json"
@@ -25,6 +26,7 @@ WITHOUT_EFFECT = (
     "paths",
     "logger",
     "evaluate",
+    "export",
     "report",
     "dashboard",
     "sweep",
@@ -190,6 +192,23 @@ def _is_of_numbers(node: dict[str, Any]) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def finished_run(setting: str, folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration and results of a run's folder, which `setting` names.
+
+    Raises ConfigError where it is none, or did not come to its end.
+    """
+    for needed in (".hydra/config.yaml", RESULTS):
+        if not (folder / needed).exists():
+            raise ConfigError(f"{setting}={folder} is not the folder of a run: no {needed}.")
+    results = read_results(folder)
+    if results["status"] != "finished":
+        state = f"{setting}={folder} is {results['status']}"
+        raise ConfigError(f"{state}; run its command again first.")
+    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return cfg, results
 
 
 def objectives(results: dict[str, Any], names: list[str]) -> float | list[float] | None:

@@ -73,6 +73,7 @@ SWITCHES = (
     "student.trust_remote_code",
     "loss.fused",
     "evaluate.speed",
+    "export.private",
 )
 
 

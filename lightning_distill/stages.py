@@ -5,6 +5,7 @@ STAGES = {
     "teacher": "pipeline.teach",
     "transfer": "pipeline.hand_over",
     "evaluate": "pipeline.evaluate_again",
+    "export": "export.export",
     "report": "summary.summarise_again",
     "dashboard": "dashboard.build",
     "sync": "sync.upload",

@@ -1,0 +1,91 @@
+"""What an export knows of the student's task, beside the class that loads it.
+
+That class is the data module's, as everywhere. A graph needs example inputs and the name of the
+output, which are here and are those of a causal language model; for other tasks it is refused.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_distill.data import DataModule
+
+CAUSAL = "AutoModelForCausalLM"
+KINDS = {  # the class that loads it: what it is, and what the hub calls its task
+    CAUSAL: ("causal language model", "text-generation"),
+    "AutoModelForSeq2SeqLM": ("sequence-to-sequence model", "translation"),
+    "AutoModelForSequenceClassification": ("text classifier", "text-classification"),
+    "AutoModelForImageClassification": ("image classifier", "image-classification"),
+}
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+OUTPUT = "logits"
+LOADED = """from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+UNTOKENIZED = """from transformers import {auto}
+
+model = {auto}.from_pretrained("{name}")"""
+CONTINUED = """
+inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
+
+
+def task_of(cfg: DictConfig) -> type[DataModule]:
+    """The data module's class, which says how models of its task are loaded."""
+    found: type[DataModule] = get_class(cfg.data._target_)
+    return found
+
+
+def load(task: type[DataModule], folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = task.auto.from_pretrained(folder)
+    return model.eval()
+
+
+def load_tokenizer(task: type[DataModule], folder: Path) -> PreTrainedTokenizerBase | None:
+    return AutoTokenizer.from_pretrained(folder) if task.has_tokenizer else None
+
+
+def kind(task: type[DataModule]) -> tuple[str, str | None]:
+    """What a model of the task is, and the hub's name of it where there is one."""
+    return KINDS.get(task.auto.__name__, ("model", None))
+
+
+def use(task: type[DataModule], name: str) -> str:
+    """How to load it, in Python."""
+    auto = task.auto.__name__
+    text = (LOADED if task.has_tokenizer else UNTOKENIZED).format(auto=auto, name=name)
+    return f"```python\n{text}{CONTINUED if auto == CAUSAL else ''}\n```"
+
+
+def inputs(model: Any) -> list[str]:
+    """The names of what it reads, in the order of INPUTS."""
+    known = inspect.signature(model.forward).parameters
+    return [name for name in INPUTS if name in known]
+
+
+def examples(model: PreTrainedModel, data: DataModule) -> list[dict[str, Tensor]]:
+    """Batches of held-out text, each [B, T]: of several sizes, one with padding on the left."""
+    there = data.examples("test")
+    ids = torch.stack([there[i % len(there)]["input_ids"] for i in range(3)])
+    T = ids.shape[1]
+    return [_batch(model, ids[:2], T // 4), _batch(model, ids), _batch(model, ids[:1, : T // 2])]
+
+
+def kept(batch: dict[str, Tensor]) -> Tensor:
+    """Where an output means something: [B, T]."""
+    return batch["attention_mask"].bool() if "attention_mask" in batch else batch["input_ids"] >= 0
+
+
+def _batch(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> dict[str, Tensor]:
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0  # of the first row
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: batch[name] for name in inputs(model)}

@@ -1,0 +1,353 @@
+"""`stage=export`: what the folder holds, what is refused, and that nothing is half-written."""
+
+import base64
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, constants
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from lightning_distill import ConfigError, export
+from lightning_distill.artifacts import damage
+from lightning_distill.data import DataModule
+from lightning_distill.export import hub, huggingface, onnx, task
+from lightning_distill.export.run import Run
+
+VLLM = {*huggingface.FILES, "model.safetensors"}  # what its loader asks for
+
+
+@pytest.fixture(scope="module")
+def sweep(in_process, tmp_path_factory):
+    """A distilled student and its baseline; the folder of all outputs."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    jobs = ("loss.alpha=0,0.5", "loss.temperature=2", "loss=jensen_shannon", "loss.beta=0.25")
+    in_process("-m", *jobs, f"paths.outputs={outputs}", "sweep.name=both")
+    return outputs
+
+
+def job_of(sweep, override):
+    files = sweep.glob("sweeps/both/*/results.json")
+    (found,) = (f.parent for f in files if override in json.loads(f.read_text())["overrides"])
+    return found
+
+
+@pytest.fixture
+def run(sweep):
+    return job_of(sweep, "loss.alpha=0.5")
+
+
+@pytest.fixture
+def call(in_process, sweep):
+    """Exports a run; returns what the command said."""
+
+    def call(run, *overrides, expect=0):
+        named = f"export.run='{run}'"
+        same = ("stage=export", f"paths.outputs={sweep}", "logger=none")
+        done = in_process(*same, named, *overrides, tiny=False, expect=expect)
+        return done.stderr.strip() if expect else done.stdout
+
+    return call
+
+
+def test_transformers_loads_the_folder_and_finds_the_reported_nll(sweep, run, call, tmp_path):
+    call(run, f"export.folder={tmp_path / 'out'}")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    (tokens,) = sweep.glob("artifacts/tokens/*/tokens.safetensors")
+    ids = load_file(tokens)["test"].long()
+    assert tokenizer.decode(ids.tolist()).count(tokenizer.eos_token) > 3
+    total = 0.0
+    for start in range(0, len(ids) - 1, 32):  # data.sequence_length
+        window = ids[start : start + 33]
+        with torch.no_grad():
+            logits = model(window[None, :-1]).logits[0]
+        total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    found = json.loads((run / "results.json").read_text())["student"]
+    assert total / (len(ids) - 1) == pytest.approx(found["nll"], abs=1e-5)
+
+
+def test_the_folder_has_all_that_vllms_loader_asks_for(run, call, tmp_path):
+    call(run, f"export.folder={tmp_path / 'out'}")
+    there = {file.name for file in (tmp_path / "out").iterdir()}
+    assert there == VLLM | {"README.md", "manifest.json"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["GraniteForCausalLM"]
+    assert not damage(tmp_path / "out")
+
+
+def test_the_card_tells_what_the_run_was(run, call, tmp_path):
+    call(run, f"export.folder={tmp_path / 'out'}")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "distillation" in card.data.tags
+    text = card.text
+    found = json.loads((run / "results.json").read_text())
+    for role in ("student", "teacher"):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {role} |"))
+        assert f"{found[role]['parameters']:,}" in line
+        assert f"{found[role]['nll']:.3f}" in line
+    assert "L = 1 · H(t, q) + 0.5 · 2² · D(p_T, q_T)" in text
+    assert "β KL(p ‖ m) + (1 − β) KL(q ‖ m)" in text
+    assert "beta: 0.25" in text
+    assert "Gap closed: " in text  # the sweep has a baseline
+    assert "12 steps of 128 tokens" in text
+    assert "trained for 20 steps" in text
+    command = text.split("```bash\n")[1].split("\n```")[0]
+    assert command.startswith("lightning-distill student=xs")
+    assert "loss.alpha=0.5" in command
+    assert f"torch {torch.__version__}" in text
+
+
+def test_the_licence_is_left_to_the_user(run, call, tmp_path):
+    call(run, f"export.folder={tmp_path / 'a'}")
+    front = (tmp_path / "a" / "README.md").read_text().split("---")[1]
+    assert "\nlicense: " in front
+    assert yaml.safe_load(front)["license"] is None
+    call(run, f"export.folder={tmp_path / 'b'}", "export.license=apache-2.0")
+    assert ModelCard.load(tmp_path / "b" / "README.md").data.license == "apache-2.0"
+
+
+def test_the_card_of_a_baseline_names_no_teacher(sweep, call, tmp_path):
+    run = job_of(sweep, "loss.alpha=0")
+    call(run, f"export.folder={tmp_path / 'out'}")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "trained without a teacher" in card.text
+    assert "Transfer:" not in card.text
+    assert "distillation" not in card.data.tags
+
+
+def test_the_folder_is_the_runs_own_unless_another_is_named(run, call):
+    call(run)
+    assert (run / "export" / "model.safetensors").exists()
+    assert not list(run.glob("export.*"))
+
+
+def test_an_export_is_written_anew_over_itself(run, call, tmp_path):
+    out = tmp_path / "out"
+    call(run, f"export.folder={out}")
+    (tmp_path / "out.partial").mkdir()  # that a killed one left
+    (tmp_path / "out.partial" / "half").write_text("of a file")
+    call(run, f"export.folder={out}", "export.license=mit")
+    assert "license: mit" in (out / "README.md").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert not (out / "half").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt"])
+def test_what_the_user_changed_or_added_is_not_written_over(run, call, tmp_path, name):
+    out = tmp_path / "out"
+    call(run, f"export.folder={out}")
+    with (out / name).open("a") as file:
+        file.write("mine")
+    said = call(run, f"export.folder={out}", expect=2)
+    assert f"added or changed since it was exported ({name})" in said
+    assert (out / name).read_text().endswith("mine")
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(run, call, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    said = call(run, f"export.folder={tmp_path}", expect=2)
+    assert "holds files that are not an export's" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_export_that_breaks_off_leaves_nothing_and_keeps_the_old(
+    run, call, tmp_path, monkeypatch
+):
+    def full(run, folder, settings):
+        (folder / "model.safetensors").write_text("half")
+        raise OSError(28, "No space left on device", str(folder))
+
+    out = tmp_path / "out"
+    call(run, f"export.folder={out}")
+    monkeypatch.setattr(huggingface, "write", full)
+    said = call(run, f"export.folder={out}", expect=2)
+    assert "No space left on device" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert not damage(out)
+
+
+def unfinished(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"status": "running"}))
+
+
+def without_student(folder):
+    for file in (folder / "student").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [(unfinished, "is running; run its command again first"), (without_student, "no student")],
+)
+def test_a_run_without_a_finished_student_is_refused(run, call, tmp_path, damaged, message):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    damaged(tmp_path / "run")
+    said = call(tmp_path / "run", expect=2)
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run" / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["export.formats=[ggfu]"], "export.formats=ggfu does not exist. Did you mean gguf?"),
+        (["export.formats=gguf"], "export.formats=gguf must be a list, as in [huggingface]"),
+        (["export.formats=[]"], "export.formats=[] must be a list"),
+        (["export.formats=[gguf]", "export.converter=/no/such.py"], "/no/such.py is no file"),
+        (["export.push=a/b/c"], "export.push=a/b/c is no name of a model on the hub"),
+        (["export.push=me/student"], "export.push=me/student needs a login"),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_a_mistake_is_told_in_a_line_before_anything_is_written(
+    run, call, tmp_path, monkeypatch, overrides, message
+):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    said = call(run, f"export.folder={tmp_path / 'out'}", *overrides, expect=2)
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(run, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    said = call(run, "export.formats=[onnx]", f"export.folder={tmp_path / 'out'}", expect=2)
+    assert "needs onnx, onnxruntime, onnxscript: pip install 'lightning_distill[onnx]'" in said
+
+
+class Hub(ThreadingHTTPServer):
+    """The few answers of the hub's that an upload of small files asks for."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files, self.made, self.keys, self.refuses = {}, None, set(), False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_POST(self):
+        hub = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        hub.keys.add(self.headers["Authorization"])
+        if hub.refuses:
+            return self.say(403, {"error": f"{self.headers['Authorization']} may not write"})
+        if self.path == "/api/repos/create":
+            hub.made = json.loads(body)
+            return self.say(200, {"url": f"{hub.url}/me/student", "id": "me/student"})
+        if "/preupload/" in self.path:
+            files = [file["path"] for file in json.loads(body)["files"]]
+            return self.say(200, {"files": [self.kind(path) for path in files]})
+        if "/commit/" in self.path:
+            for line in body.splitlines():
+                item = json.loads(line)
+                if item["key"] == "file":
+                    value = item["value"]
+                    hub.files[value["path"]] = base64.b64decode(value["content"])
+            url = f"{hub.url}/me/student/commit/1"
+            return self.say(200, {"commitUrl": url, "commitOid": "1", "success": True})
+        return self.say(200, {"errors": [], "warnings": []})
+
+    def do_GET(self):
+        self.say(200, {"id": "me/student", "sha": "0", "siblings": []})
+
+    def kind(self, path):
+        return {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+
+    def say(self, code, answer):
+        data = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def on_hub(monkeypatch):
+    """A stand-in for the hub, which this process is logged in to."""
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_push_uploads_what_was_exported(run, call, tmp_path, on_hub):
+    said = call(run, f"export.folder={tmp_path / 'out'}", "export.push=me/student")
+    assert f"pushed to {on_hub.url}/me/student" in said
+    assert "hf_secret" not in said
+    assert on_hub.made["visibility"] == "private"
+    assert on_hub.files.keys() == VLLM | {"README.md"}
+    for name, content in on_hub.files.items():
+        assert content == (tmp_path / "out" / name).read_bytes()
+    front = on_hub.files["README.md"].decode().split("---")[1]
+    assert "license" not in yaml.safe_load(front)  # an empty one would be none of the hub's names
+    assert 'from_pretrained("me/student")' in on_hub.files["README.md"].decode()
+
+
+def test_a_push_that_is_refused_shows_no_token_and_keeps_the_folder(run, call, tmp_path, on_hub):
+    on_hub.refuses = True
+    said = call(run, f"export.folder={tmp_path / 'out'}", "export.push=me/student", expect=2)
+    assert "the hub did not take" in said
+    assert "hf_secret" not in said
+    assert on_hub.keys == {"Bearer hf_secret"}
+    assert not damage(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_all_formats_at_once_are_one_folder(run, call, tmp_path):
+    pytest.importorskip("gguf")
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "out"
+    said = call(run, f"export.folder={out}", "export.formats=[huggingface,gguf,onnx]")
+    there = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    graph = {f"onnx/{n}" for n in ("model.onnx", "config.json", "tokenizer.json")}
+    assert there >= VLLM | graph | {"model-F32.gguf"}
+    assert "onnxruntime's logits differ by at most" in said
+
+
+class Labels(DataModule):
+    """Another task than a language model's, as far as an export asks."""
+
+    auto = AutoModelForImageClassification
+    has_tokenizer = False
+
+
+def test_a_student_of_another_task_is_loaded_by_its_own_class(tmp_path):
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8)
+    config.update({"patch_size": 4, "intermediate_size": 16, "num_labels": 3})
+    model = ViTForImageClassification(config)
+    model.save_pretrained(tmp_path / "student")
+    cfg = OmegaConf.create({"data": {"_target_": f"{__name__}.Labels"}})
+    run = Run(tmp_path, cfg, {})
+    (tmp_path / "out").mkdir()
+    huggingface.write(run, tmp_path / "out", OmegaConf.create({}))
+    again = ViTForImageClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    assert "from transformers import AutoModelForImageClassification" in task.use(run.task, "me/x")
+    assert task.kind(run.task) == ("image classifier", "image-classification")
+    with pytest.raises(ConfigError, match="onnx is for causal language models"):
+        onnx.check(run, OmegaConf.create({}))

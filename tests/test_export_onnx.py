@@ -1,0 +1,98 @@
+"""Each architecture as an ONNX graph: other batch sizes, lengths and paddings than it was made from
+give the model's logits."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
+    MixtralConfig,
+    Qwen3Config,
+)
+
+from lightning_distill import ConfigError
+from lightning_distill.export import onnx, task
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SIZE = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+GEMMA = {"head_dim": 8, "sliding_window": 8, "num_hidden_layers": 2}
+MAMBA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+CONFIGS = {
+    "granite": GraniteConfig(**SIZE, embedding_multiplier=9.0, logits_scaling=2.0),
+    "gpt2": GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=64),
+    "llama": LlamaConfig(**SIZE),
+    "qwen3": Qwen3Config(**SIZE, head_dim=8),
+    "gemma2": Gemma2Config(**SIZE | GEMMA),
+    "mixtral": MixtralConfig(**SIZE, num_local_experts=4),
+    "mamba2": Mamba2Config(**MAMBA, num_heads=4, head_dim=8, n_groups=1),
+}
+
+
+class Text:
+    """What `task.examples` asks of a DataModule."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def examples(self, split):
+        assert split == "test"
+        return [{"input_ids": torch.randint(0, 60, (self.length,))} for _ in range(5)]
+
+
+def build(config):
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "granite" else pytest.mark.long) for n in CONFIGS],
+)
+def test_a_graph_gives_the_models_logits_at_sizes_it_was_not_made_from(tmp_path, name):
+    model = build(CONFIGS[name])
+    onnx.prepare(model)
+    file = tmp_path / "model.onnx"
+    onnx.trace(model, task.examples(model, Text(20))[0], file)
+    largest, worst = onnx.compare(model, file, task.examples(model, Text(37)))
+    assert largest > 0.1
+    assert worst < onnx.TOLERANCE * largest
+
+
+@pytest.mark.slow
+def test_a_model_whose_graph_has_one_size_alone_is_refused_in_a_line(tmp_path):
+    model = build(MambaConfig(**MAMBA))
+    examples, file = task.examples(model, Text(20)), tmp_path / "model.onnx"
+    onnx.trace(model, examples[0], file)
+    with pytest.raises(ConfigError, match="MambaForCausalLM does not read a batch of") as refused:
+        onnx.require_same(model, file, examples)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_graph_that_differs_is_refused_with_the_numbers(tmp_path):
+    model = build(CONFIGS["llama"])
+    file = tmp_path / "model.onnx"
+    onnx.trace(model, task.examples(model, Text(20))[0], file)
+    with torch.no_grad():
+        model.lm_head.weight[3] += 0.01
+    with pytest.raises(ConfigError, match=r"differ from the student's by up to 0\.\d+"):
+        onnx.require_same(model, file, task.examples(model, Text(20)))
