@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "transfer.num_sequences": (True, 1, True),
     "transfer.prompt_length": (True, 1, True),
     "transfer.length": (True, 2, True),
+    "transfer.num_beams": (True, 1, True),
     "transfer.batch_size": (True, 1, True),
     "transfer.seed": (True, 0, True),
     **{

@@ -4,5 +4,6 @@ from lightning_distill.data.chat import Chat
 from lightning_distill.data.datamodule import DataModule
 from lightning_distill.data.images import Images
 from lightning_distill.data.language import Language
+from lightning_distill.data.translation import Translation
 
-__all__ = ["Chat", "DataModule", "Images", "Language"]
+__all__ = ["Chat", "DataModule", "Images", "Language", "Translation"]

@@ -49,6 +49,7 @@ class DataModule(L.LightningDataModule):
     auto: ClassVar[Any]  # transformers' class that loads models of the task
     has_tokenizer: ClassVar[bool] = True
     writes: ClassVar[bool] = False  # models of it generate text
+    goes_on: ClassVar[bool] = True  # what they write goes on from its prompt; else it answers it
     read_alike: ClassVar[bool] = True  # teacher and student read the same batch, tokens and all
 
     tokenizer: PreTrainedTokenizerBase
@@ -122,7 +123,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def longest(self) -> int:
-        """Tokens that a model may write, its beginning included."""
+        """Tokens that a model may write; where it goes on from a beginning, with that one."""
         raise NotImplementedError
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -19,6 +19,7 @@ from lightning_distill.data.datamodule import sha256
 from lightning_distill.models import positions
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|padding|>"
 
 
 def obtain_tokenizer(
@@ -28,16 +29,21 @@ def obtain_tokenizer(
     texts: Callable[[], Iterable[str]],
     vocab_size: int,
     special_tokens: Sequence[str] = (),
+    for_pairs: bool = False,
 ) -> PreTrainedTokenizerBase:
     """The given one; else one trained on the texts, an artifact of `made_from`.
 
     special_tokens: of one that is trained, besides the end-of-text token.
+    for_pairs: by `train_pair_tokenizer`, which has none.
 
     Raises ConfigError where it cannot close a text.
     """
 
     def make(folder: Path) -> None:
-        train_tokenizer(texts(), vocab_size, special_tokens).save_pretrained(folder)
+        if for_pairs:
+            train_pair_tokenizer(texts(), vocab_size).save_pretrained(folder)
+        else:
+            train_tokenizer(texts(), vocab_size, special_tokens).save_pretrained(folder)
 
     if given is None:
         folder = store.get("tokenizer", made_from | {"vocab_size": vocab_size}, make).folder
@@ -58,21 +64,39 @@ def train_tokenizer(
     The end-of-text token closes each document. No padding token: nothing is ever padded, so the
     end of a text cannot be mistaken for padding and masked away.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, *special_tokens],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer = _byte_level(documents, vocab_size, [END_OF_TEXT, *special_tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         extra_special_tokens=list(special_tokens),
     )
+
+
+def train_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """The same for pairs of texts, which are padded: with a token for that, behind which decoders
+    begin too, as Marian's and T5's do. It closes each text by itself."""
+    tokenizer = _byte_level(texts, vocab_size, [END_OF_TEXT, PADDING])
+    end = (END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END_OF_TEXT}", special_tokens=[end]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=PADDING
+    )
+
+
+def _byte_level(documents: Iterable[str], vocab_size: int, special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -121,5 +121,6 @@ def _visible(position_ids: Tensor) -> Tensor:
 
 def _projections(layer: nn.Module, letters: Sequence[str]) -> dict[str, nn.Module]:
     """A layer's modules q_proj, k_proj and v_proj, by the first letter; those that there are."""
-    modules = {name.split(".")[-1]: module for name, module in layer.named_modules()}
+    # Of two attentions the first is the layer's own; the second looks into an encoder.
+    modules = {name.split(".")[-1]: module for name, module in reversed([*layer.named_modules()])}
     return {x: modules[f"{x}_proj"] for x in letters if f"{x}_proj" in modules}

@@ -66,6 +66,9 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
     if not hasattr(config, "hidden_size"):  # it has stages, which differ
         return None
     count = config.num_hidden_layers
+    if config.is_encoder_decoder:  # where that is the encoder's
+        names = ("decoder_layers", "num_decoder_layers")
+        count = next((getattr(config, name) for name in names if hasattr(config, name)), count)
     decoder = set(model.get_decoder().modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder:

@@ -75,6 +75,12 @@ def _problems(teacher: PreTrainedModel, role: Mapping[str, Any]) -> Iterator[str
     config, name = _text(teacher), type(teacher).__name__
     available, wide, many = config.num_hidden_layers, config.hidden_size, _heads(config)
     count, width, heads = (role[key] for key in SIZE)
+    if config.is_encoder_decoder:
+        yield (
+            f"student.initialize=teacher_layers: a {name} is an encoder and a decoder, and only a "
+            "decoder's layers can be chosen; set student.initialize=random"
+        )
+        return
     if find_layers(teacher) is None:
         yield f"student.initialize=teacher_layers: a {name} has no list of {available} layers"
         return

@@ -98,14 +98,25 @@ class Predictor:
         self.settings = {"use_cache": False} if model.can_generate() else {}
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
-        """batch: what the model reads of it, `INPUTS`."""
+        """batch: what the model reads of it, `INPUTS`. A decoder behind an encoder reads the
+        labels."""
         inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
+        config = self.model.config
+        if config.is_encoder_decoder and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = shifted(batch["labels"], config.decoder_start_token_id)
         inputs |= self.settings
         if self.head is None:
             states = self.model(**inputs).logits
         else:
             states = self.model.base_model(**inputs).last_hidden_state
         return Predictions(states, self.head, self.vocab_size)
+
+
+def shifted(labels: Tensor, start: int) -> Tensor:
+    """What a decoder reads where the labels [B, T] are to be predicted: `start`, and then those
+    before each of them. Behind the last one it does not matter."""
+    before = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
+    return before.clamp(min=0)
 
 
 def find_head(model: PreTrainedModel) -> Head | None:

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -73,5 +75,43 @@ def decoder(size: Size, tokenizer: PreTrainedTokenizerBase) -> GraniteForCausalL
                 std = module.in_features**-0.5
                 if name.endswith(("o_proj", "down_proj")):
                     std *= 0.4  # each layer adds a little to the residual stream
+                module.weight.normal_(std=std)
+    return model
+
+
+def encoder_decoder(size: Size, tokenizer: PreTrainedTokenizerBase, longest: int) -> MarianMTModel:
+    """A translator: layers, heads and width are those of each of both stacks.
+
+    longest: tokens of a text. Marian's positions are a table of sines, which has no more rows.
+    """
+    padding = tokenizer.pad_token_id
+    padding = tokenizer.eos_token_id if padding is None else padding
+    sizes: dict[str, Any] = {}
+    for stack in ("encoder", "decoder"):
+        sizes[f"{stack}_layers"] = size.num_hidden_layers
+        sizes[f"{stack}_attention_heads"] = size.num_attention_heads
+        sizes[f"{stack}_ffn_dim"] = 4 * size.hidden_size
+    config = MarianConfig(
+        vocab_size=len(tokenizer),
+        d_model=size.hidden_size,
+        **sizes,
+        max_position_embeddings=min(size.max_position_embeddings, longest),
+        activation_function="swish",
+        dropout=0.0,
+        scale_embedding=True,
+        pad_token_id=padding,
+        decoder_start_token_id=padding,
+        eos_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=None,
+    )
+    model = MarianMTModel(config)
+    with torch.no_grad():
+        for name, module in model.model.named_modules():
+            if name == "shared":
+                module.weight.normal_(std=size.hidden_size**-0.5)  # which the scale makes 1
+            elif isinstance(module, nn.Linear):
+                std = module.in_features**-0.5
+                if name.endswith(("out_proj", "fc2")):
+                    std *= 0.4
                 module.weight.normal_(std=std)
     return model

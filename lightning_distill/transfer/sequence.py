@@ -35,6 +35,9 @@ class Sequence(Online):
     sequence, which carry no loss. length: tokens of a sequence at most, with its prompt; None for
     a block and the token behind it. seed: of the teacher's dice. batch_size: sequences at a time.
     mix: share of the student's blocks that are the data's own, from 0 to below 1.
+    num_beams: of a search for the likeliest text; 1 for the likeliest token each time.
+    Where models answer a whole example (a translation), it is the prompt, prompt_length does not
+    count, and length is the answer's alone.
     """
 
     always_asks = True
@@ -50,17 +53,13 @@ class Sequence(Online):
         seed: int,
         batch_size: int,
         mix: float,
+        num_beams: int = 1,
     ) -> None:
         super().__init__(num_blocks)
         self.num_sequences, self.prompt_length, self.length = num_sequences, prompt_length, length
-        self.sampling = Sampling(temperature, top_p)
+        self.sampling = Sampling(temperature, top_p, num_beams)
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
         require("transfer.mix", mix, 0, 1, below=True)
-        if length is not None and length <= prompt_length:
-            raise ConfigError(
-                f"transfer.length={length} counts the prompt's tokens too, and must be more than "
-                f"transfer.prompt_length={prompt_length}."
-            )
 
     def check(
         self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
@@ -68,6 +67,15 @@ class Sequence(Online):
         """Raises ConfigError where the blocks are too short or too few."""
         refuse_silent(data, "sequence")
         data.check_prompts(self.prompt_length)
+        if data.goes_on and self.length is not None and self.length <= self.prompt_length:
+            raise ConfigError(
+                f"transfer.length={self.length} counts the prompt's tokens too, and must be more "
+                f"than transfer.prompt_length={self.prompt_length}."
+            )
+        if self.length is not None and not data.goes_on and self.length > data.longest:
+            raise ConfigError(
+                f"transfer.length={self.length} is longer than data.sequence_length={data.longest}."
+            )
         count = self.count(teacher_data.examples("train"))
         if not self.sampling.temperature and (self.num_sequences or 0) > count:
             raise ConfigError(
@@ -110,7 +118,7 @@ class Sequence(Online):
             "text and tokenizer": theirs.artifact.key,
             **theirs.shape,
             "transfer.num_blocks": self.count(theirs.examples("train")),
-            "written by": "vllm" if vllm.usable() else "transformers",
+            "written by": "vllm" if vllm.usable(theirs, self.sampling) else "transformers",
             **asdict(self._plan(theirs)),
         }
 

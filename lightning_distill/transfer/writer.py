@@ -61,7 +61,8 @@ class Writer(L.LightningModule):
         self.data, self.tokenizer = teacher.data, teacher.data.tokenizer
         self.source: Any = source
         self.plan, self.folder = plan, folder
-        if vllm.usable() and not any(map(pretrained.is_quantized, teacher.models)):
+        quantized = any(map(pretrained.is_quantized, teacher.models))
+        if vllm.usable(self.data, plan.sampling) and not quantized:
             self.scratch = TemporaryDirectory()  # gone with this object
             places = [Path(self.scratch.name) / str(i) for i in range(len(teacher.load))]
             self.writers: list[Any] = [
@@ -87,7 +88,8 @@ class Writer(L.LightningModule):
         if not self.missing:
             return
         beginnings = self.prompts(self.missing[0])
-        length = min(max(map(len, beginnings)) + TRIAL, self.plan.length)
+        begun = max(map(len, beginnings)) if self.data.goes_on else 0
+        length = min(begun + TRIAL, self.plan.length)
         start = time.perf_counter()
         self.write(beginnings, length, 0)
         seconds = (time.perf_counter() - start) / TRIAL * (self.plan.length - length + TRIAL)

@@ -21,14 +21,21 @@ GENERATED = "generated.jsonl"  # in a run's folder
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen: at a temperature (0: the likeliest one), from the fewest
-    tokens whose probabilities sum to top_p."""
+    tokens whose probabilities sum to top_p. With more than one of num_beams, the likeliest text
+    that so many beams find."""
 
     temperature: float
     top_p: float = 1.0
+    num_beams: int = 1
 
     def __post_init__(self) -> None:
         require("transfer.temperature", self.temperature, 0)
         require("transfer.top_p", self.top_p, 1e-6, 1)
+        if self.num_beams > 1 and self.temperature:
+            raise ConfigError(
+                f"transfer.num_beams={self.num_beams} searches for the likeliest text, and "
+                f"transfer.temperature={self.temperature:g} draws one; set transfer.temperature=0."
+            )
 
 
 def refuse_silent(data: DataModule, transfer: str) -> None:
@@ -51,27 +58,32 @@ def write(
 ) -> list[list[int]]:
     """What a causal language model puts behind each beginning, which is [P] token ids: up to
     `length` tokens in all, or up to the first of `stops`, which is the end-of-text token unless
-    others are named. The same for the same seed, on the same kind of device."""
+    others are named. What an encoder-decoder makes of it: up to `length` tokens besides. The same
+    for the same seed, on the same kind of device."""
+    answers = model.config.is_encoder_decoder
     width = max(map(len, beginnings))
     eos: int = tokenizer.eos_token_id
     stops = [eos] if stops is None else list(stops)
     ids = torch.full((len(beginnings), width), eos)
     mask = torch.zeros_like(ids)
     for row, shown, own in zip(ids, mask, beginnings, strict=True):
-        row[width - len(own) :] = own
-        shown[width - len(own) :] = 1
+        place = slice(len(own)) if answers else slice(width - len(own), None)
+        row[place] = own
+        shown[place] = 1
+    begun = [0 if answers else len(own) for own in beginnings]
     sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     padding = range(len(tokenizer), model.config.get_text_config().vocab_size)
     settings = GenerationConfig(
         do_sample=sampling.temperature > 0,
         **(sampled if sampling.temperature > 0 else {}),
-        num_beams=1,
+        num_beams=sampling.num_beams,
         use_cache=True,
         repetition_penalty=1.0,
-        max_new_tokens=max(1, length - min(map(len, beginnings))),
+        max_new_tokens=max(1, length - min(begun)),
         eos_token_id=stops,
         pad_token_id=eos,
         suppress_tokens=list(padding) or None,
+        decoder_start_token_id=model.config.decoder_start_token_id if answers else None,
     )
     was_training = model.training
     with torch.random.fork_rng(), torch.no_grad():
@@ -84,8 +96,9 @@ def write(
         )
         model.train(was_training)
     found = []
-    for own, row in zip(beginnings, written[:, width:].tolist(), strict=True):
-        new = row[: max(0, length - len(own))]
+    # An answer begins behind the decoder's first token, which is not of it.
+    for there, row in zip(begun, written[:, 1 if answers else width :].tolist(), strict=True):
+        new = row[: max(0, length - there)]
         end = next((i for i, token in enumerate(new) if token in stops), len(new))
         found.append(new[: end + 1])
     return found
