@@ -15,8 +15,8 @@ from torch import nn
 from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
-    MarianConfig,
-    MarianMTModel,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -79,32 +79,41 @@ def decoder(size: Size, tokenizer: PreTrainedTokenizerBase) -> GraniteForCausalL
     return model
 
 
-def encoder_decoder(size: Size, tokenizer: PreTrainedTokenizerBase, longest: int) -> MarianMTModel:
-    """A translator: layers, heads and width are those of each of both stacks.
+def encoder_decoder(
+    size: Size, tokenizer: PreTrainedTokenizerBase, longest: int
+) -> PegasusForConditionalGeneration:
+    """A translator: layers, heads and width are those of both stacks.
 
-    longest: tokens of a text. Marian's positions are a table of sines, which has no more rows.
+    longest: tokens of a text; positions are a fixed table of sines, which has no more rows.
+
+    The architecture is transformers' Pegasus: Marian's with the norms ahead of attention and MLP.
+    (Validation nll on Django's messages in five languages, 2 layers of 64 after 200 steps: Marian
+    as transformers initialises it 5.73, with its embeddings scaled 5.64, with the initialisation
+    below 4.85 (4.90 with 0.2, 5.22 with 1 in the place of its 0.4), Pegasus with it 4.78. 4 layers
+    of 128 after 300 smaller steps: Marian 5.40, Pegasus 4.92.)
     """
     padding = tokenizer.pad_token_id
     padding = tokenizer.eos_token_id if padding is None else padding
-    sizes: dict[str, Any] = {}
+    both: dict[str, Any] = {}
     for stack in ("encoder", "decoder"):
-        sizes[f"{stack}_layers"] = size.num_hidden_layers
-        sizes[f"{stack}_attention_heads"] = size.num_attention_heads
-        sizes[f"{stack}_ffn_dim"] = 4 * size.hidden_size
-    config = MarianConfig(
+        both[f"{stack}_layers"] = size.num_hidden_layers
+        both[f"{stack}_attention_heads"] = size.num_attention_heads
+        both[f"{stack}_ffn_dim"] = 4 * size.hidden_size
+    config = PegasusConfig(
         vocab_size=len(tokenizer),
         d_model=size.hidden_size,
-        **sizes,
+        **both,
         max_position_embeddings=min(size.max_position_embeddings, longest),
         activation_function="swish",
         dropout=0.0,
+        attention_dropout=0.0,
         scale_embedding=True,
         pad_token_id=padding,
         decoder_start_token_id=padding,
         eos_token_id=tokenizer.eos_token_id,
         forced_eos_token_id=None,
     )
-    model = MarianMTModel(config)
+    model = PegasusForConditionalGeneration(config)
     with torch.no_grad():
         for name, module in model.model.named_modules():
             if name == "shared":
@@ -112,6 +121,6 @@ def encoder_decoder(size: Size, tokenizer: PreTrainedTokenizerBase, longest: int
             elif isinstance(module, nn.Linear):
                 std = module.in_features**-0.5
                 if name.endswith(("out_proj", "fc2")):
-                    std *= 0.4
+                    std *= 0.4  # as above
                 module.weight.normal_(std=std)
     return model
