@@ -186,6 +186,10 @@ class Translation(DataModule):
     def longest(self) -> int:
         return self.sequence_length
 
+    @property
+    def stops(self) -> list[int]:
+        return [int(self.tokenizer.eos_token_id)]
+
     def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
         """The sources, whole."""
         counts = batch["attention_mask"].sum(-1).tolist()
