@@ -53,7 +53,8 @@ class StudentModule(TrainedModule):
         truth = "by_student" not in batch
         terms = self.objective(student, teacher, labels, known, truth, details=logs)
         for name, term in self.inside.items():
-            terms = terms.plus(name, term, term(labels, batch["position_ids"]), logs)
+            read = batch.get("position_ids"), batch.get("attention_mask")
+            terms = terms.plus(name, term, term(labels, *read), logs)
         if logs:
             self.log("train/temperature", self.objective.balance.temperature)
             self.log("train/alpha", self.objective.balance.alpha)

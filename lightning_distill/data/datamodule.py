@@ -96,6 +96,10 @@ class DataModule(L.LightningDataModule):
         """What `from_pretrained` has to be told of the task, besides the class."""
         return {}
 
+    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+        """Fits a loaded model's head to the task. trains: whether it is trained further, so that
+        parts of it may be new. Raises ConfigError where it says other things than the task asks."""
+
     def check(self, model: PreTrainedModel, name: str) -> None:
         """Raises ConfigError where the model cannot read the examples; one without weights will
         do."""

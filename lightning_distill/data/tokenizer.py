@@ -1,7 +1,7 @@
 """The tokenizer: that of a pretrained model, or one that models built from a size share."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_distill.data.datamodule import sha256
 from lightning_distill.models import positions
 
 END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mask|>"
 
 
 def obtain_tokenizer(
@@ -27,43 +28,67 @@ def obtain_tokenizer(
     made_from: dict[str, Any],
     texts: Callable[[], Iterable[str]],
     vocab_size: int,
+    needs: Sequence[str] = ("eos_token",),
 ) -> PreTrainedTokenizerBase:
     """The given one; else one trained on the texts, an artifact of `made_from`.
 
-    Raises ConfigError where it cannot close a text.
+    needs: which of USES it must have. Raises ConfigError where a given one has not.
     """
+    masks = "mask_token" in needs
+    made_from = made_from | {"vocab_size": vocab_size} | ({"mask": MASK} if masks else {})
 
     def make(folder: Path) -> None:
-        train_tokenizer(texts(), vocab_size).save_pretrained(folder)
+        train_tokenizer(texts(), vocab_size, masks).save_pretrained(folder)
 
     if given is None:
-        folder = store.get("tokenizer", made_from | {"vocab_size": vocab_size}, make).folder
-        given = AutoTokenizer.from_pretrained(folder)
-    if given.eos_token_id is None:
-        raise ConfigError(
-            f"The tokenizer of {given.name_or_path} has no end-of-text token (eos_token), "
-            "which closes each document. Add one to its tokenizer_config.json."
-        )
+        given = AutoTokenizer.from_pretrained(store.get("tokenizer", made_from, make).folder)
+    for name in needs:
+        if getattr(given, name) is None:
+            raise ConfigError(
+                f"The tokenizer of {given.name_or_path} has no {USES[name]}. "
+                "Add one to its tokenizer_config.json."
+            )
     return given
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+# What a special token is there for, as a message has it.
+USES = {
+    "eos_token": "end-of-text token (eos_token), which closes each document",
+    "mask_token": "mask token (mask_token), which stands for what is to be guessed",
+}
+
+
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, masks: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Radford et al. 2019): any text round-trips, nothing is unknown.
 
-    The end-of-text token closes each document. No padding token: nothing is ever padded, so the
-    end of a text cannot be mistaken for padding and masked away.
+    The end-of-text token closes each document. No padding token: nothing that is generated is ever
+    padded, so the end of a text cannot be mistaken for padding and masked away. masks: whether it
+    has a mask token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *([MASK] if masks else [])],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+    given = {"eos_token": END_OF_TEXT} | ({"mask_token": MASK} if masks else {})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **given)
+
+
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that it puts before a text and behind it, as [CLS] and [SEP]."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
