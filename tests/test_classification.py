@@ -326,6 +326,7 @@ def test_what_the_command_refuses(run, saved, tmp_path):
     folder, _ = saved(["sea", "wood", "air"])
     theirs = ["teacher=pretrained", f"teacher.name={folder}"]
     assert "it does not know the label 'town', and it also chooses 'air'" in run(*theirs, expect=2)
+    saved(LABELS)
     said = run(*theirs, "data.sequence_length=128", expect=2)
     assert "data.sequence_length=128 is longer than the 64 positions" in said
     saved([], BertForMaskedLM)

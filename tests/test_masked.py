@@ -155,8 +155,8 @@ RECIPE = (
 
 
 def test_the_recipe_of_distilbert_leads_nearer_to_the_teacher(run, tmp_path):
-    alone = run("loss.alpha=0")["student"]
     found = run(*RECIPE, folder=tmp_path)
+    alone = run("loss.alpha=0")["student"]
     assert found["student"]["nll"] < alone["nll"]
     assert found["student"]["teacher_kl"] < 0.5 * alone["teacher_kl"]
     assert "bits_per_byte" not in found["student"]
