@@ -21,11 +21,13 @@ BINS = 15  # of the calibration error (Guo et al. 2017)
 class Quality(nn.Module):
     """One model against the text: nll in nats a token, perplexity, bits a byte, calibration error.
 
+    bytes_per_token: None where only some of the tokens are predicted; then no bits a byte.
+
     The calibration error is the expected one (ECE, Guo et al. 2017, eq. 3): |accuracy −
     confidence| of the most probable token, averaged over 15 bins of confidence.
     """
 
-    def __init__(self, vocab_size: int, bytes_per_token: float) -> None:
+    def __init__(self, vocab_size: int, bytes_per_token: float | None = None) -> None:
         super().__init__()
         self.bytes_per_token = bytes_per_token
         self.nll = MeanMetric()
@@ -40,10 +42,11 @@ class Quality(nn.Module):
 
     def compute(self) -> dict[str, float]:
         nll = float(self.nll.compute())
+        each = self.bytes_per_token
         return {
             "nll": nll,
             "perplexity": math.exp(min(nll, 700.0)),
-            "bits_per_byte": nll / math.log(2) / self.bytes_per_token,
+            **({"bits_per_byte": nll / math.log(2) / each} if each else {}),
             "calibration_error": float(self.calibration.compute()),
         }
 

@@ -179,9 +179,9 @@ def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
     further.check(cfg.evaluate, data)
     theirs, own = None, None
     if data.has_tokenizer:
-        shared = data.read_alike or cfg.loss.get("shared_vocabulary", True)
+        shared = cfg.loss.get("shared_vocabulary", True)
         nodes = [one.teacher for one in each_teacher(cfg)]
-        theirs, own = models.tokenizers(nodes, cfg.student, shared)
+        theirs, own = models.tokenizers(nodes, cfg.student, shared, data.read_alike)
     found = []
     for tokenizer in [own] if own is theirs else [own, theirs]:
         data = instantiate(cfg.data)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -54,18 +53,13 @@ class StudentModule(TrainedModule):
         truth = "by_student" not in batch
         terms = self.objective(student, teacher, labels, known, truth, details=logs)
         for name, term in self.inside.items():
-            terms = terms.plus(name, term, term(labels, self._places(batch)), logs)
+            # Where an example has one prediction, its mask says what was read for that.
+            mask = batch.get("attention_mask") if labels.ndim == 1 else None
+            terms = terms.plus(name, term, term(labels, batch.get("position_ids"), mask), logs)
         if logs:
             self.log("train/temperature", self.objective.balance.temperature)
             self.log("train/alpha", self.objective.balance.alpha)
         return self.step(terms)
-
-    @staticmethod
-    def _places(batch: dict[str, Tensor]) -> Tensor:
-        """Of the predictions, [B, T]; they count from 0 where a batch says nothing of them."""
-        labels = batch["labels"]
-        counted = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
-        return batch.get("position_ids", counted)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

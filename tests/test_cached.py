@@ -226,8 +226,8 @@ def test_a_damaged_cache_that_is_given_by_its_folder_is_refused(sweep, refused):
 
 
 REFUSED = [
-    (["transfer.k=290"], "transfer.k=290 + transfer.draws=24 is more than the vocabulary has"),
-    (["transfer.stored=topk", "transfer.k=301"], "transfer.k=301 is more than the vocabulary has"),
+    (["transfer.k=290"], "transfer.k=290 + transfer.draws=24 is more than the 300"),
+    (["transfer.stored=topk", "transfer.k=301"], "transfer.k=301 is more than the 300"),
     (["loss=reverse_kl", "transfer.stored=sampled"], "stored=sampled is unbiased for loss=forward"),
     (["loss=logit_mse"], "This loss compares logits; choose transfer.stored=hidden."),
     (["loss.hidden.weight=1"], "loss.hidden.weight=1 looks inside the teacher"),

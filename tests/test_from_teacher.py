@@ -4,6 +4,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GemmaConfig,
@@ -16,6 +21,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -303,3 +310,46 @@ def test_a_part_that_the_teacher_lacks_is_refused_before_it_is_trained(in_proces
     assert "student.num_hidden_layers=9 is more than the teacher's 2" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("artifacts/teacher/*"))
+
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 48,
+    "pad_token_id": None,
+}
+SPECIAL = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+ENCODERS = {
+    "bert": (BertForMaskedLM, BertConfig(**SMALL)),
+    "classifier": (BertForSequenceClassification, BertConfig(**SMALL, num_labels=3)),
+    "distilbert": (
+        DistilBertForMaskedLM,
+        DistilBertConfig(
+            vocab_size=VOCABULARY, dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=48
+        ),
+    ),
+    "modernbert": (ModernBertForMaskedLM, ModernBertConfig(**SMALL, **SPECIAL)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_without_some_layers_is_the_teacher_without_them(name, batch, tmp_path):
+    kind, config = ENCODERS[name]
+    teacher = kind(config).double().eval()
+    student = from_teacher(teacher, role(2, layers=[1, 3]), []).eval()
+    for number in (2, 4):
+        bypassed = find_layers(teacher)[1][number - 1]
+        bypassed.register_forward_hook(lambda _, args, output: args[0])
+    found = student(input_ids=batch["input_ids"]).logits
+    assert torch.equal(found, teacher(input_ids=batch["input_ids"]).logits)
+    student.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    same(again(input_ids=batch["input_ids"]).logits, found)
+
+
+def test_of_an_encoder_only_layers_can_be_left_out():
+    kind, config = ENCODERS["modernbert"]
+    with pytest.raises(ConfigError, match="of a ModernBertForMaskedLM only layers can be left out"):
+        from_teacher(kind(config), role(width=16), [])

@@ -79,7 +79,7 @@ def test_a_folder_of_classes_is_split_and_scaled(make):
 
 def test_pixels_are_those_of_the_exported_image_processor(make, tmp_path):
     data = make()
-    model = vit(Size(8, 1, 2, 1), data.image_size, data.loading())
+    model = vit(Size(8, 1, 2, 1), data.image_size, data.labels)
     data.save(model, tmp_path / "student")
     classify = pipeline("image-classification", str(tmp_path / "student"), top_k=3)
     example = data.examples("test")[0]

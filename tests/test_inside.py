@@ -8,13 +8,21 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -502,3 +510,87 @@ def test_hydra_builds_both():
         term = instantiate(OmegaConf.create({**target, **settings, "layers": {1: 2}}))
         term.attach(decoder(), decoder())
         assert term.weight == 1.0
+
+
+ENCODER = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def bert(kind=BertForMaskedLM, **settings):
+    return kind(
+        BertConfig(**{**ENCODER, **NO_DROPOUT, **settings}, intermediate_size=24, num_labels=3)
+    ).double()
+
+
+def distilbert():
+    config = DistilBertConfig(
+        vocab_size=32, dim=16, n_layers=2, n_heads=4, hidden_dim=24, dropout=0.0,
+        attention_dropout=0.0,
+    )  # fmt: skip
+    return DistilBertForMaskedLM(config).double()
+
+
+def modernbert():
+    special = dict.fromkeys(f"{x}_token_id" for x in ("pad", "bos", "eos", "cls", "sep"))
+    return ModernBertForMaskedLM(
+        ModernBertConfig(**ENCODER, intermediate_size=24, **special)
+    ).double()
+
+
+@pytest.mark.parametrize("kind", [bert, distilbert, modernbert])
+def test_hidden_states_of_encoders_are_those_that_transformers_returns(batch, kind):
+    ids, labels = batch
+    student, teacher = kind(), kind()
+    term = make(HiddenStates, student, teacher, layers={1: 1}, distance="cosine")
+    with term.recording():
+        said = [m(input_ids=ids, output_hidden_states=True) for m in (student, teacher)]
+    s, t = (one.hidden_states[1] for one in said)
+    expected = sum(1 - F.cosine_similarity(s[b, i], t[b, i], dim=0) for b, i in unmasked(labels))
+    torch.testing.assert_close(term(labels), expected)
+
+
+def test_where_a_text_has_one_label_its_value_is_the_mean_over_what_is_read_of_it(batch):
+    ids, _ = batch
+    read = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    student, teacher = (bert(BertForSequenceClassification) for _ in "12")
+    term = make(HiddenStates, student, teacher, layers="last")
+    with term.recording():
+        said = [
+            m(input_ids=ids, attention_mask=read, output_hidden_states=True).hidden_states[2]
+            for m in (student, teacher)
+        ]
+    squares = (said[0] - said[1]).square().mean(-1)
+    expected = squares[0, :4].mean()
+    labels = torch.tensor([2, -100])
+    torch.testing.assert_close(term(labels, None, read), expected)
+    with term.recording():
+        for m in (student, teacher):
+            m(input_ids=ids, attention_mask=read)
+    torch.testing.assert_close(term(torch.tensor([2, 0]), None, read), expected + squares[1].mean())
+
+
+@pytest.mark.parametrize("kind", [bert, distilbert])
+def test_relations_of_an_encoder_are_over_all_that_is_not_padding(batch, kind):
+    ids, labels = batch
+    student, teacher = kind(), kind()
+    read = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    labels = labels.masked_fill(read == 0, -100)
+    term = make(Relations, student, teacher, layers="last", pairs=["qq"], heads=2)
+    found = {}
+    for role, model in (("student", student), ("teacher", teacher)):
+        name = "query" if kind is bert else "q_lin"
+        modules = [m for n, m in model.named_modules() if n.endswith(name)]
+        modules[-1].register_forward_hook(lambda _, __, out, role=role: found.update({role: out}))
+    with term.recording():
+        for model in (student, teacher):
+            model(input_ids=ids, attention_mask=read)
+    expected = 0.0
+    for b, i in unmasked(labels):
+        count = int(read[b].sum())
+        for h in range(2):
+            p, q = (
+                (x[b, i, 8 * h : 8 * h + 8] @ x[b, :count, 8 * h : 8 * h + 8].T / 8**0.5).softmax(0)
+                for x in (found["teacher"], found["student"])
+            )
+            expected = expected + (p * (p / q).log()).sum() / 2
+    torch.testing.assert_close(term(labels, None, read), expected)

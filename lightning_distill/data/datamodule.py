@@ -93,9 +93,9 @@ class DataModule(L.LightningDataModule):
         """An untrained model of that size. Its weights follow torch's random state."""
         raise NotImplementedError
 
-    def loading(self) -> dict[str, Any]:
-        """What `from_pretrained` has to be told of the task, besides the class."""
-        return {}
+    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+        """Fits a loaded model's head to the task. trains: whether it is trained further, so that
+        parts of it may be new. Raises ConfigError where it says other things than the task asks."""
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         """Raises ConfigError where the model cannot read the examples; one without weights will

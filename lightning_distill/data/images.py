@@ -19,6 +19,7 @@ from lightning_distill.artifacts import Store
 from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
 from lightning_distill.errors import nearest
 from lightning_distill.metrics import ClassQuality
+from lightning_distill.models.classifier import adapt_head
 from lightning_distill.models.sizes import Size
 from lightning_distill.models.vision import vit
 
@@ -127,7 +128,7 @@ class Images(DataModule):
         return LabelledImages(self._tensors[split], labels, numbers, self.mean, self.std)
 
     def new_model(self, size: Size) -> PreTrainedModel:
-        return vit(size, self.image_size, self.loading())
+        return vit(size, self.image_size, self.labels)
 
     @property
     def image_size(self) -> tuple[int, int, int]:
@@ -135,9 +136,14 @@ class Images(DataModule):
         channels, height, width = self._tensors["train"].shape[1:]
         return channels, height, width
 
-    def loading(self) -> dict[str, Any]:
+    @property
+    def labels(self) -> dict[str, Any]:
+        """As a model's config has them."""
         ids = dict(enumerate(self.names))
         return {"id2label": ids, "label2id": {name: i for i, name in ids.items()}}
+
+    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+        adapt_head(model, name, self.names, trains)
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         """By trying it: what a model refuses is not told by its config."""

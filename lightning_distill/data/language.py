@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,9 +46,10 @@ class Language(DataModule):
     isolate_documents: neither attention nor loss crosses from one document into the next.
     """
 
-    auto = AutoModelForCausalLM
+    auto: ClassVar[Any] = AutoModelForCausalLM
     writes = True
     read_alike = False  # transfer/alignment.py brings two tokenizers together
+    needs: ClassVar[tuple[str, ...]] = ("eos_token",)  # of the tokenizer
 
     def __init__(
         self,
@@ -68,7 +69,9 @@ class Language(DataModule):
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         made_from = {"source": self.source.fingerprint(), "edition": EDITION}
         texts = lambda: self._documents["train"]  # noqa: E731
-        self.tokenizer = obtain_tokenizer(store, tokenizer, made_from, texts, self.vocab_size)
+        self.tokenizer = obtain_tokenizer(
+            store, tokenizer, made_from, texts, self.vocab_size, self.needs
+        )
         made_from["tokenizer"] = tokenizer_hash(self.tokenizer)
         self.artifact = store.get("tokens", made_from, self._make_tokens)
         self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
@@ -80,7 +83,12 @@ class Language(DataModule):
                 "Bring more text or set a shorter data.sequence_length."
             )
 
-    def examples(self, split: str) -> Blocks:
+    @property
+    def closing(self) -> list[int]:
+        """The token behind each document."""
+        return [int(self.tokenizer.eos_token_id)]
+
+    def examples(self, split: str) -> Any:
         return self._blocks(self._tokens[split], self._tokens[f"{split}_documents"], None)
 
     @property
@@ -201,7 +209,7 @@ class Language(DataModule):
     def _blocks(self, tokens: Tensor, documents: Tensor, targets: Tensor | None) -> Blocks:
         return Blocks(tokens, documents, self.sequence_length, self.isolate_documents, targets)
 
-    def _beginnings(self) -> list[Tensor]:
+    def _beginnings(self) -> list[Any]:
         blocks = self.examples("test")
         width, count = min(PROMPT_TOKENS, self.sequence_length), len(blocks)
         places = (number * count // PROMPTS for number in range(min(PROMPTS, count)))
@@ -223,8 +231,9 @@ class Language(DataModule):
             bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
             for number, text in enumerate(bar):
                 own = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                ids += [*own, self.tokenizer.eos_token_id]
-                numbers.append(torch.full((len(own) + 1,), number, dtype=torch.int32))
+                own = [*own, *self.closing]
+                ids += own
+                numbers.append(torch.full((len(own),), number, dtype=torch.int32))
             tensors[split] = torch.tensor(ids, dtype=torch.int32)
             tensors[f"{split}_documents"] = torch.cat(numbers)
             sizes[split] = sum(len(text.encode()) for text in documents)

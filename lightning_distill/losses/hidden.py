@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses.inside import Inside, decoder_layers, layer_map, widen
+from lightning_distill.losses.inside import Inside, layer_map, layers_of, summed, widen
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ DISTANCES = {"mse": mse, "cosine": cosine}
 class HiddenStates(Inside):
     """Σ over tokens of the mean over mapped layers of distance(W h_s, h_t).
 
-    h: what a decoder layer puts out, before the final norm. W: where the widths differ, a learned
+    h: what a layer puts out, before the final norm. W: where the widths differ, a learned
     projection for each pair of layers (Romero et al. 2015, FitNets); it is trained with the
     student and is no part of it.
     layers: see `layer_map`. distance: `mse` or `cosine`.
@@ -52,8 +51,8 @@ class HiddenStates(Inside):
 
     def attach(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Projections begin at unit scale, from torch's random state, in the student's dtype."""
-        own = decoder_layers(student, "student", self.key)
-        theirs = decoder_layers(teacher, "teacher", self.key)
+        own = layers_of(student, "student", self.key)
+        theirs = layers_of(teacher, "teacher", self.key)
         self.pairs = layer_map(self.layers, len(own), len(theirs), f"{self.key}.layers")
         for s, t in self.pairs:
             self.record("student", own[s - 1], s)
@@ -66,7 +65,12 @@ class HiddenStates(Inside):
                 nn.init.normal_(projection.weight, std=narrow**-0.5)
                 self.projections.append(projection)
 
-    def forward(self, labels: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         student, teacher = self.take()
         values = torch.stack(
             [
@@ -74,7 +78,7 @@ class HiddenStates(Inside):
                 for n, (s, t) in enumerate(self.pairs)
             ]
         )
-        return values.mean(0).masked_fill(labels == IGNORED, 0).sum()
+        return summed(values.mean(0), labels, attention_mask)
 
     def _project(self, n: int, state: Tensor) -> Tensor:
         if not self.projections:

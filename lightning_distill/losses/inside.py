@@ -16,6 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError
+from lightning_distill.data.packing import IGNORED
 from lightning_distill.models import find_layers
 
 
@@ -24,10 +25,12 @@ class Inside(nn.Module):
 
     `attach` once; then for each batch run both models inside `recording()` and call the term:
 
-        total = term(labels, position_ids)  # [B, T] each; a sum over the unmasked tokens
+        total = term(labels, position_ids, attention_mask)  # a sum over the unmasked labels
 
-    The caller multiplies by `weight` and divides by the number of tokens. Neither model becomes a
-    sub-module: only hooks are left in them, which do nothing outside `recording()`.
+    Labels are [B, T], or [B] where a whole text has one; the other two, [B, T], are None where the
+    models do not read them. The caller multiplies by `weight` and divides by the number of labels.
+    Neither model becomes a sub-module: only hooks are left in them, which do nothing outside
+    `recording()`.
     """
 
     key: ClassVar[str]  # where the term stands in the config, for messages
@@ -130,14 +133,23 @@ def layer_map(
     return pairs
 
 
-def decoder_layers(model: PreTrainedModel, role: str, key: str) -> nn.ModuleList:
-    """The layers of a text decoder."""
+def layers_of(model: PreTrainedModel, role: str, key: str) -> nn.ModuleList:
+    """Its layers. Raises ConfigError where there is no list of them."""
     if found := find_layers(model):
         return found[1]
     raise ConfigError(
         f"{key}: the {role}, a {type(model).__name__}, has no list of equal layers to look into. "
         f"Set {key}.weight=0."
     )
+
+
+def summed(values: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Values [B, T] of tokens over the labels that count, [B, T] or [B]; there a text's value is
+    the mean over its tokens."""
+    if labels.ndim == 1:
+        read = torch.ones_like(values) if attention_mask is None else attention_mask.to(values)
+        values = (values * read).sum(1) / read.sum(1)
+    return values.masked_fill(labels == IGNORED, 0).sum()
 
 
 def widen(x: Tensor) -> Tensor:

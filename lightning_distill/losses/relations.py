@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses.inside import Inside, decoder_layers, layer_map, refuse, widen
+from lightning_distill.losses.inside import Inside, layer_map, layers_of, refuse, summed, widen
+
+BERT = {"q": "query", "k": "key", "v": "value"}
 
 
 class Relations(Inside):
     """Σ over tokens of the mean over layers, pairs and heads of KL(R_t ‖ R_s).
 
-    R = softmax(A Bᵀ / √d) over the positions that a token may see, itself, earlier ones, and those
-    of its own document; A and B are queries, keys or values (before rotary positions), all heads
-    of a layer taken together and split again into relation heads of d channels.
+    R = softmax(A Bᵀ / √d) over the positions that a token may see: in a decoder itself, earlier
+    ones, and those of its own document, in an encoder all but the padding; A and B are queries,
+    keys or values (before rotary positions), all heads of a layer taken together and split again
+    into relation heads of d channels.
     Wang et al. 2020, MiniLMv2, eq. 5 and 6 (qq, kk, vv); MiniLM (qk, vv).
 
     layers: see `layer_map`. heads: number of relation heads, None for the student's attention
@@ -49,7 +51,8 @@ class Relations(Inside):
 
     def attach(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         models = {"student": student, "teacher": teacher}
-        layers = {role: decoder_layers(model, role, self.key) for role, model in models.items()}
+        layers = {role: layers_of(model, role, self.key) for role, model in models.items()}
+        self.causal = student.can_generate()
         counts = len(layers["student"]), len(layers["teacher"])
         self.mapped = layer_map(self.layers, *counts, f"{self.key}.layers")
         self.relation_heads = self.heads or student.config.get_text_config().num_attention_heads
@@ -62,7 +65,8 @@ class Relations(Inside):
                     raise ConfigError(
                         f"{self.key}: layer {layer} of the {role}, a {type(model).__name__}, has "
                         f"no {', '.join(missing)}. Relations need attention with separate q_proj, "
-                        f"k_proj and v_proj; loss.hidden works with any (set {self.key}.weight=0)."
+                        f"k_proj and v_proj, or query, key and value; loss.hidden works with any "
+                        f"(set {self.key}.weight=0)."
                     )
                 found |= {(role, layer, letter): part for letter, part in parts.items()}
         refuse(self._misfits({name: part.out_features for name, part in found.items()}))
@@ -86,26 +90,38 @@ class Relations(Inside):
                     )
         return list(dict.fromkeys(problems))  # once, though many layers have it
 
-    def forward(self, labels: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         student, teacher = self.take()
-        unseen = ~_visible(position_ids)
+        unseen: Tensor | None = None
+        if self.causal:
+            length = next(iter(student.values())).shape[1]
+            places = torch.arange(length, device=labels.device)[None]
+            unseen = ~_visible(places if position_ids is None else position_ids)
+        elif attention_mask is not None:
+            unseen = attention_mask[:, None, None] == 0
         total = torch.zeros((), device=labels.device)
         for s, t in self.mapped:
             for a, b in self.pairs:
                 q = self._relation(student[s, a], student[s, b], unseen)
                 p = self._relation(teacher[t, a], teacher[t, b], unseen)
                 kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean(1)
-                total = total + kl.masked_fill(labels == IGNORED, 0).sum()
+                total = total + summed(kl, labels, attention_mask)
         return total / (len(self.mapped) * len(self.pairs))
 
-    def _relation(self, a: Tensor, b: Tensor, unseen: Tensor) -> Tensor:
+    def _relation(self, a: Tensor, b: Tensor, unseen: Tensor | None) -> Tensor:
         """log R: [B, T, W] and [B, T, W] to [B, heads, T, T]."""
         a, b = (widen(x).unflatten(-1, (self.relation_heads, -1)).transpose(1, 2) for x in (a, b))
         # A vector times itself is large: in 16 bits, rounding alone would reorder the relations.
         with torch.autocast(a.device.type, enabled=False):
             scores = a @ b.mT / a.shape[-1] ** 0.5
-        # Not −∞, whose KL divergence is not a number.
-        return scores.masked_fill(unseen, torch.finfo(scores.dtype).min).log_softmax(-1)
+        if unseen is not None:  # not −∞, whose KL divergence is not a number
+            scores = scores.masked_fill(unseen, torch.finfo(scores.dtype).min)
+        return scores.log_softmax(-1)
 
 
 def _visible(position_ids: Tensor) -> Tensor:
@@ -120,7 +136,8 @@ def _visible(position_ids: Tensor) -> Tensor:
 
 
 def _projections(layer: nn.Module, letters: Sequence[str]) -> dict[str, nn.Module]:
-    """A layer's modules q_proj, k_proj and v_proj, by the first letter; those that there are."""
+    """A layer's queries, keys and values, by the first letter; those that there are."""
     # Of two attentions the first is the layer's own; the second looks into an encoder.
     modules = {name.split(".")[-1]: module for name, module in reversed([*layer.named_modules()])}
-    return {x: modules[f"{x}_proj"] for x in letters if f"{x}_proj" in modules}
+    found = {x: (f"{x}_proj", f"{x}_lin", BERT[x]) for x in letters}  # DistilBERT's, then BERT's
+    return {x: modules[n] for x, names in found.items() for n in names if n in modules}

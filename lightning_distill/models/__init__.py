@@ -46,6 +46,8 @@ def architecture(role: DictConfig) -> dict[str, Any]:
 def build(role: DictConfig, data: Any) -> PreTrainedModel:
     """A new model, or a loaded one. Raises ConfigError where it does not fit the data."""
     model: PreTrainedModel = instantiate(architecture(role), data=data)
+    if "name" in role:
+        data.adapt(model, role.name, bool(role.get("max_steps")))
     data.check(model, role.get("name", "The model"))
     return model
 
@@ -54,14 +56,18 @@ def outline(role: DictConfig, data: Any) -> PreTrainedModel:
     """The model without its weights, to look at before anything is loaded or trained."""
     with torch.device("meta"):
         if "name" in role:
-            attention = role.get("attn_implementation")
-            told = role.name, role.revision, role.trust_remote_code, data, attention
-            return pretrained.outline(*told)
+            told = role.name, role.revision, role.trust_remote_code, data
+            model = pretrained.outline(*told, role.get("attn_implementation"))
+            data.adapt(model, role.name, bool(role.get("max_steps")))
+            return model
         return instantiate(architecture(role), data=data)
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
-    """The list of a text decoder's layers, and its name in the model; None if there is none."""
+    """The list of its layers, and that list's name in the model; None if there is none.
+
+    Of what writes, those of its text decoder; of an encoder, its own.
+    """
     config = model.config.get_text_config()
     if not hasattr(config, "hidden_size"):  # it has stages, which differ
         return None
@@ -69,9 +75,10 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
     if config.is_encoder_decoder:  # where that is the encoder's
         names = ("decoder_layers", "num_decoder_layers")
         count = next((getattr(config, name) for name in names if hasattr(config, name)), count)
-    decoder = set(model.get_decoder().modules())
+    # An encoder may call its output matrix a decoder.
+    body = set((model.get_decoder() if model.can_generate() else model.base_model).modules())
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and module in decoder:
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in body:
             return name, module
     return None
 
@@ -82,13 +89,13 @@ def positions(model: PreTrainedModel) -> int | None:
 
 
 def tokenizers(
-    teachers: Sequence[DictConfig], student: DictConfig, shared: bool
+    teachers: Sequence[DictConfig], student: DictConfig, shared: bool, alike: bool = False
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
     """The teachers' tokenizer and the student's: the same one if they share a vocabulary.
 
     A model built from a size takes over the other's; both are None if all are built from a size.
-    shared: whether the loss needs one vocabulary. Raises ConfigError if it does and the same id
-    would be read as different text.
+    shared: whether the loss needs one vocabulary. alike: whether the task does, whatever the loss.
+    Raises ConfigError if one does and the same id would be read as different text.
     """
     theirs = [_own_tokenizer("teacher", node) for node in teachers if "name" in node]
     own = _own_tokenizer("student", student) if "name" in student else None
@@ -102,10 +109,12 @@ def tokenizers(
     first = theirs[0] if theirs else own
     if first is None or own is None or first.get_vocab() == own.get_vocab():
         return first, first
-    if shared:
+    if shared or alike:
         remedy = "Choose loss=universal, which needs no shared vocabulary."
         if "url" in teachers[0]:
             remedy = "Choose a student of its tokenizer, or of a size, as in student=s."
+        if alike:
+            remedy = "They read one batch here: choose a student of the teacher's tokenizer."
         raise ConfigError(
             f"teacher.name={teachers[0].name} ({len(first)} tokens) and student.name="
             f"{student.name} ({len(own)} tokens) have different vocabularies: the same id is not "

@@ -269,5 +269,6 @@ def _new(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device(like.device):
         model: Any = type(like)(config)
     model.to(like.dtype)
-    model.generation_config = deepcopy(like.generation_config)
+    if like.can_generate():
+        model.generation_config = deepcopy(like.generation_config)
     return model

@@ -46,7 +46,6 @@ def load(
     model: PreTrainedModel = _try(
         data.auto,
         name,
-        **data.loading(),
         revision=revision,
         dtype=_dtype(name, dtype),
         trust_remote_code=trust_remote_code,
@@ -69,7 +68,7 @@ def outline(
 ) -> PreTrainedModel:
     """The architecture alone, from its config."""
     told = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = _try(AutoConfig, name, **told, **data.loading())
+    config = _try(AutoConfig, name, **told)
     attention = _attention(attn_implementation)
     if "/" in (attn_implementation or "") and not trust_remote_code:
         raise ConfigError(

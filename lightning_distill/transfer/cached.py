@@ -91,7 +91,10 @@ class Cached(Online):
         kept = self.settings.get("k", 0) + self.settings.get("draws", 0)
         if kept > count:
             said = " + ".join(f"transfer.{n}={self.settings[n]}" for n in STORED[stored][:-1])
-            raise ConfigError(f"{said} is more than the vocabulary has tokens, {count}.")
+            raise ConfigError(
+                f"{said} is more than the {count} that a prediction chooses among. "
+                f"Set transfer.stored=topk transfer.k={count}, or fewer."
+            )
         if not objective.needs_teacher:
             return
         _refuse_other_tokens(data, teacher_data)
