@@ -3,8 +3,12 @@ give the model's logits."""
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    ConvNextConfig,
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
@@ -12,7 +16,9 @@ from transformers import (
     Mamba2Config,
     MambaConfig,
     MixtralConfig,
+    ModernBertConfig,
     Qwen3Config,
+    ViTConfig,
 )
 
 from lightning_distill import ConfigError
@@ -32,6 +38,8 @@ SIZE = {
 }
 GEMMA = {"head_dim": 8, "sliding_window": 8, "num_hidden_layers": 2}
 MAMBA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+BERT = VIT | {"vocab_size": 60, "max_position_embeddings": 64, "pad_token_id": 0}
 CONFIGS = {
     "granite": GraniteConfig(**SIZE, embedding_multiplier=9.0, logits_scaling=2.0),
     "gpt2": GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=64),
@@ -46,12 +54,65 @@ CONFIGS = {
 class Text:
     """What `task.examples` asks of a DataModule."""
 
+    auto = AutoModelForCausalLM
+
     def __init__(self, length):
         self.length = length
 
     def examples(self, split):
         assert split == "test"
         return [{"input_ids": torch.randint(0, 60, (self.length,))} for _ in range(5)]
+
+
+class Wholes:
+    """Images, or texts of one length that carry one label."""
+
+    def __init__(self, auto, example):
+        type(self).auto, self.example = auto, example
+
+    def examples(self, split):
+        return [{**self.example(), "labels": torch.tensor(1)} for _ in range(5)]
+
+    def loader(self, examples, batch_size):
+        return DataLoader(examples, batch_size)
+
+
+def image():
+    return {"pixel_values": torch.randn(1, 8, 8)}
+
+
+def text():
+    mask = (torch.arange(9) < torch.randint(3, 10, ())).long()
+    return {"input_ids": torch.randint(0, 60, (9,)), "attention_mask": mask}
+
+
+LABELS = {"num_labels": 3}
+CLASSIFIERS = {
+    "vit": (ViTConfig(image_size=8, patch_size=2, num_channels=1, **VIT, **LABELS), image),
+    "convnext": (
+        ConvNextConfig(
+            num_channels=1, patch_size=1, num_stages=2, hidden_sizes=[4, 8], depths=[1, 1], **LABELS
+        ),
+        image,
+    ),
+    "modernbert": (ModernBertConfig(**BERT, **LABELS), text),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifiers_graph_gives_its_logits_whatever_the_batch(tmp_path, name):
+    config, example = CLASSIFIERS[name]
+    images = example is image
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    model, data = auto.from_config(config).eval(), Wholes(auto, example)
+    onnx.prepare(model)
+    batches = task.examples(model, data)
+    assert [len(next(iter(batch.values()))) for batch in batches] == [2, 3, 1]
+    onnx.trace(model, batches[0], tmp_path / "model.onnx")
+    largest, worst = onnx.compare(model, tmp_path / "model.onnx", batches)
+    assert largest > 1e-3
+    assert worst < onnx.TOLERANCE * largest
 
 
 def build(config):

@@ -24,12 +24,12 @@ LARGEST = 1_500_000_000  # bytes of weights in the file itself; an ONNX file end
 
 
 def check(run: Run, settings: DictConfig) -> None:
-    """Raises ConfigError for other tasks; whether torch can export a student is known when it
+    """Raises ConfigError for encoder-decoders; whether torch can export a student is known when it
     has."""
-    if (auto := run.task.auto.__name__) != task.CAUSAL:
+    if run.task.auto.__name__ == task.ENCODER_DECODER:
         raise ConfigError(
-            f"export.formats=onnx is for causal language models; this student is of {auto}. "
-            "Leave onnx out."
+            "export.formats=onnx: an encoder-decoder is more than one graph, which optimum makes "
+            "(optimum-cli export onnx). Leave onnx out."
         )
 
 
@@ -68,8 +68,9 @@ def require_same(model: PreTrainedModel, file: Path, examples: list[dict[str, Te
 
 
 def trace(model: Any, example: dict[str, Tensor], file: Path) -> None:
-    """example: each [B, T]; both stay open in the graph."""
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
+    """example: each [B, T], of which both stay open in the graph, or [B, C, H, W]."""
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    sizes = tuple({0: batch, 1: time} if x.ndim == 2 else {0: batch} for x in example.values())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     try:
         program = torch.onnx.export(
@@ -77,7 +78,7 @@ def trace(model: Any, example: dict[str, Tensor], file: Path) -> None:
             tuple(example.values()),
             input_names=list(example),
             output_names=[task.OUTPUT],
-            dynamic_shapes={"inputs": (sizes,) * len(example)},
+            dynamic_shapes={"inputs": sizes},
             dynamo=True,
             verbose=False,
         )
@@ -100,7 +101,8 @@ class Output(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         batch = dict(zip(self.names, inputs, strict=True))
-        return getattr(self.model(**batch, use_cache=False), task.OUTPUT)
+        told = {"use_cache": False} if self.model.can_generate() else {}
+        return getattr(self.model(**batch, **told), task.OUTPUT)
 
 
 def compare(model: Any, file: Path, examples: list[dict[str, Tensor]]) -> tuple[float, float]:
@@ -111,7 +113,9 @@ def compare(model: Any, file: Path, examples: list[dict[str, Tensor]]) -> tuple[
     largest = worst = 0.0
     for batch in examples:
         with torch.no_grad():
-            expected = Output(model, list(batch))(*batch.values())[task.kept(batch)]
+            whole = Output(model, list(batch))(*batch.values())
+        kept = task.kept(batch, whole)
+        expected = whole[kept]
         arrays = {name: value.numpy() for name, value in batch.items()}
         try:
             (found,) = session.run([task.OUTPUT], arrays)
@@ -121,7 +125,7 @@ def compare(model: Any, file: Path, examples: list[dict[str, Tensor]]) -> tuple[
                 f"export.formats=onnx: the graph of {type(model).__name__} does not read a batch "
                 f"of {size}: {str(error).strip().splitlines()[0]}"
             ) from error
-        difference = (torch.from_numpy(found)[task.kept(batch)] - expected).abs()
+        difference = (torch.from_numpy(found)[kept] - expected).abs()
         largest = max(largest, float(expected.abs().max()))
         worst = max(worst, float(difference.nan_to_num(torch.inf).max()))
     return largest, worst

@@ -1,7 +1,7 @@
 """What an export knows of the student's task, beside the class that loads it.
 
 That class is the data module's, as everywhere. A graph needs example inputs and the name of the
-output, which are here and are those of a causal language model; for other tasks it is refused.
+output, which are here. An encoder-decoder is more than one graph, and is refused.
 """
 
 import inspect
@@ -15,15 +15,17 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.data import DataModule
+from lightning_distill.models.head import INPUTS
 
 CAUSAL = "AutoModelForCausalLM"
 KINDS = {  # the class that loads it: what it is, and what the hub calls its task
     CAUSAL: ("causal language model", "text-generation"),
     "AutoModelForSeq2SeqLM": ("sequence-to-sequence model", "translation"),
+    "AutoModelForMaskedLM": ("masked language model", "fill-mask"),
     "AutoModelForSequenceClassification": ("text classifier", "text-classification"),
     "AutoModelForImageClassification": ("image classifier", "image-classification"),
 }
-INPUTS = ("input_ids", "attention_mask", "position_ids")
+ENCODER_DECODER = "AutoModelForSeq2SeqLM"
 OUTPUT = "logits"
 LOADED = """from transformers import {auto}, AutoTokenizer
 
@@ -65,22 +67,31 @@ def use(task: type[DataModule], name: str) -> str:
 
 
 def inputs(model: Any) -> list[str]:
-    """The names of what it reads, in the order of INPUTS."""
+    """The names of what it reads, in the order of `models.head.INPUTS`."""
     known = inspect.signature(model.forward).parameters
     return [name for name in INPUTS if name in known]
 
 
 def examples(model: PreTrainedModel, data: DataModule) -> list[dict[str, Tensor]]:
-    """Batches of held-out text, each [B, T]: of several sizes, one with padding on the left."""
+    """Batches of the test split, of several sizes; of a language model one with padding on the
+    left."""
     there = data.examples("test")
+    if type(data).auto.__name__ != CAUSAL:
+        sizes = (2, 3, 1)
+        batches = (data.loader([there[i % len(there)] for i in range(n)], n) for n in sizes)
+        read = inputs(model)
+        return [{name: x for name, x in next(iter(b)).items() if name in read} for b in batches]
     ids = torch.stack([there[i % len(there)]["input_ids"] for i in range(3)])
     T = ids.shape[1]
     return [_batch(model, ids[:2], T // 4), _batch(model, ids), _batch(model, ids[:1, : T // 2])]
 
 
-def kept(batch: dict[str, Tensor]) -> Tensor:
-    """Where an output means something: [B, T]."""
-    return batch["attention_mask"].bool() if "attention_mask" in batch else batch["input_ids"] >= 0
+def kept(batch: dict[str, Tensor], output: Tensor) -> Tensor:
+    """Where an output means something: [B, T], or [B] of one that is a class of the whole."""
+    mask = batch.get("attention_mask")
+    if mask is None or output.ndim == 2:
+        return torch.ones(output.shape[:-1], dtype=torch.bool)
+    return mask.bool()
 
 
 def _batch(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> dict[str, Tensor]:
