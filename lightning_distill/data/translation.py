@@ -4,17 +4,14 @@ pairs → split by hash → one tokenizer for both sides (trained on the train s
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
@@ -22,11 +19,10 @@ from lightning_distill.artifacts import Store
 from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.data.pairs import Pair
+from lightning_distill.data.sentences import Sentences, joined
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import Quality
 from lightning_distill.models.sizes import Size, encoder_decoder
-
-log = logging.getLogger(__name__)
 
 EDITION = 1  # raise it when this file starts to give other tokens for the same pairs
 SCORED = 500  # test pairs that are translated for BLEU and chrF: the first so many
@@ -40,46 +36,6 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
     def pairs(self) -> Iterator[Pair]: ...
-
-
-@dataclass(frozen=True)
-class Sentences(Dataset[dict[str, Tensor]]):
-    """Pairs as tokens, each filled up to the same length, so that what is stored of them has one.
-
-    sources, targets: the tokens of all pairs, one behind the other, and where each begins: [N + 1].
-    """
-
-    sources: tuple[Tensor, Tensor]
-    targets: tuple[Tensor, Tensor]
-    sequence_length: int
-    padding: int
-
-    @property
-    def positions(self) -> int:
-        return self.sequence_length
-
-    def __len__(self) -> int:
-        return len(self.targets[1]) - 1
-
-    def source(self, index: int) -> Tensor:
-        return _part(self.sources, index)
-
-    def target(self, index: int) -> Tensor:
-        return _part(self.targets, index)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids and attention_mask [S], labels [T], and the pair's number.
-
-        The decoder reads the labels, shifted; its model knows behind which token.
-        """
-        source, target = self.source(index), self.target(index)
-        input_ids = torch.full((self.sequence_length,), self.padding)
-        input_ids[: len(source)] = source
-        labels = torch.full_like(input_ids, IGNORED)
-        labels[: len(target)] = target
-        mask = (torch.arange(self.sequence_length) < len(source)).long()
-        block = torch.tensor(index)
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "block": block}
 
 
 class Translation(DataModule):
@@ -200,12 +156,12 @@ class Translation(DataModule):
         sources, targets = ([line[key] for line in lines] for key in ("prompt_ids", "ids"))
         if not any(targets):
             raise ConfigError("The teacher has written nothing. Train it longer.")
-        return Sentences(_joined(sources), _joined(targets), self.sequence_length, self._padding)
+        return Sentences(joined(sources), joined(targets), self.sequence_length, self._padding)
 
     def completed(self, beginnings: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
         pairs = Sentences(
-            _joined([own.tolist() for own in beginnings]),
-            _joined(new),
+            joined([own.tolist() for own in beginnings]),
+            joined(new),
             self.sequence_length,
             self._padding,
         )
@@ -284,7 +240,7 @@ class Translation(DataModule):
             ]
             fit = [max(map(len, row)) <= self.sequence_length for row in rows]
             for side, name in enumerate(("sources", "targets")):
-                ids, begin = _joined(
+                ids, begin = joined(
                     [row[side] for row, fits in zip(rows, fit, strict=True) if fits]
                 )
                 tensors |= {f"{split}_{name}": ids, f"{split}_{name}_begin": begin}
@@ -296,14 +252,3 @@ class Translation(DataModule):
     def _closed(self, ids: list[int]) -> list[int]:
         eos = int(self.tokenizer.eos_token_id)
         return ids if ids[-1:] == [eos] else [*ids, eos]
-
-
-def _joined(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """All rows one behind the other, and where each begins, with the end of the last: [N + 1]."""
-    begin = torch.tensor([0, *map(len, rows)]).cumsum(0)
-    return torch.tensor([i for row in rows for i in row], dtype=torch.int32), begin
-
-
-def _part(joined: tuple[Tensor, Tensor], index: int) -> Tensor:
-    ids, begin = joined
-    return ids[int(begin[index]) : int(begin[index + 1])].long()
