@@ -38,6 +38,9 @@ def sweep(in_process, tmp_path_factory):
     return outputs
 
 
+TRANSLATION = "lightning_distill.data.Translation"
+
+
 def job_of(sweep, override):
     files = sweep.glob("sweeps/both/*/results.json")
     (found,) = (f.parent for f in files if override in json.loads(f.read_text())["overrides"])
@@ -349,5 +352,7 @@ def test_a_student_of_another_task_is_loaded_by_its_own_class(tmp_path):
     assert torch.equal(again.classifier.weight, model.classifier.weight)
     assert "from transformers import AutoModelForImageClassification" in task.use(run.task, "me/x")
     assert task.kind(run.task) == ("image classifier", "image-classification")
-    with pytest.raises(ConfigError, match="onnx is for causal language models"):
-        onnx.check(run, OmegaConf.create({}))
+    onnx.check(run, OmegaConf.create({}))
+    translator = Run(tmp_path, OmegaConf.create({"data": {"_target_": TRANSLATION}}), {})
+    with pytest.raises(ConfigError, match="an encoder-decoder is more than one graph"):
+        onnx.check(translator, OmegaConf.create({}))
