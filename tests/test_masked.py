@@ -18,7 +18,7 @@ T = 20
 
 @pytest.fixture
 def tokenizer():
-    return train_tokenizer(["a text about soft targets"] * 3, 300, masks=True)
+    return train_tokenizer(["a text about soft targets"] * 3, 300, [MASK])
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Chat(Language):
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         made_from = {"source": self.conversations.fingerprint(), "chat edition": EDITION}
         self.tokenizer = obtain_tokenizer(
-            store, tokenizer, made_from, self._texts, self.vocab_size, special_tokens=ROLES
+            store, tokenizer, made_from, self._texts, self.vocab_size, ROLES
         )
         # It goes with the tokenizer into the student's folder.
         self.tokenizer.chat_template = self._template(built_in=tokenizer is None)

@@ -50,6 +50,7 @@ class Language(DataModule):
     writes = True
     read_alike = False  # transfer/alignment.py brings two tokenizers together
     needs: ClassVar[tuple[str, ...]] = ("eos_token",)  # of the tokenizer
+    special_tokens: ClassVar[tuple[str, ...]] = ()  # of one that is trained here, besides that
 
     def __init__(
         self,
@@ -70,7 +71,13 @@ class Language(DataModule):
         made_from = {"source": self.source.fingerprint(), "edition": EDITION}
         texts = lambda: self._documents["train"]  # noqa: E731
         self.tokenizer = obtain_tokenizer(
-            store, tokenizer, made_from, texts, self.vocab_size, self.needs
+            store,
+            tokenizer,
+            made_from,
+            texts,
+            self.vocab_size,
+            self.special_tokens,
+            needs=self.needs,
         )
         made_from["tokenizer"] = tokenizer_hash(self.tokenizer)
         self.artifact = store.get("tokens", made_from, self._make_tokens)

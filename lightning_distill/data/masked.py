@@ -22,7 +22,7 @@ from lightning_distill.artifacts import Store
 from lightning_distill.data.datamodule import SPLITS
 from lightning_distill.data.language import PROMPTS, Language, Source
 from lightning_distill.data.packing import IGNORED, LOOKED_AT
-from lightning_distill.data.tokenizer import frame
+from lightning_distill.data.tokenizer import MASK, frame
 from lightning_distill.metrics import Quality
 from lightning_distill.models.sizes import Size, encoder
 from lightning_distill.settings import require
@@ -43,6 +43,7 @@ class MaskedLanguage(Language):
     writes = False
     read_alike = True
     needs = ("mask_token",)
+    special_tokens = (MASK,)
 
     def __init__(
         self,

@@ -22,6 +22,12 @@ END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 MASK = "<|mask|>"
 
+# What a special token is there for, as a message has it.
+USES = {
+    "eos_token": "end-of-text token (eos_token), which closes each document",
+    "mask_token": "mask token (mask_token), which stands for what is to be guessed",
+}
+
 
 def obtain_tokenizer(
     store: Store,
@@ -29,24 +35,25 @@ def obtain_tokenizer(
     made_from: dict[str, Any],
     texts: Callable[[], Iterable[str]],
     vocab_size: int,
-    needs: Sequence[str] = ("eos_token",),
     special_tokens: Sequence[str] = (),
     for_pairs: bool = False,
+    needs: Sequence[str] = ("eos_token",),
 ) -> PreTrainedTokenizerBase:
     """The given one; else one trained on the texts, an artifact of `made_from`.
 
+    special_tokens: of one that is trained, besides the end-of-text token.
+    for_pairs: by `train_pair_tokenizer`, which has none.
     needs: which of USES it must have. Raises ConfigError where a given one has not.
-    special_tokens: of one that is trained, besides those.
-    for_pairs: by `train_pair_tokenizer`, which has none of its own.
     """
-    masks = "mask_token" in needs
-    made_from = made_from | {"vocab_size": vocab_size} | ({"mask": MASK} if masks else {})
+    made_from = made_from | {"vocab_size": vocab_size}
+    if special_tokens:
+        made_from["special_tokens"] = list(special_tokens)
 
     def make(folder: Path) -> None:
         if for_pairs:
             train_pair_tokenizer(texts(), vocab_size).save_pretrained(folder)
         else:
-            train_tokenizer(texts(), vocab_size, special_tokens, masks).save_pretrained(folder)
+            train_tokenizer(texts(), vocab_size, special_tokens).save_pretrained(folder)
 
     if given is None:
         given = AutoTokenizer.from_pretrained(store.get("tokenizer", made_from, make).folder)
@@ -59,32 +66,21 @@ def obtain_tokenizer(
     return given
 
 
-# What a special token is there for, as a message has it.
-USES = {
-    "eos_token": "end-of-text token (eos_token), which closes each document",
-    "mask_token": "mask token (mask_token), which stands for what is to be guessed",
-}
-
-
 def train_tokenizer(
-    documents: Iterable[str],
-    vocab_size: int,
-    special_tokens: Sequence[str] = (),
-    masks: bool = False,
+    documents: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Radford et al. 2019): any text round-trips, nothing is unknown.
 
     The end-of-text token closes each document. No padding token: nothing that is generated is ever
-    padded, so the end of a text cannot be mistaken for padding and masked away. masks: whether it
-    has a mask token.
+    padded, so the end of a text cannot be mistaken for padding and masked away.
     """
-    own = [MASK] if masks else []
-    tokenizer = _byte_level(documents, vocab_size, [END_OF_TEXT, *own, *special_tokens])
+    named = {"mask_token": MASK} if MASK in special_tokens else {}
+    tokenizer = _byte_level(documents, vocab_size, [END_OF_TEXT, *special_tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
-        mask_token=MASK if masks else None,
-        extra_special_tokens=list(special_tokens),
+        extra_special_tokens=[token for token in special_tokens if token != MASK],
+        **named,
     )
 
 
@@ -101,6 +97,16 @@ def train_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
     )
 
 
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that it puts before a text and behind it, as [CLS] and [SEP]."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
 def _byte_level(documents: Iterable[str], vocab_size: int, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,16 +119,6 @@ def _byte_level(documents: Iterable[str], vocab_size: int, special: list[str]) -
     )
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
-
-
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that it puts before a text and behind it, as [CLS] and [SEP]."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
-    return [], []
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
