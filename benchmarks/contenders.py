@@ -161,6 +161,8 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
         num_classes=work.vocabulary,
         artifact=SimpleNamespace(key="random tokens"),
         shape={"data.sequence_length": work.length},
+        chosen={},
+        transfer_set=work.blocks,
         batch_size=work.sequences,
         examples=lambda split: work.blocks() if split == "train" else work.blocks(1),
     )

@@ -11,7 +11,12 @@ from benchmarks.contenders import CONTENDERS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+FIRST = ("ours", "trl", "cached_topk")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FIRST else pytest.mark.long) for n in CONTENDERS]
+)
 def test_every_contender_makes_its_steps(name):
     workload = {"vocabulary": 97, "length": 16, "sequences": 2, "steps": 2, "cores": 1}
     options = [f"--{key}={value}" for key, value in workload.items()]

@@ -96,7 +96,7 @@ def test_the_order_is_shuffled_anew_in_each_pass_and_resumes_anywhere():
     assert list(Order(5, 15, seed=4)) != order
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pythons_documentation_is_found_and_holds_no_tests():
     documents = list(dict.fromkeys(PythonDocs().documents()))
     assert 1.5e6 < sum(map(len, documents)) < 3e6

@@ -320,7 +320,7 @@ def test_a_push_that_is_refused_shows_no_token_and_keeps_the_folder(run, call, t
     assert not damage(tmp_path / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_formats_at_once_are_one_folder(run, call, tmp_path):
     pytest.importorskip("gguf")
     pytest.importorskip("onnxscript")

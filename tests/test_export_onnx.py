@@ -100,7 +100,9 @@ CLASSIFIERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "vit" else pytest.mark.long) for n in CLASSIFIERS]
+)
 def test_a_classifiers_graph_gives_its_logits_whatever_the_batch(tmp_path, name):
     config, example = CLASSIFIERS[name]
     images = example is image

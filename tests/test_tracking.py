@@ -124,7 +124,7 @@ def test_a_server_that_is_away_is_not_waited_for(sweep, in_process, monkeypatch)
     assert len(said.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
     command, text_file, tracked, wandb_server, tmp_path
 ):
