@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## teacher, baselines and distilled students on text that needs no download
 	$(BIN)/lightning-distill experiment=demo $(ARGS)
 
-experiments: $(INSTALLED) ## an experiment for each task, three seeds, 15 minutes on two cores
+experiments: $(INSTALLED) ## an experiment for each task, three seeds, no download
 	@for one in $(EXPERIMENTS); do \
 		$(BIN)/lightning-distill experiment=$$one seed=0,1,2 $(ARGS) || exit $$?; \
 	done
