@@ -36,6 +36,7 @@ WITHOUT_EFFECT = (
 INPUTS = (
     ("data", "path"),
     ("data", "name"),
+    ("data", "chat_template"),
     ("teacher", "name"),
     ("student", "name"),
     ("transfer", "cache"),
