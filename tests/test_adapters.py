@@ -13,6 +13,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from lightning_distill import ConfigError
@@ -200,3 +202,14 @@ def test_a_part_of_a_teacher_can_be_adapted(run):
         *("student.hidden_size=32", "student.num_attention_heads=2", "student.lora.rank=2"),
     )
     assert results["student"]["trainable_parameters"] == 2 * (4 * 64 + 3 * 64)
+
+
+def test_a_classifiers_head_is_trained_whole_because_it_may_be_new():
+    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=5)
+    config.update({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2})
+    model = ViTForImageClassification(config)
+    attach(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"classifier.weight", "classifier.bias"} <= trained
+    assert all("lora_" in name for name in trained - {"classifier.weight", "classifier.bias"})
+    assert any("lora_" in name for name in trained)

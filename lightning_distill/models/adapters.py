@@ -36,7 +36,8 @@ def attach(model: PreTrainedModel, role: Mapping[str, Any], name: str, seed: int
     """Adapters as `role.lora` says, where it does; then they alone are trained.
 
     They begin as zeros: the model says what it said before. Theirs are the only parameters that
-    require gradients afterwards, and they are kept in 32 bits.
+    require gradients afterwards, but for a classifier's head, which may be new; they are kept in 32
+    bits.
     """
     if not wanted(role):
         return
@@ -54,6 +55,8 @@ def attach(model: PreTrainedModel, role: Mapping[str, Any], name: str, seed: int
     with torch.random.fork_rng([]):  # of the seed alone, whatever was random before
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    for p in _head(model):
+        p.requires_grad_(True)
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
@@ -82,17 +85,26 @@ def merge(model: Any) -> None:
     del model.peft_config
 
 
+def _head(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What a classifier has on top of its body; of other models nothing, which have learned it."""
+    if model.get_output_embeddings() is not None:
+        return []
+    body = {id(p) for p in model.base_model.parameters()}
+    return [p for p in model.parameters() if id(p) not in body]
+
+
 def _places(model: PreTrainedModel, asked: list[str] | None, name: str) -> list[str]:
     """The full names of the layers that get one: `asked`, or all linear ones but the output.
 
     The experts of a mixture are no linear layers in transformers, and get none.
     """
-    output = model.get_output_embeddings()
+    output, head = model.get_output_embeddings(), {id(p) for p in _head(model)}
     known = [
         place
         for place, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output and place
     ]
+    known = [place for place in known if id(model.get_submodule(place).weight) not in head]
     # State-space layers multiply by out_proj's matrix themselves, past any adapter.
     known = [place for place in known if not _is_read(model, place)]
     if asked is None:

@@ -137,8 +137,8 @@ def encoder(
     """A model that reads a text as a whole. kind: of ModernBERT's classes. settings: of its config.
 
     ModernBERT's own norm behind the embedding gives the residual stream unit variance. Rotary
-    positions turn as fast as in its layers of a window: of 64 tokens, the nll of masked ones after
-    400 steps was 5.76 so and 5.98 as in its other layers, which are made for long texts. BERT,
+    positions turn as fast as in its layers of a window: of 64 tokens, the loss of masked ones at
+    step 400 was 5.76 so and 5.98 as in its other layers, which are made for long texts. BERT,
     whose norms stand behind the sums, learned far less in as many steps.
     """
     rotary: Any = {"full_attention": {"rope_type": "default", "rope_theta": ROPE_THETA}}
