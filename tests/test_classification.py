@@ -22,7 +22,7 @@ from transformers import (
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data import Classification
-from lightning_distill.data.classification import LabelledRows
+from lightning_distill.data.labelled_rows import LabelledRows
 from lightning_distill.data.python_topics import TOPICS, PythonTopics, without
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.models.classifier import adapt_head

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, sha256, split_by_hash
-from lightning_distill.data.language import PROMPTS, Language
+from lightning_distill.data.datamodule import PROMPTS, SPLITS, sha256, split_by_hash, spread
+from lightning_distill.data.language import Language
 from lightning_distill.data.packing import IGNORED, Blocks, whole_documents
 from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash
 from lightning_distill.data.turns import ROLES, TEMPLATE, Message, Turns
@@ -101,7 +101,7 @@ class Chat(Language):
         split or as many as there are; the turns before are the reference's."""
         from lightning_distill.transfer.writing import Sampling, write  # which needs this package
 
-        turns = [self._answered[n] for n in _spread(len(self._answered), ANSWERED)]
+        turns = [self._answered[n] for n in spread(len(self._answered), ANSWERED)]
         written: list[str] = []
         for start in range(0, len(turns), AT_A_TIME):
             prompts = [prompt for prompt, _ in turns[start : start + AT_A_TIME]]
@@ -182,7 +182,7 @@ class Chat(Language):
         return found
 
     def _beginnings(self) -> list[Tensor]:
-        return [self._answered[n][0] for n in _spread(len(self._answered), PROMPTS)]
+        return [self._answered[n][0] for n in spread(len(self._answered), PROMPTS)]
 
     def _said(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -247,9 +247,3 @@ def _begins(flags: Tensor) -> Tensor:
     """The indices at which runs of True begin: [T] to [R]."""
     before = torch.cat([torch.zeros_like(flags[:1]), flags[:-1]])
     return (flags & ~before).nonzero()[:, 0]
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of `count` indices, evenly spread."""
-    wanted = min(count, wanted)
-    return [number * count // wanted for number in range(wanted)]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     ModernBertForSequenceClassification,
@@ -23,15 +23,13 @@ from transformers import (
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
-from lightning_distill.data.rows import Row, Rows, text_of
+from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash, trimmed
 from lightning_distill.data.tokenizer import check_reads, frame, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import ClassQuality
 from lightning_distill.models.classifier import adapt_head
 from lightning_distill.models.sizes import Size, encoder
 
 EDITION = 1  # raise it when this file starts to give other tokens for the same rows
-PROMPTS = 3
 SHOWN = 400  # characters of a text
 
 
@@ -41,34 +39,6 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
     def examples(self) -> Iterator[tuple[str, str]]: ...
-
-
-class LabelledRows:
-    """Texts and labels from two columns of files of the user's."""
-
-    def __init__(self, path: str, column: str, label_column: str, skip_bad_rows: bool) -> None:
-        self.column, self.label_column = column, label_column
-        columns = {"data.column": column, "data.label_column": label_column}
-        self.rows = Rows(path, columns, skip_bad_rows)
-        features = getattr(self.rows.saved, "features", None) or {}
-        # A `datasets` data set may hold numbers, and their names apart.
-        self.names: list[str] | None = getattr(features.get(label_column), "names", None)
-
-    def fingerprint(self) -> str:
-        return f"{self.rows.fingerprint()} {self.names}"
-
-    def examples(self) -> Iterator[tuple[str, str]]:
-        yield from self.rows.read(lambda row: (text_of(row, self.column), self._label(row)))
-
-    def _label(self, row: Row) -> str:
-        label = row[self.label_column]
-        if self.names is not None and isinstance(label, int) and 0 <= label < len(self.names):
-            return self.names[label]
-        if not isinstance(label, str | int | float):
-            raise ConfigError(f"{self.label_column} is {label!r}, not a string or a number")
-        if not (name := str(label).strip()):
-            raise ConfigError(f"{self.label_column} is empty")
-        return name
 
 
 class Classification(DataModule):
@@ -157,7 +127,7 @@ class Classification(DataModule):
 
     def prompts(self) -> list[str]:
         found = []
-        for number in self._shown():
+        for number in self.shown:
             example = self.examples("test")[number]
             ids = example["input_ids"][example["attention_mask"].bool()]
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -167,7 +137,7 @@ class Classification(DataModule):
     @torch.no_grad()
     def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
         """The most probable label, and how sure the model is."""
-        batch = trimmed([self.examples("test")[self._shown()[number]]])
+        batch = trimmed([self.examples("test")[self.shown[number]]])
         given = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
         p: Tensor = model.eval()(**given).logits[0].float().softmax(-1)
         return f"{self.labels[int(p.argmax())]} {float(p.max()):.0%}"
@@ -190,12 +160,8 @@ class Classification(DataModule):
             f"{self.artifact.key}"
         )
 
-    def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        return DataLoader(examples, batch_size, sampler=sampler, collate_fn=trimmed)
-
-    def _shown(self) -> list[int]:
-        count = len(self.examples("test"))
-        return [number * count // PROMPTS for number in range(min(PROMPTS, count))]
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return trimmed(examples)
 
     @cached_property
     def _splits(self) -> dict[str, list[tuple[str, str]]]:
@@ -265,13 +231,6 @@ class Texts(Dataset[dict[str, Tensor]]):
             "labels": self.labels[index],
             "block": torch.tensor(index),
         }
-
-
-def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch without the filling that all of its texts have."""
-    batch: dict[str, Any] = default_collate(examples)
-    longest = int(batch["attention_mask"].sum(1).max())
-    return batch | {k: batch[k][:, :longest] for k in ("input_ids", "attention_mask")}
 
 
 def _names(splits: dict[str, list[tuple[str, str]]]) -> list[str]:

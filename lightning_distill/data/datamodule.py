@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
@@ -20,6 +20,7 @@ from lightning_distill.models.sizes import Size
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 18  # one document in 18 is for validation, and one for the test
+PROMPTS = 3  # test examples that samples show
 
 Item = TypeVar("Item")
 
@@ -111,6 +112,11 @@ class DataModule(L.LightningDataModule):
         """Further numbers, of what a model writes on the test split."""
         return {}
 
+    @property
+    def shown(self) -> list[int]:
+        """The test examples that samples show, by their numbers."""
+        return spread(len(self.examples("test")), PROMPTS)
+
     def prompts(self) -> list[str]:
         """What samples show of a few test examples."""
         raise NotImplementedError
@@ -167,8 +173,12 @@ class DataModule(L.LightningDataModule):
         """Chooses the examples (all of the train split where None), and their order."""
         self.dataset, self.seed, self.start = dataset, seed, 0
 
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of them."""
+        return default_collate(examples)
+
     def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        return DataLoader(examples, batch_size, sampler=sampler)
+        return DataLoader(examples, batch_size, sampler=sampler, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -236,6 +246,20 @@ def split_by_hash(
     items = [by_hash[key] for key in sorted(by_hash)]
     held = -(-len(items) // held_out)
     return {"test": items[:held], "validation": items[held : 2 * held], "train": items[2 * held :]}
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` of `count` numbers, at equal distances."""
+    wanted = min(count, wanted)
+    return [number * count // wanted for number in range(wanted)]
+
+
+def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch without the filling that all of its texts have."""
+    batch: dict[str, Any] = default_collate(examples)
+    longest = int(batch["attention_mask"].sum(-1).max())
+    names = ("input_ids", "attention_mask")
+    return batch | {name: batch[name][:, :longest].contiguous() for name in names}
 
 
 def sha256(text: str) -> str:

@@ -26,7 +26,6 @@ from lightning_distill.models.vision import vit
 EDITION = 1  # raise it when this file starts to give other pixels for the same images
 SHADES = " ·:+#@"  # from dark to bright: how samples show an image
 WIDEST = 16  # characters of it
-SHOWN = 3
 
 Pixels = NDArray[np.uint8]
 
@@ -175,7 +174,7 @@ class Images(DataModule):
 
     def prompts(self) -> list[str]:
         shown = []
-        for number in self._shown():
+        for number in self.shown:
             label = int(self._tensors["test_labels"][number])
             image = drawn(self._tensors["test"][number])
             shown.append(f"test image {number}, a {self.names[label]}\n{image}\n")
@@ -184,14 +183,10 @@ class Images(DataModule):
     @torch.no_grad()
     def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
         """Its likeliest class, and how probable."""
-        example = self.examples("test")[self._shown()[number]]
+        example = self.examples("test")[self.shown[number]]
         pixels = example["pixel_values"][None].to(model.device, model.dtype)
         p, best = model.eval()(pixel_values=pixels).logits[0].softmax(-1).max(-1)
         return f"{self.names[int(best)]} ({float(p):.0%})"
-
-    def _shown(self) -> list[int]:
-        count = len(self._tensors["test_labels"])
-        return [n * count // SHOWN for n in range(min(SHOWN, count))]
 
     def check_labels(self) -> str:
         said = []

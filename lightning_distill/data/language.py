@@ -24,7 +24,6 @@ from lightning_distill.metrics import Quality
 from lightning_distill.models.sizes import Size, decoder
 
 EDITION = 1  # raise it when this file starts to give other tokens for the same text
-PROMPTS = 3
 PROMPT_TOKENS = 16
 NEW_TOKENS = 48
 
@@ -217,10 +216,8 @@ class Language(DataModule):
         return Blocks(tokens, documents, self.sequence_length, self.isolate_documents, targets)
 
     def _beginnings(self) -> list[Any]:
-        blocks = self.examples("test")
-        width, count = min(PROMPT_TOKENS, self.sequence_length), len(blocks)
-        places = (number * count // PROMPTS for number in range(min(PROMPTS, count)))
-        return [blocks[place]["input_ids"][:width] for place in places]
+        blocks, width = self.examples("test"), min(PROMPT_TOKENS, self.sequence_length)
+        return [blocks[number]["input_ids"][:width] for number in self.shown]
 
     @cached_property
     def _documents(self) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from transformers import (
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data.datamodule import SPLITS
-from lightning_distill.data.language import PROMPTS, Language, Source
+from lightning_distill.data.language import Language, Source
 from lightning_distill.data.packing import IGNORED, LOOKED_AT
 from lightning_distill.data.tokenizer import MASK, frame
 from lightning_distill.metrics import Quality
@@ -100,13 +100,13 @@ class MaskedLanguage(Language):
         return Quality(self.num_classes)
 
     def prompts(self) -> list[str]:
-        examples = self._beginnings()
-        return [str(self.tokenizer.decode(x["input_ids"][:SHOWN])) for x in examples]
+        found = (self.examples("test")[number]["input_ids"][:SHOWN] for number in self.shown)
+        return [str(self.tokenizer.decode(ids)) for ids in found]
 
     @torch.no_grad()
     def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
         """The text with the most probable tokens in their places, each between brackets."""
-        example = self._beginnings()[number]
+        example = self.examples("test")[self.shown[number]]
         guess = model.eval()(input_ids=example["input_ids"][None].to(model.device)).logits
         parts = []
         guesses = guess[0, :SHOWN, : self.num_classes].argmax(-1).tolist()
@@ -125,11 +125,6 @@ class MaskedLanguage(Language):
             share = torch.stack([examples[i]["labels"] != IGNORED for i in looked]).float().mean()
             said.append(f"{share:.1%} of {split}")
         return f"hidden tokens, {', '.join(said)}"
-
-    def _beginnings(self) -> Any:
-        blocks = self.examples("test")
-        count = len(blocks)
-        return [blocks[n * count // PROMPTS] for n in range(min(PROMPTS, count))]
 
 
 class MaskedBlocks(Dataset[dict[str, Tensor]]):

@@ -11,12 +11,11 @@ from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
+from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash, trimmed
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.data.pairs import Pair
 from lightning_distill.data.sentences import Sentences, joined
@@ -27,7 +26,6 @@ from lightning_distill.models.sizes import Size, encoder_decoder
 EDITION = 1  # raise it when this file starts to give other tokens for the same pairs
 SCORED = 500  # test pairs that are translated for BLEU and chrF: the first so many
 AT_ONCE = 64  # of them
-PROMPTS = 3
 
 
 class Source(Protocol):
@@ -131,12 +129,12 @@ class Translation(DataModule):
         test = self.examples("test")
         return [
             f"{self._text(test.source(i))} (reference: {self._text(test.target(i))})"
-            for i in self._shown()
+            for i in self.shown
         ]
 
     def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
         """The translation, of the likeliest tokens."""
-        return self._translate(model, [self.examples("test").source(self._shown()[number])])[0]
+        return self._translate(model, [self.examples("test").source(self.shown[number])])[0]
 
     @property
     def longest(self) -> int:
@@ -165,11 +163,17 @@ class Translation(DataModule):
             self.sequence_length,
             self._padding,
         )
-        batch = self._trimmed([pairs[i] for i in range(len(pairs))])
+        batch = self.collate([pairs[i] for i in range(len(pairs))])
         return {name: x for name, x in batch.items() if name != "block"}
 
-    def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        return DataLoader(examples, batch_size, sampler=sampler, collate_fn=self._trimmed)
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch without the columns that are padding in all of its rows."""
+        batch = trimmed(examples)
+        T = int((batch["labels"] != IGNORED).sum(-1).max())
+        batch["labels"] = batch["labels"][:, :T].contiguous()
+        if "stored" in batch:
+            batch["stored"] = {name: x[:, :T] for name, x in batch["stored"].items()}
+        return batch
 
     def check_labels(self) -> str:
         counts = {split: len(self._tokens[f"{split}_targets"]) for split in SPLITS}
@@ -187,10 +191,6 @@ class Translation(DataModule):
         found = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if found is None else found)
 
-    def _shown(self) -> list[int]:
-        count = len(self.examples("test"))
-        return [number * count // PROMPTS for number in range(min(PROMPTS, count))]
-
     def _text(self, ids: Any) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
@@ -199,19 +199,6 @@ class Translation(DataModule):
 
         said = write(model, self.tokenizer, sources, self.longest, Sampling(0.0), 0)
         return [self._text(ids) for ids in said]
-
-    @staticmethod
-    def _trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch without the columns that are padding in all of its rows."""
-        batch: dict[str, Any] = default_collate(examples)
-        S = int(batch["attention_mask"].sum(-1).max())
-        T = int((batch["labels"] != IGNORED).sum(-1).max())
-        for name in ("input_ids", "attention_mask"):
-            batch[name] = batch[name][:, :S].contiguous()
-        batch["labels"] = batch["labels"][:, :T].contiguous()
-        if "stored" in batch:
-            batch["stored"] = {name: x[:, :T] for name, x in batch["stored"].items()}
-        return batch
 
     @cached_property
     def _pairs(self) -> dict[str, list[Pair]]:

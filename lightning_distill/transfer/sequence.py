@@ -76,7 +76,7 @@ class Sequence(Online):
             raise ConfigError(
                 f"transfer.length={self.length} is longer than data.sequence_length={data.longest}."
             )
-        count = self.count(teacher_data.examples("train"))
+        count = self.count(teacher_data.transfer_set())
         if not self.sampling.temperature and (self.num_sequences or 0) > count:
             raise ConfigError(
                 f"transfer.temperature=0 has one sequence for each of the {count} prompts; "
@@ -93,7 +93,7 @@ class Sequence(Online):
     ) -> float:
         """Has the transfer set written, unless it is; the seconds that this took now."""
         super().prepare(data, teacher, store, make_trainer, folder)
-        examples: Any = teacher.data.examples("train")
+        examples: Any = teacher.data.transfer_set()
         source = Subset(examples, range(self.count(examples)))
         make = partial(write_all, teacher, source, self._plan(teacher.data), make_trainer)
         artifact = store.get(*self.made_from(data, teacher), make)
@@ -117,7 +117,8 @@ class Sequence(Online):
             "teacher": teacher.hash,
             "text and tokenizer": theirs.artifact.key,
             **theirs.shape,
-            "transfer.num_blocks": self.count(theirs.examples("train")),
+            **theirs.chosen,
+            "transfer.num_blocks": self.count(theirs.transfer_set()),
             "written by": "vllm" if vllm.usable(theirs, self.sampling) else "transformers",
             **asdict(self._plan(theirs)),
         }
@@ -125,7 +126,7 @@ class Sequence(Online):
     def _plan(self, data: DataModule) -> Plan:
         """data: in the teacher's tokens."""
         return Plan(
-            self.num_sequences or self.count(data.examples("train")),
+            self.num_sequences or self.count(data.transfer_set()),
             self.prompt_length,
             self.length or data.longest,
             self.sampling,
@@ -135,7 +136,7 @@ class Sequence(Online):
 
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         """The blocks of what was written, and as many of the data's own as `mix` asks for."""
-        examples: Any = data.examples("train")
+        examples: Any = data.transfer_set()
         own = round(len(self.written) * self.mix / (1 - self.mix))
         count = self.count(examples)
         return ConcatDataset([self.written, Subset(examples, [i % count for i in range(own)])])
