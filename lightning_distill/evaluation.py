@@ -1,14 +1,19 @@
-"""A finished student, and its teacher where there is one, on the held-out test split."""
+"""A finished student, and its teacher where there is one: on the held-out test split, in what they
+write, and in what `evaluate` asks for."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_distill import ConfigError, harness, speed
 from lightning_distill.data import DataModule
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.ensemble import mean_of
@@ -85,9 +90,73 @@ def evaluate(
         trainer.test(evaluation, own, verbose=False)
         for role, scores in evaluation.compute().items():
             size = sum(count_parameters(one.model) for one in models[role])
-            writing = own.score_writing(models[role][0].model)
-            found[role] = {"parameters": size, **scores, **writing}
+            found[role] = {"parameters": size, **scores}
     return found
+
+
+def check_asked(asked: DictConfig, task: type[DataModule]) -> None:
+    """Raises ConfigError where what `evaluate` asks for cannot be measured, before anything is
+    trained."""
+    if (asked.get("tasks") or asked.get("speed")) and not task.writes:
+        raise ConfigError(
+            "evaluate.tasks and evaluate.speed are for models that write, which those of this "
+            "data are not. Set evaluate.tasks=[] evaluate.speed=false."
+        )
+    harness.load(asked)
+
+
+def score_writing(
+    asked: DictConfig,
+    data: DataModule,
+    student: PreTrainedModel | None,
+    teacher: Teacher | None,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """The task's scores of what each role writes; `tasks` and `speed` as far as `evaluate` asks for
+    them. Of several teachers the first one's."""
+    if not data.writes:
+        return {}
+    models, texts = {}, {}
+    if student is not None:
+        models["student"], texts["student"] = student, data
+    if teacher is not None:
+        models["teacher"], texts["teacher"] = teacher.models[0], teacher.data
+    tasks = harness.load(asked)
+    if tasks or asked.get("speed"):
+        if teacher and len(teacher.models) > 1:
+            log.info("evaluate: of %s teachers the first one is asked", len(teacher.models))
+        if teacher is None:
+            log.info("evaluate: without a teacher that is here, the student alone")
+    with _on(device, list(models.values())):
+        found = {role: dict[str, Any](texts[role].score_writing(m)) for role, m in models.items()}
+        if tasks:
+            known = {"teacher": teacher.hash if teacher else None}
+            scores = {
+                role: tasks.scores(model, texts[role].tokenizer, known.get(role))
+                for role, model in models.items()
+            }
+            log.info("evaluate.tasks\n%s", harness.table(scores))
+            for role, one in scores.items():
+                found[role]["tasks"] = one
+        if asked.get("speed"):
+            speeds = speed.speeds(models)
+            log.info("evaluate.speed\n%s", speed.compare(speeds))
+            for role, numbers in speeds.items():
+                found[role]["speed"] = numbers
+    return found
+
+
+@contextmanager
+def _on(device: torch.device, models: list[PreTrainedModel]) -> Iterator[None]:
+    """There for a while: Lightning leaves models on the processor when it is done with them."""
+    before = [(model, model.device) for model in models if model.device != device]
+    for model, _ in before:
+        model.to(device)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for model, place in before:
+            model.to(place)  # type: ignore[arg-type]
 
 
 def write_samples(

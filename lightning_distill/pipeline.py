@@ -19,10 +19,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, further, models
+from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
-from lightning_distill.evaluation import evaluate, write_samples
+from lightning_distill.data import DataModule, task_of
+from lightning_distill.evaluation import check_asked, evaluate, score_writing, write_samples
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
@@ -175,16 +175,16 @@ def evaluate_run(folder: Path, outputs: str, asked: DictConfig | None = None) ->
 
 def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
     """The examples in the student's tokens and in the teacher's: the same where they share them."""
-    data: DataModule = instantiate(cfg.data)
-    further.check(cfg.evaluate, data)
+    task = task_of(cfg)
+    check_asked(cfg.evaluate, task)
     theirs, own = None, None
-    if data.has_tokenizer:
+    if task.has_tokenizer:
         shared = cfg.loss.get("shared_vocabulary", True)
         nodes = [one.teacher for one in each_teacher(cfg)]
-        theirs, own = models.tokenizers(nodes, cfg.student, shared, data.read_alike)
+        theirs, own = models.tokenizers(nodes, cfg.student, shared, task.read_alike)
     found = []
     for tokenizer in [own] if own is theirs else [own, theirs]:
-        data = instantiate(cfg.data)
+        data: DataModule = instantiate(cfg.data)
         data.prepare(Store(cfg.paths.outputs), tokenizer)
         log.info("%s", data.describe())
         found.append(data)
@@ -224,13 +224,13 @@ def measure(
     teacher: Teacher | None,
     loggers: list[Logger] | None = None,
 ) -> dict[str, Any]:
-    """Scores on the test split, and what else `evaluate` asks for; and samples to read, in the log
-    and in samples.json."""
+    """Scores on the test split, of what is written, and what else `evaluate` asks for; and samples
+    to read, in the log and in samples.json."""
     teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
     trainer = make_trainer(cfg, folder, "on the test split")
     scores = evaluate(trainer, data, student, teacher)
     device = trainer.strategy.root_device
-    for role, more in further.measure(cfg.evaluate, data, student, teacher, device).items():
+    for role, more in score_writing(cfg.evaluate, data, student, teacher, device).items():
         scores[role] = {**(scores[role] or {}), **more}
     if student is None:
         return scores

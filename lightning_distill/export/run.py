@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.comparison import Row, gather
-from lightning_distill.data import DataModule
+from lightning_distill.data import DataModule, task_of
 from lightning_distill.export import task
 from lightning_distill.pipeline import prepare_data
 from lightning_distill.results import finished_run
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def task(self) -> type[DataModule]:
-        return task.task_of(self.cfg)
+        return task_of(self.cfg)
 
     def load(self) -> PreTrainedModel:
         """Anew at each call, so that what a format does to it reaches no other."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,12 +35,6 @@ model = {auto}.from_pretrained("{name}")"""
 CONTINUED = """
 inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
-
-
-def task_of(cfg: DictConfig) -> type[DataModule]:
-    """The data module's class, which says how models of its task are loaded."""
-    found: type[DataModule] = get_class(cfg.data._target_)
-    return found
 
 
 def load(task: type[DataModule], folder: Path) -> PreTrainedModel:

@@ -6,7 +6,8 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_distill import ConfigError, further
+from lightning_distill import ConfigError
+from lightning_distill.evaluation import check_asked
 from lightning_distill.summary import summarise
 
 pytest.importorskip("lm_eval")
@@ -156,11 +157,11 @@ def test_what_cannot_be_measured_is_refused_in_a_line(in_process, tmp_path):
 
 def test_models_that_do_not_write_are_not_asked_to(make_data):
     data = make_data()
-    further.check(OmegaConf.create({"speed": True}), data)
+    check_asked(OmegaConf.create({"speed": True}), data)
     data.writes = False
-    further.check(OmegaConf.create({"speed": False, "tasks": []}), data)
+    check_asked(OmegaConf.create({"speed": False, "tasks": []}), data)
     with pytest.raises(ConfigError, match=r"Set evaluate\.tasks=\[\] evaluate\.speed=false"):
-        further.check(OmegaConf.create({"speed": True}), data)
+        check_asked(OmegaConf.create({"speed": True}), data)
 
 
 def test_a_task_whose_data_is_gone_is_refused_before_anything_is_trained(in_process, tmp_path):
