@@ -336,6 +336,7 @@ class Labels(DataModule):
     """Another task than a language model's, as far as an export asks."""
 
     auto = AutoModelForImageClassification
+    kind, hub_task = "image classifier", "image-classification"
     has_tokenizer = False
 
 

@@ -51,6 +51,7 @@ class Classification(DataModule):
     """
 
     auto = AutoModelForSequenceClassification
+    kind, hub_task = "text classifier", "text-classification"
 
     def __init__(
         self,

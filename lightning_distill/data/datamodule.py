@@ -48,6 +48,8 @@ class DataModule(L.LightningDataModule):
     """
 
     auto: ClassVar[Any]  # transformers' class that loads models of the task
+    kind: ClassVar[str] = "model"  # what such a model is, in a sentence
+    hub_task: ClassVar[str | None] = None  # what the hub calls the task
     has_tokenizer: ClassVar[bool] = True
     writes: ClassVar[bool] = False  # models of it generate text
     goes_on: ClassVar[bool] = True  # what they write goes on from its prompt; else it answers it

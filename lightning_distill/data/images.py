@@ -76,6 +76,7 @@ class Images(DataModule):
     """
 
     auto = AutoModelForImageClassification
+    kind, hub_task = "image classifier", "image-classification"
     has_tokenizer = False
 
     def __init__(

@@ -46,6 +46,7 @@ class Language(DataModule):
     """
 
     auto: ClassVar[Any] = AutoModelForCausalLM
+    kind, hub_task = "causal language model", "text-generation"
     writes = True
     read_alike = False  # transfer/alignment.py brings two tokenizers together
     needs: ClassVar[tuple[str, ...]] = ("eos_token",)  # of the tokenizer

@@ -40,6 +40,7 @@ class MaskedLanguage(Language):
     """
 
     auto = AutoModelForMaskedLM
+    kind, hub_task = "masked language model", "fill-mask"
     writes = False
     read_alike = True
     needs = ("mask_token",)

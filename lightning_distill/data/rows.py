@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import hash_of
+from lightning_distill.data.huggingface import load
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ class Rows:
         if not self.path.exists():
             if path.startswith((".", "/", "~")) or self.path.suffix in READERS:
                 raise ConfigError(f"data.path={path} does not exist.")
-            self.saved = _from_hub(path)
+            self.saved = load(path, None, "train", "data.path")
         elif (self.path / "state.json").exists() or (self.path / "dataset_dict.json").exists():
-            self.saved = _saved(self.path)
+            self.saved = load(path, None, "train", "data.path")
         files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
         self.files = [f for f in files if f.suffix in READERS and f.is_file()]
         if self.saved is None and not self.files:
@@ -90,7 +91,7 @@ class Rows:
             return
         for file in self.files:
             try:
-                yield from READERS[file.suffix](file)
+                yield from READERS[file.suffix](file, None)
             except UnicodeDecodeError as error:
                 raise ConfigError(f"data.path: {file} is not UTF-8 text ({error}).") from error
 
@@ -105,7 +106,7 @@ def text_of(row: Row, column: str) -> str:
     return text
 
 
-def _jsonl(file: Path) -> Iterator[tuple[str, Row | Exception]]:
+def _jsonl(file: Path, column: str | None) -> Iterator[tuple[str, Row | Exception]]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -117,7 +118,7 @@ def _jsonl(file: Path) -> Iterator[tuple[str, Row | Exception]]:
                 yield where, error
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Row | Exception]]:
+def _parquet(file: Path, column: str | None) -> Iterator[tuple[str, Row | Exception]]:
     import pyarrow.parquet as pq
     from pyarrow import ArrowInvalid
 
@@ -125,14 +126,14 @@ def _parquet(file: Path) -> Iterator[tuple[str, Row | Exception]]:
         table = pq.ParquetFile(file)
     except ArrowInvalid as error:
         raise ConfigError(f"data.path: {file} is not a Parquet file ({error}).") from error
-    number = 0
-    for batch in table.iter_batches():
+    number, there = 0, table.schema_arrow.names
+    for batch in table.iter_batches(columns=[column] if column in there else None):
         for row in batch.to_pylist():
             number += 1
             yield f"{file}, row {number}", row
 
 
-def _csv(file: Path) -> Iterator[tuple[str, Row | Exception]]:
+def _csv(file: Path, column: str | None) -> Iterator[tuple[str, Row | Exception]]:
     """With the columns' names in the first line; a .tsv has tabs between them, and no quotes."""
     tabs = file.suffix == ".tsv"
     how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
@@ -147,26 +148,10 @@ def _csv(file: Path) -> Iterator[tuple[str, Row | Exception]]:
                 yield where, row
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row | Exception]]]] = {
+# Where each row is, and the row, or what is wrong with it. Of Parquet one column can be read alone.
+READERS: dict[str, Callable[[Path, str | None], Iterator[tuple[str, Any]]]] = {
     ".jsonl": _jsonl,
     ".parquet": _parquet,
     ".csv": _csv,
     ".tsv": _csv,
 }
-
-
-def _saved(path: Path) -> Any:
-    from datasets import Dataset, load_from_disk
-
-    found = load_from_disk(str(path))
-    return found if isinstance(found, Dataset) else found["train"]
-
-
-def _from_hub(name: str) -> Any:
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(name, split="train")
-    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ConfigError(f"data.path={name}: {reason}") from error

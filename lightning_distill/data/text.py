@@ -1,12 +1,12 @@
 """Your own text, in a file or a folder of files."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import hash_of
+from lightning_distill.data.rows import READERS
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 PIECE = 1500  # characters: a long text is cut up, because the splits are made by document
@@ -49,53 +49,26 @@ class Text:
 
     def documents(self) -> Iterator[str]:
         for file in self.files:
-            read = {".txt": self._txt, ".jsonl": self._jsonl, ".parquet": self._parquet}
             try:
-                yield from read[file.suffix](file)
+                if file.suffix == ".txt":
+                    yield from pieces(file.read_text(encoding="utf-8"))
+                    continue
+                for where, row in READERS[file.suffix](file, self.column):
+                    if isinstance(row, Exception):
+                        raise ConfigError(f"data.path: {where}: {row}.")
+                    yield self._text_of(row, where)
             except UnicodeDecodeError as error:
                 raise ConfigError(f"data.path: {file} is not UTF-8 text ({error}).") from error
 
-    def _txt(self, file: Path) -> Iterator[str]:
-        yield from pieces(file.read_text(encoding="utf-8"))
-
-    def _jsonl(self, file: Path) -> Iterator[str]:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(f"data.path: {file}, line {number}: {error}.") from error
-                yield self._text_of(row, f"{file}, line {number}")
-
-    def _parquet(self, file: Path) -> Iterator[str]:
-        import pyarrow.parquet as pq
-        from pyarrow import ArrowInvalid
-
-        try:
-            table = pq.ParquetFile(file)
-        except ArrowInvalid as error:
-            raise ConfigError(f"data.path: {file} is not a Parquet file ({error}).") from error
-        if self.column not in table.schema_arrow.names:
-            self._missing_column(table.schema_arrow.names, str(file))
-        row = 0
-        for batch in table.iter_batches(columns=[self.column]):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                yield self._text_of({self.column: text}, f"{file}, row {row}")
-
     def _text_of(self, row: object, where: str) -> str:
         if not isinstance(row, dict) or self.column not in row:
-            self._missing_column(list(row) if isinstance(row, dict) else [], where)
-        text = row[self.column]  # type: ignore[index]
+            there = ", ".join(map(str, row)) if isinstance(row, dict) else ""
+            raise ConfigError(
+                f"data.column={self.column}: {where} has no such column; it has: "
+                f"{there or 'nothing'}."
+            )
+        text = row[self.column]
         if not isinstance(text, str):
             kind = type(text).__name__
             raise ConfigError(f"data.column={self.column}: {where} holds a {kind}, not text.")
         return text
-
-    def _missing_column(self, names: list[str], where: str) -> None:
-        there = ", ".join(map(str, names)) or "nothing"
-        raise ConfigError(
-            f"data.column={self.column}: {where} has no such column; it has: {there}."
-        )

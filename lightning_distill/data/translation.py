@@ -45,6 +45,7 @@ class Translation(DataModule):
     """
 
     auto = AutoModelForSeq2SeqLM
+    kind, hub_task = "sequence-to-sequence model", "translation"
     writes = True
     goes_on = False
 

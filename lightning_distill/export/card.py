@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_distill.export import task
 from lightning_distill.export.run import Run
 from lightning_distill.jobs import flatten
+from lightning_distill.report.tables import millions
 from lightning_distill.results import learns_alone
 from lightning_distill.settings import each_teacher
 
@@ -87,17 +88,13 @@ def _on_hub(name: Any) -> bool:
 
 
 def _opening(run: Run, alone: bool) -> str:
-    size = _millions(run.results["student"]["parameters"])
+    size = millions(run.results["student"]["parameters"])
     what = f"A {task.kind(run.task)[0]} of {size} parameters"
     if alone:
         return f"{what}, trained without a teacher by lightning_distill."
     teacher = run.results.get("teacher")
-    of = f" of {_millions(teacher['parameters'])}" if teacher else ""
+    of = f" of {millions(teacher['parameters'])}" if teacher else ""
     return f"{what}, distilled from a teacher{of} by lightning_distill."
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
 def _table(run: Run) -> str:

@@ -15,15 +15,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from lightning_distill.data import DataModule
 from lightning_distill.models.head import INPUTS
 
-CAUSAL = "AutoModelForCausalLM"
-KINDS = {  # the class that loads it: what it is, and what the hub calls its task
-    CAUSAL: ("causal language model", "text-generation"),
-    "AutoModelForSeq2SeqLM": ("sequence-to-sequence model", "translation"),
-    "AutoModelForMaskedLM": ("masked language model", "fill-mask"),
-    "AutoModelForSequenceClassification": ("text classifier", "text-classification"),
-    "AutoModelForImageClassification": ("image classifier", "image-classification"),
-}
-ENCODER_DECODER = "AutoModelForSeq2SeqLM"
 OUTPUT = "logits"
 LOADED = """from transformers import {auto}, AutoTokenizer
 
@@ -48,14 +39,19 @@ def load_tokenizer(task: type[DataModule], folder: Path) -> PreTrainedTokenizerB
 
 def kind(task: type[DataModule]) -> tuple[str, str | None]:
     """What a model of the task is, and the hub's name of it where there is one."""
-    return KINDS.get(task.auto.__name__, ("model", None))
+    return task.kind, task.hub_task
 
 
 def use(task: type[DataModule], name: str) -> str:
     """How to load it, in Python."""
     auto = task.auto.__name__
     text = (LOADED if task.has_tokenizer else UNTOKENIZED).format(auto=auto, name=name)
-    return f"```python\n{text}{CONTINUED if auto == CAUSAL else ''}\n```"
+    return f"```python\n{text}{CONTINUED if goes_on(task) else ''}\n```"
+
+
+def goes_on(task: DataModule | type[DataModule]) -> bool:
+    """Whether its models are causal language models."""
+    return task.writes and task.goes_on
 
 
 def inputs(model: Any) -> list[str]:
@@ -68,7 +64,7 @@ def examples(model: PreTrainedModel, data: DataModule) -> list[dict[str, Tensor]
     """Batches of the test split, of several sizes; of a language model one with padding on the
     left."""
     there = data.examples("test")
-    if type(data).auto.__name__ != CAUSAL:
+    if not goes_on(data):
         sizes = (2, 3, 1)
         batches = (data.loader([there[i % len(there)] for i in range(n)], n) for n in sizes)
         read = inputs(model)

@@ -136,6 +136,8 @@ def seconds_of(rows: list[Row]) -> str:
 def millions(parameters: float) -> str:
     """With as many digits as tell small models apart."""
     count = parameters / 1e6
+    if count >= 1000:
+        return f"{count / 1000:.2f} G"
     return f"{count:,.2f} M" if count >= 0.1 else f"{count:.2g} M"
 
 
