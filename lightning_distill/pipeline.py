@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, models
 from lightning_distill.artifacts import Store
+from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
 from lightning_distill.evaluation import check_asked, evaluate, score_writing, write_samples
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
-from lightning_distill.results import RESULTS, Cost, Job, finished_run, write_results
+from lightning_distill.results import RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
 from lightning_distill.sweep import results_in

@@ -2,11 +2,6 @@
 
 import json
 import math
-import resource
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import key_of, write_whole
+from lightning_distill.cost import Cost
 
 RESULTS = "results.json"
 
@@ -227,28 +223,6 @@ def objectives(results: dict[str, Any], names: list[str]) -> float | list[float]
     return found if len(found) > 1 else found[0]
 
 
-@dataclass
-class Cost:
-    """Seconds, 0 where something was reused; peak memory in MB (10⁶ bytes)."""
-
-    teacher_seconds: float = 0.0
-    transfer_seconds: float = 0.0
-    student_seconds: float = 0.0
-    student_tokens_per_second: float = 0.0
-    peak_memory_mb: float = 0.0
-
-    @contextmanager
-    def measure(self, module: Any) -> Iterator[None]:
-        """Times the student's training, that of interrupted runs before this one included;
-        `module.tokens_seen` counts its target tokens."""
-        reset_peak()
-        start = time.perf_counter()
-        yield
-        self.student_seconds = module.seconds_before + time.perf_counter() - start
-        self.student_tokens_per_second = int(module.tokens_seen) / self.student_seconds
-        self.peak_memory_mb = peak_mb()
-
-
 def scores() -> list[str]:
     """The dotted keys of all numbers in results.json."""
     model = ("parameters", "nll", "perplexity", "bits_per_byte", "calibration_error")
@@ -265,26 +239,3 @@ def is_metric(key: str) -> bool:
     examples it is."""
     name = key.rsplit(".", 1)[-1]
     return name != "examples" and not name.endswith("_stderr") and "_stderr_" not in name
-
-
-def reset_peak() -> None:
-    import torch  # here, because a sweep's bookkeeping needs this module and not torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone forgets a process's peak on request
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb() -> float:
-    """Of the GPU where there is one, else of the process."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

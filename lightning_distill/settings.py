@@ -1,18 +1,21 @@
 """What can be said of the settings before anything is imported or made."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightning_distill import ConfigError
 from lightning_distill.errors import nearest
 from lightning_distill.results import scores
-from lightning_distill.settings_of_models import problems_of_adapters, problems_of_quantization
+from lightning_distill.settings_of_models import (
+    problems_of_adapters,
+    problems_of_quantization,
+    problems_of_served,
+    problems_of_server,
+)
 
 # key: (whole numbers only, least value, whether that value itself is allowed)
 RANGES: dict[str, tuple[bool, float, bool]] = {
@@ -87,7 +90,7 @@ def check(cfg: DictConfig) -> None:
     problems += _problems_of_sweep(cfg)
     problems += _problems_of_tasks(cfg.evaluate.tasks)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
-        problems += [*_problems_of_server(cfg.teacher), *_problems_of_served(cfg)]
+        problems += [*problems_of_server(cfg.teacher), *problems_of_served(cfg)]
     _refuse(problems)
 
 
@@ -170,60 +173,6 @@ def _problems_of_tasks(names: Any) -> list[str]:
         return [f"evaluate.tasks={names} must be a list, as in evaluate.tasks=[{names}]"]
     wrong = [name for name in names if not isinstance(name, str)]
     return [f"evaluate.tasks: {name} is not the name of a task" for name in wrong]
-
-
-def _problems_of_server(teacher: DictConfig) -> Iterator[str]:
-    """Of where a served teacher is. What may hold a secret is not repeated."""
-    url = str(teacher.url)
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
-        parts, fits = urlsplit(""), False
-    if "@" in url:
-        yield (
-            "teacher.url holds a user or a password; put the key into the environment variable "
-            "that teacher.key_variable names"
-        )
-    elif not fits or re.search(r"[\s?#]", url):
-        shown = url.partition("?")[0]
-        yield f"teacher.url={shown} must be an address such as http://localhost:8000/v1"
-    elif parts.path.rstrip("/").endswith("/completions"):
-        yield f"teacher.url={url} must end before /completions, as in http://localhost:8000/v1"
-    if not isinstance(teacher.name, str) or not teacher.name:
-        yield f"teacher.name={teacher.name} must be a model of the server, by its name there"
-    variable = teacher.key_variable
-    if variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", str(variable)):
-        yield (
-            "teacher.key_variable must be the name of an environment variable, as in "
-            "OPENAI_API_KEY, and not the key itself"
-        )
-
-
-def _problems_of_served(cfg: DictConfig) -> Iterator[str]:
-    """Of what is asked of a served teacher, which tells its largest probabilities alone."""
-    only, transfer, loss = "with teacher=served", cfg.transfer, cfg.loss
-    if "stored" not in transfer:
-        yield f"{only} the text is labelled once: set transfer=cached transfer.stored=topk"
-    elif transfer.cache is None and transfer.stored != "topk":
-        yield f"transfer.stored={transfer.stored} {only}: set transfer.stored=topk"
-    if cfg.stage == "teacher":
-        yield f"stage=teacher {only} has nothing to train: set stage=transfer"
-    if cfg.teacher.max_steps != 0:
-        yield f"teacher.max_steps={cfg.teacher.max_steps} {only} must be 0: it is not trained here"
-    if cfg.teacher.get("members"):
-        yield f"teacher.members {only} must be null: one server is one teacher"
-    if cfg.student.initialize == "teacher_layers":
-        yield (
-            f"student.initialize=teacher_layers {only} has no layers to copy: set "
-            "student.initialize=random"
-        )
-    for term in ("hidden", "relations"):
-        weight = OmegaConf.select(cfg, f"loss.{term}.weight")
-        if weight:
-            yield f"loss.{term}.weight={weight} {only} has nothing to look into: set it to 0"
-    if loss.get("compares") == "logits" or not loss.get("shared_vocabulary", True):
-        yield f"this loss {only} lacks its logits: set loss=forward_kl"
 
 
 def _out_of_range(cfg: DictConfig, prefixes: tuple[str, ...] = ("",)) -> Iterator[str]:

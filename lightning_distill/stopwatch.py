@@ -16,7 +16,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from lightning_distill.results import peak_mb, reset_peak
+from lightning_distill.cost import peak_mb, reset_peak
 
 WARM = 2  # optimizer steps at the beginning, whose computing is counted and whose time is not
 
