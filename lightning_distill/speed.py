@@ -6,10 +6,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_distill.models import positions
+from lightning_distill.models import positions, weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +45,6 @@ def speeds(models: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
         }
         for role, model in models.items()
     }
-
-
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Of the weights as they lie in memory, tied ones once, quantised ones packed."""
-    return sum(map(_bytes, model.parameters()))
 
 
 def compare(found: dict[str, dict[str, float]]) -> str:
@@ -101,12 +95,3 @@ def _seconds(model: Any, width: int, new: int) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _bytes(tensor: Any) -> int:
-    # A quantised tensor looks like what it was; torch's protocol gives the parts it is made of.
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(_bytes(getattr(tensor, name)) for name in names)
-    assert isinstance(tensor, Tensor)
-    return tensor.numel() * tensor.element_size()

@@ -8,11 +8,11 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lightning_distill import ConfigError
-from lightning_distill.models import Frozen, count_parameters, pretrained
+from lightning_distill.models import Frozen, count_parameters, pretrained, weight_bytes
 
 pytest.importorskip("torchao")
 
-from lightning_distill.models.quantization import PackedInt4, quantize, size
+from lightning_distill.models.quantization import PackedInt4, quantize
 
 V = 50
 BATCH = {"input_ids": torch.arange(3, 13)[None], "position_ids": torch.arange(10)[None]}
@@ -59,7 +59,7 @@ def test_a_product_with_four_bits_is_one_with_what_they_stand_for():
 @pytest.mark.parametrize(("kind", "bits", "far"), [("int8", 9, 1e-2), ("int4", 5.5, 0.2)])
 def test_linear_layers_take_so_many_bits_and_predict_nearly_the_same(name, kind, bits, far):
     model = MODELS[name]()
-    expected, before, count = logits(model), size(model), count_parameters(model)
+    expected, before, count = logits(model), weight_bytes(model), count_parameters(model)
     output = model.get_output_embeddings().weight
     rest = 4 * sum(p.numel() for n, p in model.named_parameters() if p.ndim < 2 or "wpe" in n)
     rest += 4 * sum({id(e.weight): e.weight.numel() for e in _embeddings(model)}.values())
@@ -67,7 +67,7 @@ def test_linear_layers_take_so_many_bits_and_predict_nearly_the_same(name, kind,
     assert model.get_output_embeddings().weight is output  # which the fused loss multiplies by
     assert count_parameters(model) == count
     assert pretrained.is_quantized(model)
-    assert size(model) - rest <= (before - rest) * bits / 32
+    assert weight_bytes(model) - rest <= (before - rest) * bits / 32
     off = (logits(model) - expected).abs().max()
     assert 0 < off < far * expected.abs().max()
 

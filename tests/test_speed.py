@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from lightning_distill.models import weight_bytes
 from lightning_distill.speed import (
     FIRST_TOKENS,
     NEW_TOKENS,
@@ -14,7 +15,6 @@ from lightning_distill.speed import (
     ROUNDS,
     compare,
     speeds,
-    weight_bytes,
 )
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from lightning_distill import ConfigError
 from lightning_distill.data.datamodule import sha256
-from lightning_distill.data.python_docs import LEFT_OUT
+from lightning_distill.data.python_docs import modules
 from lightning_distill.data.turns import Message
 
 EDITION = 1  # raise it when this file starts to give other conversations
@@ -65,14 +65,7 @@ class PythonChat:
 def conversations(library: Path) -> Iterator[list[Message]]:
     """By module; what each looks like depends on a hash of its first name alone."""
     answered: set[str] = set()
-    for file in sorted(library.rglob("*.py")):
-        place = file.relative_to(library)
-        if LEFT_OUT.intersection(place.parts):
-            continue
-        try:
-            tree = ast.parse(file.read_bytes())
-        except SyntaxError:  # a few files of the library hold other versions' syntax
-            continue
+    for place, tree in modules(library):
         names = [part for part in place.with_suffix("").parts if part != "__init__"]
         if not names:
             continue

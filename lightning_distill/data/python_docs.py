@@ -42,15 +42,23 @@ def _topics() -> Iterator[str]:
 
 
 def _docstrings(library: Path) -> Iterator[str]:
+    for _, tree in modules(library):
+        yield from (text for text in docstrings(tree) if len(text) > SHORTEST_DOCSTRING)
+
+
+def modules(library: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """Each module of the standard library, by its place in it; no tests."""
     for file in sorted(library.rglob("*.py")):
-        if LEFT_OUT.intersection(file.relative_to(library).parts):
+        place = file.relative_to(library)
+        if LEFT_OUT.intersection(place.parts):
             continue
         try:
-            tree = ast.parse(file.read_bytes())
+            yield place, ast.parse(file.read_bytes())
         except SyntaxError:  # a few files of the library hold other versions' syntax
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text and len(text) > SHORTEST_DOCSTRING:
-                    yield text
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_distill import ConfigError
+from lightning_distill.data.python_docs import docstrings
 
 EDITION = 1  # raise it when this file starts to give other texts
 SHORTEST = 60  # characters of a paragraph
@@ -68,8 +69,7 @@ def _paragraphs(place: Path) -> Iterator[str]:
             "Install the full Python, or bring rows: data=classification data.path=..."
         )
     for file in files:
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
-                    if len(paragraph) >= SHORTEST:
-                        yield paragraph.strip("\n")
+        for text in docstrings(ast.parse(file.read_bytes())):
+            for paragraph in text.split("\n\n"):
+                if len(paragraph) >= SHORTEST:
+                    yield paragraph.strip("\n")

@@ -26,6 +26,7 @@ __all__ = [
     "outline",
     "positions",
     "tokenizers",
+    "weight_bytes",
 ]
 
 # How a model begins and is trained stands beside what it is, in the same node: teacher.max_steps
@@ -142,3 +143,16 @@ def _own_tokenizer(role: str, node: DictConfig) -> PreTrainedTokenizerBase:
 def count_parameters(model: PreTrainedModel) -> int:
     """Each weight once, also where output and embedding are tied."""
     return sum(p.numel() for p in model.parameters())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Of the weights as they lie in memory, tied ones once, quantised ones packed."""
+    return sum(map(_bytes, model.parameters()))
+
+
+def _bytes(tensor: Any) -> int:
+    # A quantised tensor looks like what it was; torch's protocol gives the parts it is made of.
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_bytes(getattr(tensor, name)) for name in names)
+    return int(tensor.numel() * tensor.element_size())

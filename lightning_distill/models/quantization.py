@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_distill import ConfigError
+from lightning_distill.models import weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def quantize(model: PreTrainedModel, kind: str) -> None:
 
     Raises ConfigError where the model has no linear layer that it could be done to.
     """
-    before, output = size(model), model.get_output_embeddings()
+    before, output = weight_bytes(model), model.get_output_embeddings()
     _use_linear_layers(model)
     chosen = {m for m in model.modules() if isinstance(m, nn.Linear) and m is not output}
     if kind == "int4":
@@ -111,20 +112,8 @@ def quantize(model: PreTrainedModel, kind: str) -> None:
             module.weight = nn.Parameter(packed, requires_grad=False)
     log.info(
         "teacher: %.0f%% of its weights in %s, %.4g MB instead of %.4g",
-        *(100 * share, kind, size(model) / 1e6, before / 1e6),
+        *(100 * share, kind, weight_bytes(model) / 1e6, before / 1e6),
     )
-
-
-def size(model: nn.Module) -> int:
-    """Bytes of its weights."""
-    total, parts = 0, list[Any](model.parameters())
-    while parts:
-        part = parts.pop()
-        if isinstance(part, TorchAOBaseTensor):
-            parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
-        else:
-            total += part.numel() * part.element_size()
-    return total
 
 
 def _use_linear_layers(model: Any) -> None:
