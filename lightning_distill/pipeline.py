@@ -79,6 +79,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     holds = transfer.holds_teacher and objective.needs_teacher
     if teacher and not holds:
         teacher.release()
+    L.seed_everything(cfg.seed, verbose=False)  # whatever was trained above, or was there already
     module = StudentModule(
         student,
         data.num_classes,

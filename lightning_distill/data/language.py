@@ -21,6 +21,7 @@ from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_
 from lightning_distill.data.packing import IGNORED, Blocks, check_targets
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import Quality
+from lightning_distill.models.isolation import check_isolates
 from lightning_distill.models.sizes import Size, decoder
 
 EDITION = 1  # raise it when this file starts to give other tokens for the same text
@@ -110,6 +111,8 @@ class Language(DataModule):
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)
+        if self.isolate_documents:
+            check_isolates(model, name)
 
     def quality(self) -> Quality:
         return Quality(self.num_classes, self.bytes_per_token("test"))
