@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill.devices import LAUNCHERS, gpu_places, gpu_share, take_gpu, visible_gpus
+from lightning_distill import launch, ranks
+from lightning_distill.devices import (
+    LAUNCHERS,
+    best_precision,
+    gpu_places,
+    gpu_share,
+    take_gpu,
+    visible_gpus,
+)
 from lightning_distill.errors import CONF, Refused, explain, nearest
 from lightning_distill.plugins import put_ours_first
 from lightning_distill.results import Job, objectives, write_results
@@ -36,12 +43,15 @@ OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(nam
 OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
 OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
 OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
+OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 put_ours_first()
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(cfg: DictConfig) -> float | list[float] | None:
     """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimise them."""
+    if not ranks.first():
+        return launch.follow(cfg)
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode != RunMode.MULTIRUN
     folder = Path(hydra_cfg.runtime.output_dir)
@@ -73,13 +83,15 @@ def run(cfg: DictConfig, this: Job) -> Any:
     launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
     if HydraConfig.get().mode == RunMode.MULTIRUN and launcher in LAUNCHERS:
         take_gpu(cfg.sweep.jobs_per_gpu)
-    module, function = STAGES[cfg.stage].split(".")
-    return getattr(import_module(f"lightning_distill.{module}"), function)(cfg, this)
+    return launch.run(cfg, this)
 
 
 def main() -> None:
     """Exit code 0; 2 for what the user can mend, in a line or two; 1 for anything else."""
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    ranks.take_srun_for_torchrun()
+    if not ranks.first():
+        sys.argv += launch.keep_to_itself()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of exiting with 1
     try:
         job()

@@ -22,6 +22,8 @@ from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
+from lightning_distill import ranks
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -64,6 +66,9 @@ class Store:
 
     def find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
         """The artifact if it exists and is undamaged."""
+        return ranks.say(self._find(kind, made_from) if ranks.first() else None)
+
+    def _find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
         folder = self.folder(kind, made_from)
         return None if damage(folder) else Artifact(folder, folder.name, 0.0)
 
@@ -72,18 +77,35 @@ class Store:
         kind: str,
         made_from: dict[str, Any],
         make: Callable[[Path], dict[str, Any] | None],
+        together: bool = False,
     ) -> Artifact:
         """The artifact, made by `make(folder)` unless it exists; made once however many ask.
 
         `make` may find what an interrupted attempt left in its folder, and go on from there. What
         it returns is noted in the manifest, under `content`.
+        together: all ranks of the job make it; else rank 0 does, and the others wait.
         """
-        if found := self.find(kind, made_from):
+        if ranks.first():
+            return ranks.say(self._get(kind, made_from, _called(make) if together else make))
+        told: Any = ranks.say(None)
+        while isinstance(told, Path):
+            make(told)
+            told = ranks.say(None)
+        assert isinstance(told, Artifact)
+        return told
+
+    def _get(
+        self,
+        kind: str,
+        made_from: dict[str, Any],
+        make: Callable[[Path], dict[str, Any] | None],
+    ) -> Artifact:
+        if found := self._find(kind, made_from):
             return found
         folder = self.folder(kind, made_from)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock"), f"the {kind} {folder.name}") as held:
-            if found := self.find(kind, made_from):  # made by another process while we waited
+            if found := self._find(kind, made_from):  # made by another process while we waited
                 return found
             partial = folder.with_name(f"{folder.name}.partial")
             if folder.exists():
@@ -98,6 +120,18 @@ class Store:
             write_manifest(partial, kind, made_from, content)
             os.replace(partial, folder)
         return Artifact(folder, folder.name, seconds)
+
+
+def _called(
+    make: Callable[[Path], dict[str, Any] | None],
+) -> Callable[[Path], dict[str, Any] | None]:
+    """Calls the other ranks to it first."""
+
+    def called(folder: Path) -> dict[str, Any] | None:
+        ranks.say(folder)
+        return make(folder)
+
+    return called
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from lightning_distill import ConfigError
 log = logging.getLogger(__name__)
 
 LAUNCHERS = ("gpus", "submitit_local")  # whose processes would all take the first GPU
+GPU = ("gpu", "cuda")  # what Lightning calls them
+BF16_SINCE = 8.0  # Ampere
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: list[FileLock] = []  # this process's place, until it ends
 
@@ -34,6 +36,22 @@ def visible_gpus() -> list[str]:
         return []
     found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     return [str(index) for index in range(len(found))]
+
+
+def best_precision(accelerator: str) -> str:
+    """bf16-mixed on GPUs that compute in it, else 32-true."""
+    gpus = accelerator in ("auto", *GPU) and visible_gpus()
+    return "bf16-mixed" if gpus and least_capability() >= BF16_SINCE else "32-true"
+
+
+def least_capability() -> float:
+    """CUDA's number for the abilities of this machine's oldest GPU; 0 where nothing says so."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+        return min((float(line) for line in told.split()), default=0.0)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return 0.0
 
 
 def gpu_places(jobs_per_gpu: int) -> int:

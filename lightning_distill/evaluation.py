@@ -19,6 +19,7 @@ from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.ensemble import mean_of
 from lightning_distill.metrics import Likeness
 from lightning_distill.models import Frozen, count_parameters
+from lightning_distill.sharding import is_sharding, shard
 from lightning_distill.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -44,12 +45,19 @@ class Evaluation(L.LightningModule):
         self.quality: Any = nn.ModuleDict({k: quality() for k in models})
         self.likeness = Likeness() if len(models) == 2 else None
         self.weights = weights
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def configure_model(self) -> None:
+        if is_sharding(self.trainer):
+            shard(self, [one.predict for models in self.models.values() for one in models])
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         labels = batch["labels"].flatten()
         said = {role: [model(batch) for model in models] for role, models in self.models.items()}
         # The logits of a few positions at a time: those of a whole batch may not fit.
         for kept in (labels != IGNORED).nonzero()[:, 0].split(POSITIONS):
+            if not len(kept):  # a rank's filler
+                continue
             found = {}
             for role, predictions in said.items():
                 each = [F.log_softmax(one.at(kept).logits(), dim=-1) for one in predictions]
@@ -58,11 +66,11 @@ class Evaluation(L.LightningModule):
             if self.likeness:
                 self.likeness.update(found["student"], found["teacher"])
 
-    def compute(self) -> dict[str, dict[str, Any]]:
-        found = {name: quality.compute() for name, quality in self.quality.items()}
+    def on_test_epoch_end(self) -> None:
+        """Over all devices, as long as the numbers are still on them."""
+        self.found = {name: quality.compute() for name, quality in self.quality.items()}
         if self.likeness:
-            found["student"] |= self.likeness.compute()
-        return found
+            self.found["student"] |= self.likeness.compute()
 
 
 def evaluate(
@@ -88,7 +96,7 @@ def evaluate(
         weights = teacher.weights if teacher else [1.0]
         evaluation = Evaluation(models, weights, own.quality)
         trainer.test(evaluation, own, verbose=False)
-        for role, scores in evaluation.compute().items():
+        for role, scores in evaluation.found.items():
             size = sum(count_parameters(one.model) for one in models[role])
             found[role] = {"parameters": size, **scores}
     return found

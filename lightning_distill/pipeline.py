@@ -17,9 +17,10 @@ import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, models
+from lightning_distill import ConfigError, models, ranks
 from lightning_distill.artifacts import Store
 from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
@@ -29,11 +30,12 @@ from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
 from lightning_distill.results import RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
+from lightning_distill.sharding import is_sharding
 from lightning_distill.student import StudentModule
 from lightning_distill.sweep import results_in
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
 from lightning_distill.tracking import finish_loggers, log_samples, start_loggers
-from lightning_distill.training import fit, make_trainer
+from lightning_distill.training import fit, make_trainer, save_trained
 from lightning_distill.transfer.writing import GENERATED
 
 log = logging.getLogger(__name__)
@@ -63,11 +65,12 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         student = from_teacher(teacher.models[0], cfg.student, batches)
     adapters.attach(student, cfg.student, "student", cfg.seed)
 
-    if not job.was_interrupted():
+    if ranks.first() and not job.was_interrupted():
         for old in ("checkpoints", "student"):  # which another job's may be linked to
             shutil.rmtree(job.folder / old, ignore_errors=True)
         (job.folder / GENERATED).unlink(missing_ok=True)
     write_results(job.folder, job.state("running"))
+    ranks.together()
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
     checkpoints = job.folder / "checkpoints"
     loggers = start_loggers(cfg, job, job.folder, checkpoints)
@@ -96,7 +99,11 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
     trained = adapters.trainable(module.model)
     adapters.merge(module.model)
-    data.save(module.model, job.folder / "student")
+    save_trained(module.model, data, job.folder / "student")
+    if isinstance(module.model, FSDPModule):  # whole again, for what comes now
+        module.model = data.auto.from_pretrained(job.folder / "student")
+        if teacher:
+            teacher.release()
     scores = measure(cfg, data, job.folder, module.model, teacher, loggers)
     if adapters.wanted(cfg.student):
         scores["student"]["trainable_parameters"] = trained
@@ -195,7 +202,7 @@ def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
 
 def trainer_for(cfg: DictConfig, job: Job) -> Callable[..., L.Trainer]:
     """What drives the teacher over the transfer set: each device takes shards of its own."""
-    return partial(make_trainer, cfg, job.folder, use_distributed_sampler=False)
+    return partial(make_trainer, cfg, job.folder)
 
 
 def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) -> None:
@@ -231,14 +238,22 @@ def measure(
     teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
     trainer = make_trainer(cfg, folder, "on the test split")
     scores = evaluate(trainer, data, student, teacher)
+    if is_sharding(trainer):  # which text is not written with
+        student = None if student is None else data.auto.from_pretrained(folder / "student")
+        if teacher:
+            teacher.release()
+    if not ranks.first():  # what follows is text, which one of them writes
+        ranks.together()
+        return scores
     device = trainer.strategy.root_device
     for role, more in score_writing(cfg.evaluate, data, student, teacher, device).items():
         scores[role] = {**(scores[role] or {}), **more}
-    if student is None:
-        return scores
-    samples = write_samples(data, student, teacher, cfg.seed)
-    (folder / "samples.json").write_text(json.dumps(samples, indent=2, ensure_ascii=False))
-    log_samples(loggers or [], samples)
-    for sample in samples:
-        log.info("%s", "\n".join(f"{who:>8}: {text!r}" for who, text in sample.items()))
+    if student is not None:
+        samples = write_samples(data, student, teacher, cfg.seed)
+        text = json.dumps(samples, indent=2, ensure_ascii=False)
+        (folder / "samples.json").write_text(text)
+        log_samples(loggers or [], samples)
+        for sample in samples:
+            log.info("%s", "\n".join(f"{who:>8}: {text!r}" for who, text in sample.items()))
+    ranks.together()
     return scores

@@ -17,6 +17,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
+from lightning_distill import ranks
 from lightning_distill.artifacts import Artifact, Store
 from lightning_distill.pipeline import distill
 from lightning_distill.results import Job
@@ -179,7 +180,7 @@ def _weigh(
         (results["teacher"] or {}).get("parameters"),
         _size(run) - _size(run / "checkpoints"),
         _size(run / "checkpoints"),
-        students[0]["devices"],
+        ranks.wanted(cfg),
     )
 
 
@@ -196,7 +197,7 @@ def _trainings(cfg: DictConfig, notes: list[Note]) -> list[Training]:
         plain = [s for s, log in zip(steps, logged, strict=True) if not log] or steps
         more = [s for s, log in zip(steps, logged, strict=True) if log] or plain
         step = mean(plain) + (mean(more) - mean(plain)) / every if every else mean(plain)
-        flops = fit["flops"] * parts * fit["devices"]
+        flops = fit["flops"] * parts * ranks.wanted(cfg)
         found.append(Training(step, flops, validation, fit.get("save", 0.0), fit["memory_mb"]))
     return found
 

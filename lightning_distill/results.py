@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, ranks
 from lightning_distill.artifacts import key_of, write_whole
 from lightning_distill.cost import Cost
 
@@ -152,6 +152,8 @@ def _state_of(path: Any) -> list[Any]:
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
+    if not ranks.first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
 

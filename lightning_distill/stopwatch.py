@@ -132,7 +132,6 @@ class Stopwatch(Callback):
                     "seconds": seconds,
                     "flops": mean(counted) if counted else 0,
                     "memory_mb": peak_mb(),
-                    "devices": trainer.world_size,
                     **self.more.get(name, {}),
                 }
                 stream.write(json.dumps(note) + "\n")

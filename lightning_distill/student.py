@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from lightning_distill import ConfigError
 from lightning_distill.losses import Objective
 from lightning_distill.models import Frozen
+from lightning_distill.models.head import Predictor
+from lightning_distill.sharding import give_back
 from lightning_distill.training import TrainedModule
 from lightning_distill.transfer import Online
 
@@ -41,6 +43,10 @@ class StudentModule(TrainedModule):
         for term in objective.inside.values():
             term.attach(model, self.teachers[0].model)
 
+    @property
+    def predictors(self) -> list[Predictor]:
+        return [self.predict, *(teacher.predict for teacher in self.teachers)]
+
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         self.objective.balance.move_to(self.global_step, self.trainer.max_steps)
         batch = self.transfer.compose(self, batch)
@@ -52,6 +58,7 @@ class StudentModule(TrainedModule):
         labels, logs = batch["labels"], self.logs_now
         truth = "by_student" not in batch
         terms = self.objective(student, teacher, labels, known, truth, details=logs)
+        give_back(self.predictors[1:])
         for name, term in self.inside.items():
             # Where an example has one prediction, its mask says what was read for that.
             mask = batch.get("attention_mask") if labels.ndim == 1 else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, models
+from lightning_distill import ConfigError, models, ranks
 from lightning_distill.artifacts import Artifact, Store, key_of
 from lightning_distill.data import DataModule
 from lightning_distill.losses import LABELS_ALONE
@@ -24,7 +24,7 @@ from lightning_distill.models.served import Served
 from lightning_distill.results import Job
 from lightning_distill.settings import each_teacher
 from lightning_distill.tracking import finish_loggers, start_loggers
-from lightning_distill.training import TrainedModule, fit
+from lightning_distill.training import TrainedModule, fit, save_trained
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,9 @@ def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) ->
     def obtain(one: DictConfig) -> Found:
         if not one.teacher.max_steps:
             return _as_it_is(one, data)
-        artifact = store.get("teacher", _made_from(one, data), partial(_train, one, data, job))
+        artifact = store.get(
+            "teacher", _made_from(one, data), partial(_train, one, data, job), True
+        )
         log.info("teacher: %s%s", artifact.folder, "" if artifact.seconds else " (reused)")
         return _trained(artifact, data)
 
@@ -149,10 +151,11 @@ def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
     fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
     adapters.merge(module.model)
     finish_loggers(loggers, {"parameters": models.count_parameters(module.model)})
-    data.save(module.model, folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are saved
-    if (logs / "metrics.csv").exists():
-        shutil.copy(logs / "metrics.csv", folder)
+    save_trained(module.model, data, folder)
+    if ranks.first():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the weights are saved
+        if (logs / "metrics.csv").exists():
+            shutil.copy(logs / "metrics.csv", folder)
 
 
 def _as_it_is(cfg: DictConfig, data: DataModule) -> Found:
@@ -193,6 +196,6 @@ def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     return {
         "teacher": node,
         "tokens": data.artifact.key,
-        "examples": data.shape | {"data.batch_size": data.batch_size},
+        "examples": data.shape | {"data.batch_size": data.batch_size * ranks.wanted(cfg)},
         "trainer": {k: cfg.trainer[k] for k in NUMERIC},
     }

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from lightning_distill import wandb_runs
+from lightning_distill import ranks, wandb_runs
 from lightning_distill.results import Job
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ def start_loggers(
     checkpoints: the folder of the training's; what an interrupted one has left there is gone on
     from, in the same W&B run. teacher: its key, where it is what is trained.
     """
+    if not ranks.first():
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = []

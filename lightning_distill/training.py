@@ -14,16 +14,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, ranks
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.head import Predictions, Predictor
+from lightning_distill.sharding import gathered, is_sharding, local, shard, whole
 from lightning_distill.tracking import LAST, progress, step_of
 
 log = logging.getLogger(__name__)
@@ -66,14 +68,24 @@ class TrainedModule(L.LightningModule):
         self.seconds_before = 0.0  # of training, ahead of the checkpoint gone on from
         self._start = time.perf_counter()
         self._tokens: Tensor | int = 0  # of the current global batch
+        self._details: tuple[dict[str, Tensor], Tensor | int] = {}, 0
         self._clock = (time.perf_counter(), 0)
 
     def forward(self, batch: dict[str, Tensor]) -> Predictions:
         return self.predict(batch)
 
+    @property
+    def predictors(self) -> list[Predictor]:
+        """What calls each model."""
+        return [self.predict]
+
+    def configure_model(self) -> None:
+        if is_sharding(self.trainer):
+            shard(self, self.predictors)
+
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         total, tokens = nll(self(batch), batch["labels"])
-        self.validation_nll.update(total / tokens, tokens)
+        self.validation_nll.update(total / tokens.clamp(min=1), tokens)
         self.log("validation/nll", self.validation_nll, prog_bar=True)
 
     def step(self, terms: Terms) -> Tensor:
@@ -84,7 +96,7 @@ class TrainedModule(L.LightningModule):
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
             total, tokens = self._sums.get(name, (0, 0))
             self._sums[name] = total + value, tokens + terms.tokens
-        self._details = terms.details
+        self._details = terms.details, terms.tokens
         return terms.total * UNIT
 
     def on_fit_start(self) -> None:
@@ -96,7 +108,8 @@ class TrainedModule(L.LightningModule):
         torch.manual_seed((seed << 48 | self.global_rank << 32 | batch_idx) % 2**63)
 
     def on_train_end(self) -> None:
-        if not all(p.isfinite().all() for p in self.parameters()):
+        broken = not all(local(p).isfinite().all() for p in self.parameters())
+        if ranks.any_of(broken):
             raise self._diverged("there are weights that are no numbers")
 
     @property
@@ -109,12 +122,18 @@ class TrainedModule(L.LightningModule):
         for name in self._frozen:
             checkpoint["state_dict"].pop(name, None)
         seconds = self.seconds_before + time.perf_counter() - self._start
-        checkpoint["spent"] = {"tokens": int(self.tokens_seen), "seconds": seconds}
+        checkpoint["spent"] = {"tokens": self.tokens_of_all, "seconds": seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self._frozen | checkpoint["state_dict"]
-        self.tokens_seen = checkpoint["spent"]["tokens"]
+        if "state_dict" in checkpoint:  # else it was read into the shards before
+            checkpoint["state_dict"] = self._frozen | checkpoint["state_dict"]
+        self.tokens_seen = checkpoint["spent"]["tokens"] if ranks.first() else 0
         self.seconds_before = checkpoint["spent"]["seconds"]
+
+    @property
+    def tokens_of_all(self) -> int:
+        """Target tokens that all devices have trained on."""
+        return ranks.sum_of(int(self.tokens_seen))
 
     @property
     def logs_now(self) -> bool:
@@ -128,10 +147,10 @@ class TrainedModule(L.LightningModule):
         # Lightning divided by the number of micro-batches, the strategy by that of devices.
         factor = trainer.accumulate_grad_batches * trainer.world_size / UNIT / tokens.clamp(min=1)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
         self._tokens = 0
         if self.logs_now:
-            self._log_training(optimizer, get_total_norm(gradients))
+            self._log_training(optimizer, whole(get_total_norm(gradients)))
 
     def configure_gradient_clipping(
         self,
@@ -141,7 +160,8 @@ class TrainedModule(L.LightningModule):
     ) -> None:
         # Lightning refuses a fused optimizer in any mixed precision, for a scaling of gradients
         # that only 16-mixed has.
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
+        ours = self.trainer.precision == "bf16-mixed" or is_sharding(self.trainer)
+        if ours and gradient_clip_algorithm in (None, "norm"):
             if gradient_clip_val:
                 nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
             return
@@ -174,11 +194,15 @@ class TrainedModule(L.LightningModule):
 
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}
+        (details, of_tokens), self._details = self._details, ({}, 0)
+        if self.trainer.world_size > 1:
+            sums = {name: self._over_all(*pair) for name, pair in sums.items()}
+            details = {name: self._mean_over_all(name, x, of_tokens) for name, x in details.items()}
         tokens = sums["loss"][1]
         values: dict[str, Any] = {name: total / n for name, (total, n) in sums.items()}
         if not values["loss"].isfinite():
             raise self._diverged(f"the loss is {values['loss']:g}")
-        values |= self._details
+        values |= details
         values["gradient_norm"] = gradient_norm
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
         now, before = time.perf_counter(), self._clock
@@ -187,6 +211,18 @@ class TrainedModule(L.LightningModule):
         self._clock = (now, self.global_step + 1)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("loss", values["loss"], prog_bar=True, logger=False)
+
+    def _over_all(self, *numbers: Tensor | int) -> tuple[Tensor, ...]:
+        """Sums over all devices."""
+        own = torch.stack([torch.as_tensor(x, device=self.device).float() for x in numbers])
+        return tuple(self.trainer.strategy.reduce(own, reduce_op="sum"))
+
+    def _mean_over_all(self, name: str, value: Tensor, tokens: Tensor | int) -> Tensor:
+        """Of what is an average over tokens, or a norm divided by their number."""
+        is_norm = name.endswith("_norm")
+        part = value * tokens
+        total, count = self._over_all(part.square() if is_norm else part, tokens)
+        return (total.sqrt() if is_norm else total) / count.clamp(min=1)
 
 
 def fit(
@@ -214,6 +250,14 @@ def fit(
         raise KeyboardInterrupt
 
 
+def save_trained(model: PreTrainedModel, data: DataModule, folder: Path) -> None:
+    """As a folder of the hub's kind, by rank 0."""
+    plain = gathered(model) if isinstance(model, FSDPModule) else model
+    if ranks.first():
+        data.save(plain, folder)
+    ranks.together()
+
+
 def make_trainer(
     cfg: DictConfig,
     folder: Path,
@@ -223,6 +267,10 @@ def make_trainer(
     **settings: Any,
 ) -> L.Trainer:
     bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
+    if not ranks.several():
+        settings |= {"num_nodes": 1, "strategy": "auto"}
+        if ranks.on_this_machine(cfg) > 1:  # it looks ahead, at what others do together
+            settings["devices"] = 1
     return instantiate(
         cfg.trainer,
         logger=loggers or False,
@@ -231,6 +279,7 @@ def make_trainer(
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # each loader shares its examples out by itself
         default_root_dir=str(folder),
         **settings,
     )

@@ -6,16 +6,18 @@ artifacts: made once, and shared by every job that agrees on them.
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Artifact, Store
+from lightning_distill.data.packing import IGNORED
 from lightning_distill.models.sizes import Size
 
 SPLITS = ("train", "validation", "test")
@@ -185,42 +187,73 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         examples: Any = self.examples("train") if self.dataset is None else self.dataset
-        samples = self.trainer.max_steps * self.trainer.accumulate_grad_batches * self.batch_size
-        order = Order(len(examples), samples, self.seed, self.start)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        samples = self.trainer.max_steps * self._examples_a_step
+        share = Share(rank, world, self.batch_size)
+        order = Order(len(examples), samples, self.seed, self.start, share)
         return self.loader(examples, self.batch_size, order)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(self.examples("validation"), 8 * self.batch_size)
+        return self._held_out("validation")
 
     def test_dataloader(self) -> DataLoader:
-        return self.loader(self.examples("test"), 8 * self.batch_size)
+        return self._held_out("test")
+
+    def _held_out(self, split: str) -> DataLoader:
+        assert self.trainer is not None
+        examples: Any = self.examples(split)
+        if self.trainer.world_size > 1:
+            examples = Part(examples, self.trainer.global_rank, self.trainer.world_size)
+        return self.loader(examples, 8 * self.batch_size)
+
+    @property
+    def _examples_a_step(self) -> int:
+        assert self.trainer is not None
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return self.batch_size * parts
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of examples, so that a resumed run goes on behind it."""
         assert self.trainer is not None
-        steps = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return {"start": steps * self.batch_size, "seed": self.seed}
+        return {"start": self.trainer.global_step * self._examples_a_step, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.seed = state_dict["start"], state_dict["seed"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every world-th micro-batch of a run's samples, from the rank-th on: so the examples of a step
+    are the same ones on however many devices."""
+
+    rank: int = 0
+    world: int = 1
+    batch_size: int = 1
+
+    def has(self, sample: int) -> bool:
+        return sample // self.batch_size % self.world == self.rank
 
 
 class Order(Sampler[int]):
     """Indices of examples for a whole training run: each pass over them is shuffled anew.
 
     One run is one Lightning epoch, so that its progress bar counts steps to the end of training.
+    share: which of the num_samples of all devices, from `start` on, are this one's.
     """
 
-    def __init__(self, num_examples: int, num_samples: int, seed: int, start: int = 0) -> None:
-        self.num_examples, self.num_samples, self.seed, self.start = (
-            num_examples,
-            num_samples,
-            seed,
-            start,
-        )
+    def __init__(
+        self,
+        num_examples: int,
+        num_samples: int,
+        seed: int,
+        start: int = 0,
+        share: Share = Share(),
+    ) -> None:
+        self.num_examples, self.num_samples, self.seed = num_examples, num_samples, seed
+        self.start, self.share = start, share
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.num_samples // self.share.world
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -228,8 +261,26 @@ class Order(Sampler[int]):
         for sample in range(self.num_samples):
             if sample % self.num_examples == 0:
                 order = torch.randperm(self.num_examples, generator=generator).tolist()
-            if sample >= self.start:
+            if sample >= self.start and self.share.has(sample):
                 yield order[sample % self.num_examples]
+
+
+class Part(Dataset[dict[str, Any]]):
+    """One rank's examples of a held-out split. All ranks have as many, so that they stay in step;
+    behind the last one come fillers, whose labels do not count."""
+
+    def __init__(self, examples: Any, rank: int, world: int) -> None:
+        self.examples, self.rank, self.world = examples, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.world)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = index * self.world + self.rank
+        if number < len(self.examples):
+            return self.examples[number]  # type: ignore[no-any-return]
+        filler = self.examples[0]
+        return {**filler, "labels": torch.full_like(filler["labels"], IGNORED)}
 
 
 def split_by_hash(

@@ -256,9 +256,9 @@ class Objective:
 
 
 def nll(student: Predictions, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """H(labels, q) in nats, summed over the tokens that count, and their number (at least 1)."""
+    """H(labels, q) in nats, summed over the tokens that count, and their number."""
     terms = LABELS_ALONE(student, [], labels)
-    return terms.total, terms.tokens.clamp(min=1)
+    return terms.total, terms.tokens
 
 
 def _averages(sums: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ for a few positions at a time.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -96,6 +97,7 @@ class Predictor:
         self.vocab_size = vocab_size
         self.head = find_head(model) if split else None
         self.settings = {"use_cache": False} if model.can_generate() else {}
+        self.read: Callable[..., Tensor] = self._read  # inputs to last hidden states
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
         """batch: what the model reads of it, `INPUTS`. A decoder behind an encoder reads the
@@ -105,11 +107,12 @@ class Predictor:
         if config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = shifted(batch["labels"], config.decoder_start_token_id)
         inputs |= self.settings
-        if self.head is None:
-            states = self.model(**inputs).logits
-        else:
-            states = self.model.base_model(**inputs).last_hidden_state
+        states = self.model(**inputs).logits if self.head is None else self.read(**inputs)
         return Predictions(states, self.head, self.vocab_size)
+
+    def _read(self, **inputs: Any) -> Tensor:
+        states: Tensor = self.model.base_model(**inputs).last_hidden_state
+        return states
 
 
 def shifted(labels: Tensor, start: int) -> Tensor:

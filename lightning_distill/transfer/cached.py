@@ -142,7 +142,7 @@ class Cached(Online):
             self.folder = self.path
         else:
             make = partial(self._make, data, teacher, make_trainer)
-            artifact = store.get(KIND, self._made_from(data, teacher), make)
+            artifact = store.get(KIND, self._made_from(data, teacher), make, True)
             self.folder, seconds = artifact.folder, artifact.seconds
         content = _manifest(self.folder)["content"]
         kl = content["kl"]  # None of a served teacher, whose true predictions are not known
@@ -219,9 +219,12 @@ class Cached(Online):
         trainer.predict(labeller, return_predictions=False)
         if trainer.interrupted:
             raise KeyboardInterrupt
-        kl = None if teacher.served else float(labeller.held_out_kl.compute())
         positions = data.transfer_set().positions
-        return {"bytes_per_token": layout.bytes_per_token, "positions": positions, "kl": kl}
+        return {
+            "bytes_per_token": layout.bytes_per_token,
+            "positions": positions,
+            "kl": labeller.kl,
+        }
 
     def _layout(
         self, weights: Sequence[float], vocab_size: int, folder: Path | None = None

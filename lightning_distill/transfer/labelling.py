@@ -64,6 +64,7 @@ class Labeller(L.LightningModule):
         self.validation, self.batch_size = validation, batch_size
         self.ranges = shards.ranges(num_blocks, blocks.positions)
         self.held_out_kl = MeanMetric()  # between stored and true predictions, in nats a token
+        self.kl: float | None = None
         self._first: dict[str, Tensor] | None = None  # of a served teacher's first batch
         self._done: list[dict[str, Tensor]] = []
 
@@ -121,6 +122,11 @@ class Labeller(L.LightningModule):
         if int(batch["block"][-1]) == self.ranges[number][-1]:
             shards.write_shard(shards.shard_file(self.folder, number), self._done)
             self.missing, self._done = self.missing[1:], []
+
+    def on_predict_epoch_end(self) -> None:
+        """Over all devices, as long as the numbers are still on them."""
+        if self.validation is not None:
+            self.kl = float(self.held_out_kl.compute())
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier("labelled")

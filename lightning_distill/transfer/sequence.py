@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, ranks
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective
@@ -96,15 +96,15 @@ class Sequence(Online):
         examples: Any = teacher.data.transfer_set()
         source = Subset(examples, range(self.count(examples)))
         make = partial(write_all, teacher, source, self._plan(teacher.data), make_trainer)
-        artifact = store.get(*self.made_from(data, teacher), make)
+        artifact = store.get(*self.made_from(data, teacher), make, together=True)
         lines = list(lines_of(artifact.folder))
         new = sum(len(line["ids"]) for line in lines)
         reused = "" if artifact.seconds else " (reused)"
         log.info("text: %s%s; %s sequences, %s tokens", artifact.folder, reused, len(lines), new)
-        (folder / GENERATED).unlink(missing_ok=True)
-        show(
-            folder / GENERATED, [{k: line[k] for k in ("prompt", "text")} for line in lines[:SHOWN]]
-        )
+        if ranks.first():
+            (folder / GENERATED).unlink(missing_ok=True)
+            shown = [{k: line[k] for k in ("prompt", "text")} for line in lines[:SHOWN]]
+            show(folder / GENERATED, shown)
         self.written: Any = data.written(lines, teacher.data)
         return artifact.seconds
 

@@ -1,0 +1,251 @@
+"""A job in as many processes as `trainer` asks for.
+
+The command starts those of its machine itself, for each job of a sweep anew; torchrun or srun start
+those of several machines, each with the whole command.
+"""
+
+import ctypes
+import logging
+import logging.config
+import math
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import wait as wait_for
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_distill import ConfigError, ranks
+from lightning_distill.errors import explain
+from lightning_distill.results import Job
+from lightning_distill.stages import STAGES
+
+TOGETHER = ("distill", "teacher", "transfer", "evaluate")  # stages that all devices take part in
+PATIENCE = 20.0  # seconds that ranks have to end in once one of them has failed
+LONGEST = 20_000  # characters of a traceback, which must fit into a pipe
+STOPS = (signal.SIGTERM, signal.SIGUSR1)  # which end a training at its next step
+WORST = ("refused", "stopped", "broken", "")  # of what ranks say when they end: the first counts
+
+
+def run(cfg: DictConfig, job: Job) -> Any:
+    """The stage's function, in this process or in as many as `trainer` asks for."""
+    count = ranks.wanted(cfg) if cfg.stage in TOGETHER else 1
+    if ranks.several():
+        if cfg.stage in TOGETHER and count != ranks.world():
+            raise ConfigError(
+                f"{ranks.world()} processes were started, and trainer.devices="
+                f"{cfg.trainer.devices} on trainer.num_nodes={cfg.trainer.get('num_nodes', 1)} "
+                f"are {count}. Start one a device on each machine."
+            )
+        if cfg.stage in TOGETHER:
+            ranks.join(cfg)
+            ranks.say((resolved(cfg), job))
+        return function_of(cfg)(cfg, job)
+    if count == 1:
+        return function_of(cfg)(cfg, job)
+    if (nodes := int(cfg.trainer.get("num_nodes", 1))) > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={nodes} needs this command started on every machine, once for each "
+            "device, by torchrun or srun. scripts/multi_node.sh is an example."
+        )
+    return start(count, cfg, job)
+
+
+def function_of(cfg: DictConfig) -> Callable[[DictConfig, Job], Any]:
+    module, name = STAGES[cfg.stage].split(".")
+    found: Callable[[DictConfig, Job], Any] = getattr(
+        import_module(f"lightning_distill.{module}"), name
+    )
+    return found
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """With what follows from this command's time and name as it is here."""
+    found = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    OmegaConf.set_struct(found, True)
+    assert isinstance(found, DictConfig)
+    return found
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a rank must know of the command."""
+
+    cfg: DictConfig
+    job: Job
+    hydra: Any
+    count: int
+    port: int
+
+
+def start(count: int, cfg: DictConfig, job: Job) -> Any:
+    """Runs a job in so many processes of this machine. Returns what it would return here.
+
+    Raises what the first of them that failed has met, as far as it can be said in words.
+    """
+    context = get_context("spawn")  # a forked process has no GPU
+    heard, ends = zip(*(context.Pipe(duplex=False) for _ in range(count)), strict=True)
+    told = _Told(resolved(cfg), job, HydraConfig.get(), count, _free_port())
+    started = [
+        context.Process(target=_rank, args=(rank, told, end)) for rank, end in enumerate(ends)
+    ]
+    main = threading.current_thread() is threading.main_thread()
+    signals = {one: signal.signal(one, _hand_on(started)) for one in STOPS if main}
+    try:
+        for rank in started:
+            rank.start()
+        for end in ends:
+            end.close()  # only the rank's own is left open, and closes with it
+        _watch(started)
+    except KeyboardInterrupt:  # which a terminal has sent to them too
+        _end(started, PATIENCE)
+        raise
+    finally:
+        for one, before in signals.items():
+            signal.signal(one, before)
+        _end(started, 0.0)
+    results, failures = None, []
+    for number, (rank, end) in enumerate(zip(started, heard, strict=True)):
+        kind, value, when = _last_words(end)
+        if rank.exitcode == 0 and kind == "results":
+            results = value if number == 0 else results
+        else:
+            failures.append((WORST.index(kind), when, number, value, rank.exitcode))
+    if not failures:
+        return results
+    # What the user can mend, before what else broke because of it.
+    kind, _, number, value, code = min(failures, key=lambda failure: failure[:2])
+    if WORST[kind] == "refused":
+        raise ConfigError(value)
+    if WORST[kind] == "stopped":
+        raise KeyboardInterrupt
+    raise RuntimeError(f"rank {number} of {count} failed (exit code {code})\n{value or ''}")
+
+
+def _watch(started: list[Any]) -> None:
+    """Until all have ended, or some time after the first that ended badly."""
+    alive, deadline = list(started), None
+    while alive:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not wait_for([rank.sentinel for rank in alive], timeout=left):
+            return
+        for rank in [rank for rank in alive if not rank.is_alive()]:
+            alive.remove(rank)
+            if rank.exitcode and deadline is None:
+                deadline = time.monotonic() + PATIENCE
+
+
+def _end(started: list[Any], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    for end in ("wait", "terminate", "kill"):
+        for rank in started:
+            if rank.pid is not None and rank.is_alive():
+                if end != "wait":
+                    getattr(rank, end)()
+                rank.join(max(0.1, deadline - time.monotonic()))
+
+
+def _hand_on(started: list[Any]) -> Callable[..., None]:
+    def hand_on(number: int, _: Any) -> None:
+        for rank in started:
+            if rank.pid is not None and rank.is_alive():
+                os.kill(rank.pid, number)
+
+    return hand_on
+
+
+def _last_words(end: Any) -> tuple[str, Any, float]:
+    """How a rank has ended, with what, and when; nothing where it was killed."""
+    try:
+        found: tuple[str, Any, float] = end.recv()
+    except EOFError:
+        return "", None, math.inf
+    return found
+
+
+def _rank(rank: int, told: _Told, end: Any) -> None:
+    """One process of a job, from its beginning to its end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: none outlives the command
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(told.count),
+        "LOCAL_WORLD_SIZE": str(told.count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(told.port),
+        "TORCHELASTIC_RUN_ID": told.job.key,
+        "OMP_NUM_THREADS": os.environ.get(
+            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // told.count))
+        ),
+    }
+    import lightning_distill.app  # noqa: F401  its resolvers
+
+    HydraConfig.instance().cfg = OmegaConf.create({"hydra": told.hydra})
+    listen(told.hydra, rank)
+    try:
+        ranks.join(told.cfg)
+        end.send(("results", function_of(told.cfg)(told.cfg, told.job), time.time()))
+        ranks.together()
+        ranks.leave()
+    except KeyboardInterrupt:
+        end.send(("stopped", None, time.time()))
+        sys.exit(130)
+    except Exception as error:
+        reason = explain(error)
+        kind = "refused" if reason else "broken"
+        end.send((kind, reason or traceback.format_exc()[-LONGEST:], time.time()))
+        sys.exit(2 if reason else 1)
+
+
+def listen(hydra: Any, rank: int) -> None:
+    """Rank 0's lines go where the command's do; of the others only what went wrong is heard."""
+    if rank == 0:
+        settings = OmegaConf.to_container(hydra.job_logging, resolve=True)
+        assert isinstance(settings, dict)
+        logging.config.dictConfig({str(key): value for key, value in settings.items()})
+    else:
+        logging.basicConfig(level=logging.ERROR, format=f"rank {rank}: %(message)s", force=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def keep_to_itself() -> list[str]:
+    """Overrides with which a rank other than 0 leaves no folder of its own."""
+    nowhere = tempfile.mkdtemp(prefix="lightning_distill-rank-")
+    folders = (f"hydra.{kind}.dir='{nowhere}'" for kind in ("run", "sweep"))
+    return [*folders, "hydra.output_subdir=null"]
+
+
+def follow(cfg: DictConfig) -> None:
+    """What a rank other than 0 does for a job: what rank 0 says, or nothing."""
+    listen(HydraConfig.get(), ranks.number())
+    if cfg.stage not in TOGETHER:
+        return
+    ranks.join(cfg)
+    if (told := ranks.say(None)) is not None:
+        theirs, job = told
+        function_of(theirs)(theirs, job)
+
+
+def dismiss(cfg: DictConfig) -> None:
+    """Tells the other ranks that there is nothing to do for a job."""
+    if ranks.several() and cfg.stage in TOGETHER:
+        ranks.join(cfg)
+        ranks.say(None)

@@ -1,0 +1,167 @@
+"""The processes that a job is shared among: one for each device, all walking through the pipeline.
+
+Rank 0 decides, writes and is listened to; the others hear from it what is to be done. Nothing here
+imports torch before there are several.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig
+
+from lightning_distill import ConfigError
+from lightning_distill.devices import GPU, visible_gpus
+
+# A rank may wait for as long as rank 0 needs to tokenize a large text. That one of them has died
+# is noticed by who started them.
+LONGEST_WAIT = timedelta(days=7)
+
+Value = TypeVar("Value")
+
+
+def number() -> int:
+    """This process's rank; 0 where it is alone."""
+    return int(os.environ.get("RANK", 0)) if several() else 0
+
+
+def first() -> bool:
+    return number() == 0
+
+
+def world() -> int:
+    """How many processes there are, on all machines."""
+    return int(os.environ["WORLD_SIZE"]) if several() else 1
+
+
+def several() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def on_this_machine(cfg: DictConfig) -> int:
+    """The devices that `trainer` asks for.
+
+    Raises ConfigError where there are fewer, or it says no number.
+    """
+    trainer = cfg.trainer
+    asked = trainer.get("devices", 1)
+    gpus = len(visible_gpus()) if trainer.accelerator in ("auto", *GPU) else 0
+    if trainer.accelerator in GPU and not gpus:
+        raise ConfigError(
+            f"trainer.accelerator={trainer.accelerator} finds no GPU. Set trainer=cpu, or "
+            "trainer.accelerator=auto."
+        )
+    if isinstance(asked, list | ListConfig):
+        count, indices = len(asked), list(asked)
+    elif str(asked) in ("auto", "-1"):
+        return gpus or 1
+    else:
+        try:
+            count = int(asked)
+        except ValueError:
+            count = 0
+        indices = list(range(count))
+    if count < 1:
+        raise ConfigError(
+            f"trainer.devices={asked} must be a number of devices, a list of them, or auto."
+        )
+    if gpus and max(indices) >= gpus:
+        raise ConfigError(
+            f"trainer.devices={asked}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}. "
+            f"Set trainer.devices={gpus} or fewer."
+        )
+    return count
+
+
+def wanted(cfg: DictConfig) -> int:
+    """The processes that a job of this configuration is shared among."""
+    return on_this_machine(cfg) * int(cfg.trainer.get("num_nodes", 1))
+
+
+def say(value: Value) -> Value:
+    """What rank 0 says. All of them call this, in the same order; the others' value is ignored."""
+    if not several():
+        return value
+    import torch.distributed as dist
+
+    said: list[Any] = [value if first() else None]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]  # type: ignore[no-any-return]
+
+
+def together() -> None:
+    """Waits until all have come here."""
+    say(None)
+    if several():
+        import torch.distributed as dist
+
+        everyone: list[Any] = [None] * world()
+        dist.all_gather_object(everyone, number())
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true of any rank."""
+    if not several():
+        return flag
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(int(flag))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def sum_of(number: int) -> int:
+    """Over all ranks."""
+    if not several():
+        return number
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(number)
+    dist.all_reduce(found)
+    return int(found)
+
+
+def join(cfg: DictConfig) -> None:
+    """Meets the other ranks, unless that was done before."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        devices, local = cfg.trainer.devices, int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(devices[local] if isinstance(devices, ListConfig) else local)
+        backend = "cpu:gloo,cuda:nccl"  # so that what is on the processor need not move
+    dist.init_process_group(backend, timeout=LONGEST_WAIT)
+
+
+def leave() -> None:
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def take_srun_for_torchrun() -> None:
+    """Gives srun's processes the variables that torchrun would, which all else here reads."""
+    if several() or int(os.environ.get("SLURM_NTASKS", 1)) < 2 or "SLURM_PROCID" not in os.environ:
+        return
+    if "SLURM_STEP_ID" not in os.environ:  # inside an allocation, and not started by srun
+        return
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)
+    os.environ |= {
+        "RANK": str(slurm.global_rank()),
+        "LOCAL_RANK": str(slurm.local_rank()),
+        "GROUP_RANK": str(slurm.node_rank()),
+        "WORLD_SIZE": str(slurm.world_size()),
+        "MASTER_ADDR": slurm.main_address,
+        "MASTER_PORT": str(slurm.main_port),
+        "TORCHELASTIC_RUN_ID": os.environ["SLURM_JOB_ID"],
+    }
