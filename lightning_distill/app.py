@@ -25,7 +25,7 @@ from lightning_distill.devices import (
     take_gpu,
     visible_gpus,
 )
-from lightning_distill.errors import CONF, Refused, explain, nearest
+from lightning_distill.errors import CONF, Refused, Stopped, explain, nearest
 from lightning_distill.plugins import put_ours_first
 from lightning_distill.results import Job, objectives, write_results
 from lightning_distill.settings import check
@@ -51,7 +51,8 @@ put_ours_first()
 def job(cfg: DictConfig) -> float | list[float] | None:
     """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimise them."""
     if not ranks.first():
-        return launch.follow(cfg)
+        launch.follow(cfg)
+        return None
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode != RunMode.MULTIRUN
     folder = Path(hydra_cfg.runtime.output_dir)
@@ -97,6 +98,9 @@ def main() -> None:
         job()
     except KeyboardInterrupt:
         sys.exit(130)
+    except Stopped as stop:
+        print("The same command goes on from there, in the same folder.", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except (Exception, Refused) as error:
         message = str(error) if isinstance(error, Refused) else explain(error)
         if message is None and not full:

@@ -28,6 +28,18 @@ class Refused(BaseException):
     """Takes an explained error past Hydra, which would print all overrides in front of it."""
 
 
+class Stopped(BaseException):
+    """A signal has ended a run that can go on. Neither Hydra nor Lightning makes more of it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.number
+
+
 def explain(error: BaseException) -> str | None:
     """The message for a mistake that the user can mend; None for any other error."""
     chain = list(_chain(error))

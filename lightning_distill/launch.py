@@ -27,7 +27,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill import ConfigError, ranks
-from lightning_distill.errors import explain
+from lightning_distill.errors import Stopped, explain
 from lightning_distill.results import Job
 from lightning_distill.stages import STAGES
 
@@ -40,6 +40,8 @@ WORST = ("refused", "stopped", "broken", "")  # of what ranks say when they end:
 
 def run(cfg: DictConfig, job: Job) -> Any:
     """The stage's function, in this process or in as many as `trainer` asks for."""
+    if cfg.stage in TOGETHER and (problem := ranks.hardware_problem(cfg)):
+        raise ConfigError(f"{problem}.")
     count = ranks.wanted(cfg) if cfg.stage in TOGETHER else 1
     if ranks.several():
         if cfg.stage in TOGETHER and count != ranks.world():
@@ -101,7 +103,8 @@ def start(count: int, cfg: DictConfig, job: Job) -> Any:
         context.Process(target=_rank, args=(rank, told, end)) for rank, end in enumerate(ends)
     ]
     main = threading.current_thread() is threading.main_thread()
-    signals = {one: signal.signal(one, _hand_on(started)) for one in STOPS if main}
+    handed: list[int] = []
+    signals = {one: signal.signal(one, _hand_on(started, handed)) for one in STOPS if main}
     try:
         for rank in started:
             rank.start()
@@ -125,11 +128,11 @@ def start(count: int, cfg: DictConfig, job: Job) -> Any:
     if not failures:
         return results
     # What the user can mend, before what else broke because of it.
-    kind, _, number, value, code = min(failures, key=lambda failure: failure[:2])
-    if WORST[kind] == "refused":
+    worst, _, number, value, code = min(failures, key=lambda failure: failure[:2])
+    if WORST[worst] == "refused":
         raise ConfigError(value)
-    if WORST[kind] == "stopped":
-        raise KeyboardInterrupt
+    if WORST[worst] == "stopped" or handed:
+        raise Stopped(handed[0] if handed else value)
     raise RuntimeError(f"rank {number} of {count} failed (exit code {code})\n{value or ''}")
 
 
@@ -156,8 +159,9 @@ def _end(started: list[Any], patience: float) -> None:
                 rank.join(max(0.1, deadline - time.monotonic()))
 
 
-def _hand_on(started: list[Any]) -> Callable[..., None]:
+def _hand_on(started: list[Any], handed: list[int]) -> Callable[..., None]:
     def hand_on(number: int, _: Any) -> None:
+        handed.append(number)
         for rank in started:
             if rank.pid is not None and rank.is_alive():
                 os.kill(rank.pid, number)
@@ -193,16 +197,17 @@ def _rank(rank: int, told: _Told, end: Any) -> None:
     }
     import lightning_distill.app  # noqa: F401  its resolvers
 
-    HydraConfig.instance().cfg = OmegaConf.create({"hydra": told.hydra})
+    hydra: Any = OmegaConf.create({"hydra": told.hydra})
+    HydraConfig.instance().cfg = hydra
     listen(told.hydra, rank)
     try:
         ranks.join(told.cfg)
         end.send(("results", function_of(told.cfg)(told.cfg, told.job), time.time()))
         ranks.together()
         ranks.leave()
-    except KeyboardInterrupt:
-        end.send(("stopped", None, time.time()))
-        sys.exit(130)
+    except Stopped as stop:
+        end.send(("stopped", stop.number, time.time()))
+        sys.exit(stop.exit_code)
     except Exception as error:
         reason = explain(error)
         kind = "refused" if reason else "broken"

@@ -9,14 +9,15 @@ import sys
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from lightning_distill import ConfigError
-from lightning_distill.devices import GPU, visible_gpus
+from lightning_distill.devices import BF16_SINCE, GPU, least_capability, visible_gpus
 
 # A rank may wait for as long as rank 0 needs to tokenize a large text. That one of them has died
 # is noticed by who started them.
 LONGEST_WAIT = timedelta(days=7)
+
+ALL = ("auto", "-1")  # devices
 
 Value = TypeVar("Value")
 
@@ -40,43 +41,48 @@ def several() -> bool:
 
 
 def on_this_machine(cfg: DictConfig) -> int:
-    """The devices that `trainer` asks for.
-
-    Raises ConfigError where there are fewer, or it says no number.
-    """
-    trainer = cfg.trainer
-    asked = trainer.get("devices", 1)
-    gpus = len(visible_gpus()) if trainer.accelerator in ("auto", *GPU) else 0
-    if trainer.accelerator in GPU and not gpus:
-        raise ConfigError(
-            f"trainer.accelerator={trainer.accelerator} finds no GPU. Set trainer=cpu, or "
-            "trainer.accelerator=auto."
-        )
+    """The devices that `trainer` asks for; at least one."""
+    asked = cfg.trainer.get("devices", 1)
     if isinstance(asked, list | ListConfig):
-        count, indices = len(asked), list(asked)
-    elif str(asked) in ("auto", "-1"):
-        return gpus or 1
-    else:
-        try:
-            count = int(asked)
-        except ValueError:
-            count = 0
-        indices = list(range(count))
-    if count < 1:
-        raise ConfigError(
-            f"trainer.devices={asked} must be a number of devices, a list of them, or auto."
-        )
-    if gpus and max(indices) >= gpus:
-        raise ConfigError(
-            f"trainer.devices={asked}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}. "
-            f"Set trainer.devices={gpus} or fewer."
-        )
-    return count
+        return max(1, len(asked))
+    if str(asked) in ALL:
+        return len(visible_gpus()) or 1 if cfg.trainer.accelerator in ("auto", *GPU) else 1
+    return max(1, int(asked)) if str(asked).isdecimal() else 1
 
 
 def wanted(cfg: DictConfig) -> int:
     """The processes that a job of this configuration is shared among."""
     return on_this_machine(cfg) * int(cfg.trainer.get("num_nodes", 1))
+
+
+def hardware_problem(cfg: DictConfig) -> str | None:
+    """What `trainer` asks for and this machine lacks."""
+    trainer, asked = cfg.trainer, cfg.trainer.get("devices", 1)
+    listed = list(asked) if isinstance(asked, list | ListConfig) else None
+    if not (listed or str(asked) in ALL or (str(asked).isdecimal() and int(asked))):
+        return f"trainer.devices={asked} must be a number of devices, a list of them, or auto"
+    gpus = len(visible_gpus()) if trainer.accelerator in ("auto", *GPU) else 0
+    if trainer.accelerator in GPU and not gpus:
+        return (
+            f"trainer.accelerator={trainer.accelerator}: there is no GPU; set trainer=cpu, or "
+            "trainer.accelerator=auto"
+        )
+    highest = max(listed) if listed else on_this_machine(cfg) - 1
+    if gpus and highest >= gpus:
+        there = "is one GPU" if gpus == 1 else f"are {gpus} GPUs"
+        return f"trainer.devices={asked}: there {there}; set trainer.devices={gpus} or fewer"
+    if "Sharded" in str(OmegaConf.select(trainer, "strategy._target_")) and wanted(cfg) == 1:
+        return (
+            "trainer=fsdp splits models up among several devices, and has one; set "
+            "trainer.devices=2 or more, or trainer=auto"
+        )
+    half = str(trainer.get("precision", "")).startswith("bf16")
+    if half and gpus and least_capability() < BF16_SINCE:
+        return (
+            f"trainer.precision={trainer.precision}: this GPU does not compute in bf16; set "
+            "trainer.precision=16-mixed or 32-true"
+        )
+    return None
 
 
 def say(value: Value) -> Value:
@@ -87,41 +93,29 @@ def say(value: Value) -> Value:
 
     said: list[Any] = [value if first() else None]
     dist.broadcast_object_list(said, src=0)
-    return said[0]  # type: ignore[no-any-return]
+    found: Value = said[0]
+    return found
 
 
 def together() -> None:
     """Waits until all have come here."""
-    say(None)
-    if several():
-        import torch.distributed as dist
-
-        everyone: list[Any] = [None] * world()
-        dist.all_gather_object(everyone, number())
+    all_of(None)
 
 
 def any_of(flag: bool) -> bool:
     """Whether it is true of any rank."""
+    return max(all_of(flag))
+
+
+def all_of(value: Value) -> list[Value]:
+    """What each rank says, in their order."""
     if not several():
-        return flag
-    import torch
+        return [value]
     import torch.distributed as dist
 
-    found = torch.tensor(int(flag))
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return bool(found)
-
-
-def sum_of(number: int) -> int:
-    """Over all ranks."""
-    if not several():
-        return number
-    import torch
-    import torch.distributed as dist
-
-    found = torch.tensor(number)
-    dist.all_reduce(found)
-    return int(found)
+    said: list[Any] = [None] * world()
+    dist.all_gather_object(said, value)
+    return said
 
 
 def join(cfg: DictConfig) -> None:

@@ -28,6 +28,8 @@ WITHOUT_EFFECT = (
     "sweep",
     "checkpoint_every_n_steps",
 )
+# What of the trainer says where numbers are computed, and not which.
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
 # Settings that may name files of the user's, which may change while their names stay.
 INPUTS = (
     ("data", "path"),
@@ -84,9 +86,17 @@ class Job:
 
 def settings_key(cfg: DictConfig) -> str:
     """Equal for two jobs that must give the same numbers."""
-    settings = _settings(cfg)
+    settings = _on_one_device(_settings(cfg), ranks.wanted(cfg))
     inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
     return key_of({"inputs": inputs, **_alike(_effective(settings))})
+
+
+def _on_one_device(settings: dict[str, Any], devices: int) -> dict[str, Any]:
+    """The settings of the same run on one device, which takes the batches of all of them."""
+    size = settings["data"].get("batch_size")
+    trainer = {k: v for k, v in settings["trainer"].items() if k not in HARDWARE}
+    data = settings["data"] | ({"batch_size": size * devices} if isinstance(size, int) else {})
+    return {**settings, "trainer": trainer, "data": data}
 
 
 def effective_settings(cfg: DictConfig) -> dict[str, Any]:

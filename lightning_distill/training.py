@@ -25,6 +25,7 @@ from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.head import Predictions, Predictor
+from lightning_distill.preemption import Preemption
 from lightning_distill.sharding import gathered, is_sharding, local, shard, whole
 from lightning_distill.tracking import LAST, progress, step_of
 
@@ -133,7 +134,7 @@ class TrainedModule(L.LightningModule):
     @property
     def tokens_of_all(self) -> int:
         """Target tokens that all devices have trained on."""
-        return ranks.sum_of(int(self.tokens_seen))
+        return sum(ranks.all_of(int(self.tokens_seen)))
 
     @property
     def logs_now(self) -> bool:
@@ -196,7 +197,8 @@ class TrainedModule(L.LightningModule):
         sums, self._sums = self._sums, {}
         (details, of_tokens), self._details = self._details, ({}, 0)
         if self.trainer.world_size > 1:
-            sums = {name: self._over_all(*pair) for name, pair in sums.items()}
+            for name, (total, count) in sums.items():
+                sums[name] = self._over_all(total, count)
             details = {name: self._mean_over_all(name, x, of_tokens) for name, x in details.items()}
         tokens = sums["loss"][1]
         values: dict[str, Any] = {name: total / n for name, (total, n) in sums.items()}
@@ -212,10 +214,11 @@ class TrainedModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("loss", values["loss"], prog_bar=True, logger=False)
 
-    def _over_all(self, *numbers: Tensor | int) -> tuple[Tensor, ...]:
-        """Sums over all devices."""
-        own = torch.stack([torch.as_tensor(x, device=self.device).float() for x in numbers])
-        return tuple(self.trainer.strategy.reduce(own, reduce_op="sum"))
+    def _over_all(self, total: Tensor | int, count: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Both, summed over all devices."""
+        own = torch.stack([torch.as_tensor(x, device=self.device).float() for x in (total, count)])
+        summed, counted = self.trainer.strategy.reduce(own, reduce_op="sum")
+        return summed, counted
 
     def _mean_over_all(self, name: str, value: Tensor, tokens: Tensor | int) -> Tensor:
         """Of what is an average over tokens, or a norm divided by their number."""
@@ -242,7 +245,9 @@ def fit(
         every_n_train_steps=cfg.checkpoint_every_n_steps,
         enable_version_counter=False,
     )
-    trainer = make_trainer(cfg, folder, role, loggers, [checkpoints], max_steps=max_steps)
+    trainer = make_trainer(
+        cfg, folder, role, loggers, [checkpoints, Preemption(last)], max_steps=max_steps
+    )
     if last.exists():
         log.info("%s: going on from step %s, %s", role, step_of(last), last)
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)

@@ -54,7 +54,7 @@ def test_attention_keeps_documents_apart(name):
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_state_that_is_carried_over_is_refused(name):
     torch.manual_seed(0)
-    with pytest.raises(ConfigError, match="mine: a .*Set data.isolate_documents=false"):
+    with pytest.raises(ConfigError, match=r"mine: a .*Set data\.isolate_documents=false"):
         check_isolates(RECURRENT[name](), "mine")
 
 

@@ -19,6 +19,8 @@ def key():
 
 
 SAME = [
+    ["trainer=ddp"],
+    ["trainer=ddp", "trainer.devices=2", "data.batch_size=2"],  # of 4 in all, as without it
     ["stage=teacher"],
     ["name=other"],
     ["logger=none"],
@@ -40,6 +42,7 @@ OTHER = [
     ["loss.hidden.weight=1"],
     ["optimizer.lr=0.1"],
     ["data.batch_size=2"],
+    ["trainer.devices=2"],
     ["transfer=cached"],
     ["trainer.gradient_clip_val=2"],
 ]

@@ -200,9 +200,8 @@ class DataModule(L.LightningDataModule):
         return self._held_out("test")
 
     def _held_out(self, split: str) -> DataLoader:
-        assert self.trainer is not None
         examples: Any = self.examples(split)
-        if self.trainer.world_size > 1:
+        if self.trainer is not None and self.trainer.world_size > 1:
             examples = Part(examples, self.trainer.global_rank, self.trainer.world_size)
         return self.loader(examples, 8 * self.batch_size)
 
@@ -278,7 +277,8 @@ class Part(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = index * self.world + self.rank
         if number < len(self.examples):
-            return self.examples[number]  # type: ignore[no-any-return]
+            found: dict[str, Any] = self.examples[number]
+            return found
         filler = self.examples[0]
         return {**filler, "labels": torch.full_like(filler["labels"], IGNORED)}
 

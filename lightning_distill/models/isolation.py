@@ -1,6 +1,7 @@
 """Whether a model keeps documents apart that lie in one block one behind the other."""
 
 import inspect
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -31,8 +32,8 @@ def _tried(model: PreTrainedModel) -> bool:
     """Whether the second of two documents is read alike behind two different first ones."""
     was_training = model.training
     model.eval()
-    count = model.get_input_embeddings().num_embeddings  # type: ignore[attr-defined]
-    ids = torch.arange(2 * TRIED, device=model.device) % count
+    embeddings: Any = model.get_input_embeddings()
+    ids = torch.arange(2 * TRIED, device=model.device) % embeddings.num_embeddings
     ids = torch.stack([ids, torch.cat([ids[:TRIED].flip(0), ids[TRIED:]])])
     places = torch.arange(TRIED, device=model.device).repeat(2).expand(2, -1)
     try:

@@ -13,10 +13,11 @@ from rich.filesize import decimal
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, ranks
 from lightning_distill.data.datamodule import Examples
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.models.head import Predictions
+from lightning_distill.sharding import is_sharding, shard
 from lightning_distill.transfer import shards
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,18 @@ class Labeller(L.LightningModule):
         self._first: dict[str, Tensor] | None = None  # of a served teacher's first batch
         self._done: list[dict[str, Tensor]] = []
 
+    def configure_model(self) -> None:
+        if is_sharding(self.trainer):
+            shard(self, [one.predict for one in self.teachers])
+
     def predict_dataloader(self) -> list[shards.Batches]:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         numbers = range(rank, len(self.ranges), world)
         self.missing = [n for n in numbers if not shards.shard_file(self.folder, n).exists()]
         own = [self.ranges[n] for n in self.missing]
         batches = [shards.Batches(self.blocks, own, self.batch_size)]
+        if is_sharding(self.trainer):  # a device that has less to do helps the others
+            batches[0].fill(max(ranks.all_of(len(batches[0]))))
         if self.validation is not None:
             held_out = range(min(HELD_OUT, len(self.validation)))
             batches.append(shards.Batches(self.validation, [held_out], self.batch_size))
@@ -81,7 +88,7 @@ class Labeller(L.LightningModule):
 
     def on_predict_start(self) -> None:
         """Says what it will take, and refuses where the disk has no room for it."""
-        if not self.missing:
+        if not self.missing or is_sharding(self.trainer):
             return
         tokens = sum(len(self.ranges[n]) for n in self.missing) * self.blocks.positions
         size = tokens * self.layout.bytes_per_token * self.trainer.world_size
@@ -112,6 +119,8 @@ class Labeller(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], _: int, dataloader_idx: int = 0) -> None:
         fields, self._first = self._first or self.label(batch), None
+        if not dataloader_idx and not self.missing:  # it was for the others
+            return
         if dataloader_idx:
             self._compare(batch, fields)
             return

@@ -55,6 +55,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self.parts)
 
+    def fill(self, count: int) -> None:
+        """Has the first blocks come again until there are so many batches."""
+        self.parts += [range(1)] * (count - len(self.parts))
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for part in self.parts:
             yield default_collate([self.blocks[i] for i in part])

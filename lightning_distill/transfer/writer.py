@@ -77,6 +77,9 @@ class Writer(L.LightningModule):
                 for one in self.teachers
             ]
 
+    def configure_model(self) -> None:
+        """Each device has teachers of its own, whole: they write at their own pace."""
+
     def predict_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         numbers = range(rank, len(self.plan.batches), world)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, ranks
 from lightning_distill.data import DataModule
 from lightning_distill.settings import require
 
@@ -93,6 +94,8 @@ def write(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=settings,
+            # A model in shards is put together by all devices for each token.
+            synced_gpus=ranks.several() and isinstance(model, FSDPModule),
         )
         model.train(was_training)
     found = []

@@ -1,0 +1,207 @@
+"""One job on several devices: two processes here, over gloo."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TINY
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from lightning_distill import ranks
+from lightning_distill.data.datamodule import Order, Part, Share
+from lightning_distill.data.packing import IGNORED
+
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
+# Documents kept apart leave some labels out, and so ranks with unequal numbers of tokens.
+SAME = [
+    *("data.isolate_documents=true", "trainer.accumulate_grad_batches=2", "loss.temperature=2"),
+    *("trainer.log_every_n_steps=1", "student.max_steps=12", "checkpoint_every_n_steps=5"),
+]
+
+
+def curve(folder, name):
+    with (folder / "metrics.csv").open() as lines:
+        return [float(row[name]) for row in csv.DictReader(lines) if row.get(name)]
+
+
+def scores(folder):
+    found = json.loads((folder / "results.json").read_text())
+    return {role: found[role] for role in ("teacher", "student")}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def one(command, outputs):
+    """The run on one device."""
+    command(*SAME, f"paths.outputs={outputs / 'one'}", f"hydra.run.dir={outputs / 'one'}")
+    return outputs / "one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_devices_give_the_run_of_one(command, outputs, one, trainer):
+    folder = outputs / trainer
+    said = command(
+        *(*SAME, f"trainer={trainer}", *TWO, "transfer=online"),
+        *(f"paths.outputs={folder}", f"hydra.run.dir={folder}"),
+    ).stdout
+    assert said.count("training the teacher") == 1  # by one voice
+    for name in ("train/loss", "train/hard", "train/soft", "train/gradient_norm", "validation/nll"):
+        assert curve(folder, name) == pytest.approx(curve(one, name), rel=1e-5), name
+    for role, known in scores(one).items():
+        assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
+    mine, theirs = (load_file(f / "student" / "model.safetensors") for f in (folder, one))
+    assert mine.keys() == theirs.keys()
+    for name, weights in theirs.items():
+        torch.testing.assert_close(mine[name], weights, rtol=1e-4, atol=1e-5)
+    assert len(list(folder.glob("artifacts/teacher/*/manifest.json"))) == 1
+
+
+@pytest.mark.slow
+def test_what_a_cache_holds_does_not_depend_on_who_wrote_it(command, outputs, one):
+    """The teacher of the run on one device labels for two."""
+    ahead = ["transfer=cached", "stage=transfer", *SAME, f"paths.outputs={one}"]
+    command(*ahead, "trainer=ddp", *TWO)
+    (folder,) = one.glob("artifacts/predictions/*")
+    by_two = {file.name: file.read_bytes() for file in folder.glob("shard-*")}
+    folder.rename(outputs / "by two")
+    command(*ahead)
+    (again,) = one.glob("artifacts/predictions/*")
+    assert again.name == folder.name
+    assert {file.name: file.read_bytes() for file in again.glob("shard-*")} == by_two
+
+
+@pytest.mark.slow
+def test_a_run_in_shards_that_was_stopped_goes_on_on_one_device(text_file, outputs, one, command):
+    folder = outputs / "stopped"
+    where = [f"paths.outputs={one}", f"hydra.run.dir={folder}", f"data.path={text_file}"]
+    long = ["student.max_steps=400", *(s for s in SAME if "max_steps" not in s)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lightning_distill", *TINY, *long, "trainer=fsdp", *TWO, *where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # to the command alone, which hands it on
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by SIGTERM at step" in said
+    said = command(*long, *where).stdout
+    assert "going on from step" in said
+    undisturbed = outputs / "undisturbed"
+    command(*long, f"paths.outputs={one}", f"hydra.run.dir={undisturbed}")
+    for role, known in scores(undisturbed).items():
+        assert scores(folder)[role] == pytest.approx(known, rel=1e-3), role
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_has_processes_of_its_own(command, tmp_path):
+    sweep = ["-m", "trainer=ddp", *TWO, "loss.alpha=1,2", "sweep.name=all", "student.max_steps=4"]
+    said = command(*sweep, f"paths.outputs={tmp_path}").stdout
+    assert said.count("training the teacher") == 1
+    with (tmp_path / "sweeps" / "all" / "results.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert "finished before, skipped" in command(*sweep, f"paths.outputs={tmp_path}").stdout
+
+
+@pytest.mark.slow
+def test_what_a_rank_refuses_is_said_once(command):
+    said = command("trainer=ddp", *TWO, "data.path=nowhere.jsonl", expect=2)
+    lines = [line for line in said.stderr.splitlines() if "nowhere" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("lightning-distill: ")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(text_file, outputs, one, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("-m", "lightning_distill", *TINY, *SAME, "trainer=ddp", *TWO),
+            *(f"data.path={text_file}", f"paths.outputs={tmp_path}", f"hydra.run.dir={folder}"),
+        ],
+        check=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert not (tmp_path / "outputs").exists()  # from the rank that leads no run
+    for role, known in scores(one).items():
+        assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_examples_of_a_step_are_the_same_on_any_number_of_devices(world):
+    """Of 16 a step; the order of all, 5 steps of it, begins at the third."""
+    alone = list(Order(23, 16 * 5, seed=3, start=32, share=Share(0, 1, 16)))
+    size = 16 // world
+    each = [list(Order(23, 16 * 5, 3, 32, Share(rank, world, size))) for rank in range(world)]
+    for step in range(3):
+        mine = [i for own in each for i in own[step * size : (step + 1) * size]]
+        assert sorted(mine) == sorted(alone[step * 16 : (step + 1) * 16])
+
+
+def test_held_out_examples_count_once_and_ranks_have_as_many():
+    examples = [{"labels": torch.tensor([n]), "x": torch.tensor(n)} for n in range(7)]
+    parts = [Part(examples, rank, 3) for rank in range(3)]
+    assert {len(part) for part in parts} == {3}
+    labels = [int(part[i]["labels"]) for part in parts for i in range(3)]
+    assert sorted(label for label in labels if label != IGNORED) == list(range(7))
+
+
+def config(**trainer):
+    node = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, **trainer}
+    return OmegaConf.create({"trainer": node})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "expected"),
+    [
+        ({"devices": 0}, "", "trainer.devices=0 must be a number"),
+        ({"devices": "many"}, "", "trainer.devices=many must be a number"),
+        ({"accelerator": "gpu"}, "", "there is no GPU; set trainer=cpu"),
+        ({"accelerator": "gpu", "devices": 3}, "0,1", "there are 2 GPUs; set trainer.devices=2"),
+        ({"accelerator": "auto", "devices": [0, 2]}, "0,1", "set trainer.devices=2 or fewer"),
+        (
+            {"strategy": {"_target_": "lightning_distill.sharding.Sharded"}},
+            "",
+            "trainer=fsdp splits models up among several devices, and has one",
+        ),
+        ({"accelerator": "gpu", "precision": "bf16-mixed"}, "0", "does not compute in bf16"),
+    ],
+)
+def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    assert expected in ranks.hardware_problem(config(**trainer))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "count"),
+    [
+        ({}, "", 1),
+        ({"devices": 2, "num_nodes": 3}, "", 6),
+        ({"devices": "auto"}, "0,1", 1),  # a processor
+        ({"devices": "auto", "accelerator": "auto"}, "0,1", 2),
+        ({"devices": -1, "accelerator": "gpu"}, "0,1", 2),
+        ({"devices": [1, 3], "accelerator": "gpu"}, "0,1,2,3", 2),
+    ],
+)
+def test_a_process_for_each_device(trainer, gpus, count, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    assert ranks.wanted(config(**trainer)) == count
