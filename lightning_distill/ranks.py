@@ -76,6 +76,11 @@ def hardware_problem(cfg: DictConfig) -> str | None:
             "trainer=fsdp splits models up among several devices, and has one; set "
             "trainer.devices=2 or more, or trainer=auto"
         )
+    if (place := cfg.teacher.get("device")) is not None:
+        kind, _, index = str(place).partition(":")
+        known = {"cpu": 1, "mps": 1, "cuda": len(visible_gpus())}.get(kind, 0)
+        if (index and not index.isdecimal()) or int(index or 0) >= known:
+            return f"teacher.device={place} is not there; set cpu, or null for the student's"
     half = str(trainer.get("precision", "")).startswith("bf16")
     if half and gpus and least_capability() < BF16_SINCE:
         return (
@@ -155,6 +160,7 @@ def take_srun_for_torchrun() -> None:
         "LOCAL_RANK": str(slurm.local_rank()),
         "GROUP_RANK": str(slurm.node_rank()),
         "WORLD_SIZE": str(slurm.world_size()),
+        "LOCAL_WORLD_SIZE": os.environ.get("SLURM_NTASKS_PER_NODE", "1"),
         "MASTER_ADDR": slurm.main_address,
         "MASTER_PORT": str(slurm.main_port),
         "TORCHELASTIC_RUN_ID": os.environ["SLURM_JOB_ID"],

@@ -95,8 +95,9 @@ def _on_one_device(settings: dict[str, Any], devices: int) -> dict[str, Any]:
     """The settings of the same run on one device, which takes the batches of all of them."""
     size = settings["data"].get("batch_size")
     trainer = {k: v for k, v in settings["trainer"].items() if k not in HARDWARE}
+    teacher = {k: v for k, v in settings["teacher"].items() if k != "device"}
     data = settings["data"] | ({"batch_size": size * devices} if isinstance(size, int) else {})
-    return {**settings, "trainer": trainer, "data": data}
+    return {**settings, "trainer": trainer, "teacher": teacher, "data": data}
 
 
 def effective_settings(cfg: DictConfig) -> dict[str, Any]:

@@ -62,11 +62,13 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "sweep.jobs_per_gpu": (True, 1, True),
     "hydra.sweeper.n_trials": (True, 1, True),
     "trainer.accumulate_grad_batches": (True, 1, True),
+    "trainer.num_nodes": (True, 1, True),
     "evaluate.limit": (True, 1, True),
     "evaluate.num_fewshot": (True, 0, True),
     "evaluate.batch_size": (True, 1, True),
 }
 
+MATMUL = ("highest", "high", "medium")  # torch.set_float32_matmul_precision
 INITIALIZE = ("random", "teacher_layers")
 RERUN = ("failed", "all", "none")
 
@@ -77,6 +79,8 @@ SWITCHES = (
     "student.trust_remote_code",
     "loss.fused",
     "evaluate.speed",
+    "trainer.compile",
+    "trainer.gradient_checkpointing",
     "export.private",
 )
 
@@ -88,6 +92,8 @@ def check(cfg: DictConfig) -> None:
     for one in each_teacher(cfg):
         problems += [*problems_of_quantization(one), *problems_of_adapters(one)]
     problems += _problems_of_sweep(cfg)
+    if (precision := cfg.trainer.get("matmul_precision", "highest")) not in MATMUL:
+        problems.append(str(nearest("trainer.matmul_precision", precision, MATMUL)).rstrip("."))
     problems += _problems_of_tasks(cfg.evaluate.tasks)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*problems_of_server(cfg.teacher), *problems_of_served(cfg)]

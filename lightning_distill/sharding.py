@@ -3,7 +3,7 @@
 PyTorch's FSDP2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -45,20 +45,26 @@ def shard(module: L.LightningModule, predictors: Sequence[Predictor]) -> None:
     mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
     for predictor in predictors:
         model: Any = predictor.model
-        if isinstance(model, FSDPModule) or is_quantized(model):
+        if is_quantized(model):
+            continue
+        if isinstance(model, FSDPModule):
+            predictor.read = getattr(model, "read")  # noqa: B009
             continue
         _, layers = find_layers(model) or ("", [])
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        # The forward pass of ours stops short of the logits; it has to put weights together too.
-        model.read = MethodType(_read, model)
+        # Our forward pass may stop short of the logits, and has to put weights together too.
+        model.read = MethodType(_read_by(predictor.read), model)
         register_fsdp_forward_method(model, "read")
         predictor.read = model.read
 
 
-def _read(model: PreTrainedModel, **inputs: Any) -> Any:
-    return model.base_model(**inputs).last_hidden_state
+def _read_by(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def of_model(model: PreTrainedModel, **inputs: Any) -> Tensor:
+        return read(**inputs)
+
+    return of_model
 
 
 def _own_class(model: PreTrainedModel) -> type[PreTrainedModel]:

@@ -29,7 +29,7 @@ from lightning_distill.training import TrainedModule, fit, save_trained
 log = logging.getLogger(__name__)
 
 # What of `trainer` changes the numbers, and not just where they are computed.
-NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val")
+NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val", "matmul_precision")
 
 # How to load a model, what its weights are known by, and the seconds of training it now.
 Found = tuple[Callable[[], PreTrainedModel], str, float]
@@ -62,6 +62,7 @@ class Teacher:
     seconds: float  # of training, now; 0 where they were there already
     data: DataModule  # the text in their tokens
     served: Served | None = None  # in the place of models
+    device: str | None = None  # where they stay; None for where the student is
 
     @cached_property
     def models(self) -> list[PreTrainedModel]:
@@ -79,7 +80,8 @@ class Teacher:
         return min((count for count in known if count), default=None)
 
     def frozen(self, split: bool = True) -> list[Frozen]:
-        return [Frozen(model, self.data.num_classes, split) for model in self.models]
+        count, place = self.data.num_classes, self.device
+        return [Frozen(model, count, split, place) for model in self.models]
 
 
 def obtain_teacher(cfg: DictConfig, store: Store, data: DataModule, job: Job) -> Teacher:
@@ -131,7 +133,8 @@ def _together(cfg: DictConfig, data: DataModule, found: list[Found]) -> Teacher:
     made_of = {"teachers": [key for _, key, _ in found], "weights": weights}
     name = key_of(made_of | {"precision": cfg.trainer.precision})  # that they compute in
     seconds = sum(seconds for *_, seconds in found)
-    return Teacher([load for load, *_ in found], weights, name, seconds, data)
+    place = cfg.teacher.get("device")
+    return Teacher([load for load, *_ in found], weights, name, seconds, data, device=place)
 
 
 def _train(cfg: DictConfig, data: DataModule, job: Job, folder: Path) -> None:
@@ -189,7 +192,7 @@ def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     """Everything that decides what the trained teacher will be, and nothing else."""
     node = OmegaConf.to_container(cfg.teacher, resolve=True)
     assert isinstance(node, dict)
-    left_out = ["members", "weights"] + ["lora"] * (not adapters.wanted(cfg.teacher))
+    left_out = ["members", "weights", "device"] + ["lora"] * (not adapters.wanted(cfg.teacher))
     node = {key: value for key, value in node.items() if key not in left_out}
     if "name" in node:
         node["name"] = pretrained.fingerprint(node["name"], node["revision"])
@@ -197,5 +200,5 @@ def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
         "teacher": node,
         "tokens": data.artifact.key,
         "examples": data.shape | {"data.batch_size": data.batch_size * ranks.wanted(cfg)},
-        "trainer": {k: cfg.trainer[k] for k in NUMERIC},
+        "trainer": {k: cfg.trainer.get(k) for k in NUMERIC},
     }

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 # Keeps sums over tokens within the range of 16-bit gradients; a power of two rounds nothing.
 UNIT = 2.0**-10
+
+# What of the trainer's node is not for Lightning.
+OURS = ("compile", "gradient_checkpointing", "matmul_precision")
 
 # What torch's and transformers' schedules call the number of steps.
 RUN_LENGTH = ("total_steps", "num_training_steps")
@@ -63,6 +66,7 @@ class TrainedModule(L.LightningModule):
         self.objective = objective
         self.make_optimizer = optimizer
         self.make_schedule = schedule
+        self.compiles = False
         self.validation_nll = MeanMetric()
         self._sums: dict[str, tuple[Tensor | int, Tensor | int]] = {}
         self.tokens_seen: Tensor | int = 0
@@ -83,6 +87,9 @@ class TrainedModule(L.LightningModule):
     def configure_model(self) -> None:
         if is_sharding(self.trainer):
             shard(self, self.predictors)
+        if self.compiles:
+            for predictor in self.predictors:
+                predictor.read = torch.compile(predictor.read)
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         total, tokens = nll(self(batch), batch["labels"])
@@ -230,7 +237,7 @@ class TrainedModule(L.LightningModule):
 
 def fit(
     cfg: DictConfig,
-    module: L.LightningModule,
+    module: TrainedModule,
     data: DataModule,
     max_steps: int,
     folder: Path,
@@ -248,9 +255,14 @@ def fit(
     trainer = make_trainer(
         cfg, folder, role, loggers, [checkpoints, Preemption(last)], max_steps=max_steps
     )
+    module.compiles = bool(cfg.trainer.get("compile"))
+    if cfg.trainer.get("gradient_checkpointing"):
+        module.model.gradient_checkpointing_enable({"use_reentrant": False})
     if last.exists():
         log.info("%s: going on from step %s, %s", role, step_of(last), last)
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+    if cfg.trainer.get("gradient_checkpointing"):
+        module.model.gradient_checkpointing_disable()
     if trainer.interrupted:
         raise KeyboardInterrupt
 
@@ -272,12 +284,16 @@ def make_trainer(
     **settings: Any,
 ) -> L.Trainer:
     bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
+    node = OmegaConf.to_container(cfg.trainer, resolve=True)
+    assert isinstance(node, dict)
+    node = {str(key): value for key, value in node.items() if key not in (*OURS, "callbacks")}
+    torch.set_float32_matmul_precision(cfg.trainer.get("matmul_precision", "highest"))
     if not ranks.several():
         settings |= {"num_nodes": 1, "strategy": "auto"}
         if ranks.on_this_machine(cfg) > 1:  # it looks ahead, at what others do together
             settings["devices"] = 1
     return instantiate(
-        cfg.trainer,
+        node,
         logger=loggers or False,
         callbacks=[*theirs, *(callbacks or []), *bar],
         enable_progress_bar=bool(bar),

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 import lightning_distill.app  # noqa: F401 (its resolver)
 from lightning_distill.errors import CONF
 from lightning_distill.models import TRAINING
+from lightning_distill.training import OURS as OF_TRAINER
 
 FILES = sorted(f.relative_to(CONF) for f in CONF.rglob("*.yaml"))
 GROUPS = [f for f in FILES if len(f.parts) > 1 and f.parts[0] != "hydra"]
@@ -59,7 +60,7 @@ def test_every_target_imports_and_takes_the_keys_beside_it(file):
         parameters = inspect.signature(target).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
-        unknown = set(map(str, node)) - set(parameters) - RESERVED - TRAINING
+        unknown = set(map(str, node)) - set(parameters) - RESERVED - TRAINING - set(OF_TRAINER)
         assert not unknown, f"{file}: {node._target_} does not take {unknown}"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from lightning_distill import ranks
 from lightning_distill.data.datamodule import Order, Part, Share
 from lightning_distill.data.packing import IGNORED
+from lightning_distill.preemption import queue_again
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 # Documents kept apart leave some labels out, and so ranks with unequal numbers of tokens.
@@ -86,7 +88,7 @@ def test_what_a_cache_holds_does_not_depend_on_who_wrote_it(command, outputs, on
 def test_a_run_in_shards_that_was_stopped_goes_on_on_one_device(text_file, outputs, one, command):
     folder = outputs / "stopped"
     where = [f"paths.outputs={one}", f"hydra.run.dir={folder}", f"data.path={text_file}"]
-    long = ["student.max_steps=400", *(s for s in SAME if "max_steps" not in s)]
+    long = ["student.max_steps=150", *(s for s in SAME if "max_steps" not in s)]
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_distill", *TINY, *long, "trainer=fsdp", *TWO, *where],
         stdout=subprocess.PIPE,
@@ -146,6 +148,62 @@ def test_torchrun_starts_the_same_run(text_file, outputs, one, tmp_path):
         assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
 
 
+SRUN = """
+import os, subprocess, sys
+command = sys.argv[2:]
+ranks = []
+for rank in range(2):
+    told = {"PROCID": rank, "NTASKS": 2, "LOCALID": 0, "NODEID": rank, "STEP_ID": 0,
+            "JOB_NODELIST": "localhost", "NODELIST": "localhost"}
+    env = {**os.environ, **{f"SLURM_{key}": str(value) for key, value in told.items()}}
+    ranks.append(subprocess.Popen(command, env=env))
+sys.exit(max([rank.wait() for rank in ranks]))
+"""
+
+
+@pytest.mark.slow
+def test_the_script_for_several_machines_runs_under_srun(text_file, outputs, one, tmp_path):
+    """With a stand-in of srun that starts both machines' tasks on this one."""
+    for name, content in (
+        ("srun", f"#!{sys.executable}\n{SRUN}"),
+        ("lightning-distill", f'#!/bin/sh\nexec {sys.executable} -m lightning_distill "$@"\n'),
+    ):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    script = Path(__file__).parents[1] / "scripts" / "multi_node.sh"
+    slurm = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "7"}
+    subprocess.run(
+        [
+            *("bash", script, *TINY, *SAME, "trainer=ddp", "trainer.accelerator=cpu"),
+            *("data.batch_size=2", f"data.path={text_file}"),
+        ],
+        check=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **slurm}
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    for role, known in scores(one).items():
+        found = scores(tmp_path / "outputs" / "runs" / "slurm-7")[role]
+        assert found == pytest.approx(known, rel=1e-5), role
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_a_job_of_slurm_is_queued_again(tmp_path, monkeypatch, array):
+    told = tmp_path / "told"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    queue_again()
+    assert not told.exists()  # no job of Slurm's
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    if array:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "10")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    queue_again()
+    assert told.read_text().split() == ["requeue", "10_3" if array else "12"]
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_examples_of_a_step_are_the_same_on_any_number_of_devices(world):
     """Of 16 a step; the order of all, 5 steps of it, begins at the third."""
@@ -165,9 +223,9 @@ def test_held_out_examples_count_once_and_ranks_have_as_many():
     assert sorted(label for label in labels if label != IGNORED) == list(range(7))
 
 
-def config(**trainer):
+def config(device=None, **trainer):
     node = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, **trainer}
-    return OmegaConf.create({"trainer": node})
+    return OmegaConf.create({"trainer": node, "teacher": {"device": device}})
 
 
 @pytest.mark.parametrize(
@@ -184,6 +242,8 @@ def config(**trainer):
             "trainer=fsdp splits models up among several devices, and has one",
         ),
         ({"accelerator": "gpu", "precision": "bf16-mixed"}, "0", "does not compute in bf16"),
+        ({"device": "cuda:1"}, "0", "teacher.device=cuda:1 is not there"),
+        ({"device": "abacus"}, "0", "teacher.device=abacus is not there"),
     ],
 )
 def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatch):

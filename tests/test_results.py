@@ -22,6 +22,7 @@ SAME = [
     ["trainer=ddp"],
     ["trainer=ddp", "trainer.devices=2", "data.batch_size=2"],  # of 4 in all, as without it
     ["stage=teacher"],
+    ["teacher.device=cpu"],
     ["name=other"],
     ["logger=none"],
     ["paths.outputs=/elsewhere"],

@@ -82,8 +82,9 @@ class Inside(nn.Module):
         """What was recorded in the student and in the teacher, by name; it is then forgotten."""
         # Views, so that gradient_norm has a place in the graph that no later layer shares.
         student = {name: x.view_as(x) for name, x in self._recorded["student"].items()}
-        teacher = {name: x.detach() for name, x in self._recorded["teacher"].items()}
         assert student, "run the student inside recording()"
+        place = next(iter(student.values())).device
+        teacher = {name: x.detach().to(place) for name, x in self._recorded["teacher"].items()}
         assert teacher, "run the teacher inside recording()"
         self._clear()
         self._edges = [get_gradient_edge(x) for x in student.values() if x.requires_grad]

@@ -32,7 +32,7 @@ __all__ = [
 # How a model begins and is trained stands beside what it is, in the same node: teacher.max_steps
 # and teacher.hidden_size. The rest of the node is what builds it.
 TRAINING = {
-    *("max_steps", "seed", "optimizer", "schedule", "members", "weights"),
+    *("max_steps", "seed", "optimizer", "schedule", "members", "weights", "device"),
     *("initialize", "layers", "lora"),
 }
 

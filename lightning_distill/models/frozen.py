@@ -1,5 +1,7 @@
 """The teacher, out of harm's way."""
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,17 +21,39 @@ class Frozen(nn.Module):
     """
 
     model: Any
+    head: Any = None  # that moves, where the model stays
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, split: bool = True) -> None:
-        """vocab_size, split: see `Predictor`."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        split: bool = True,
+        device: str | None = None,
+    ) -> None:
+        """vocab_size, split: see `Predictor`. device: where the model stays while others move; what
+        it says is handed over to where it was asked, with a copy of its head that moves along."""
         super().__init__()
         object.__setattr__(self, "model", model.eval().requires_grad_(False))
         self.predict = Predictor(model, vocab_size, split)
+        self.place = None if device is None else torch.device(device)
+        if self.place is not None:
+            model.to(self.place)  # type: ignore[arg-type]
+            if head := self.predict.head:
+                moves = replace(head, linear=copy.deepcopy(head.linear))
+                object.__setattr__(self, "head", moves)
 
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> Predictions:
-        return self.predict(batch)
+        if self.place is None:
+            return self.predict(batch)
+        asked_at = batch["labels"].device
+        tensors = {name: x for name, x in batch.items() if isinstance(x, Tensor)}
+        said = self.predict({name: x.to(self.place) for name, x in tensors.items()})
+        return Predictions(said.states.to(asked_at), self.head, said.vocab_size)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Frozen":
-        self.model._apply(fn, recurse)
+        if self.place is None:
+            self.model._apply(fn, recurse)
+        elif self.head:
+            self.head.linear._apply(fn, recurse)
         return super()._apply(fn, recurse)

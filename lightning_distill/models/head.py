@@ -97,7 +97,7 @@ class Predictor:
         self.vocab_size = vocab_size
         self.head = find_head(model) if split else None
         self.settings = {"use_cache": False} if model.can_generate() else {}
-        self.read: Callable[..., Tensor] = self._read  # inputs to last hidden states
+        self.read: Callable[..., Tensor] = self._read  # inputs to last hidden states, or logits
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
         """batch: what the model reads of it, `INPUTS`. A decoder behind an encoder reads the
@@ -107,12 +107,14 @@ class Predictor:
         if config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = shifted(batch["labels"], config.decoder_start_token_id)
         inputs |= self.settings
-        states = self.model(**inputs).logits if self.head is None else self.read(**inputs)
-        return Predictions(states, self.head, self.vocab_size)
+        return Predictions(self.read(**inputs), self.head, self.vocab_size)
 
     def _read(self, **inputs: Any) -> Tensor:
-        states: Tensor = self.model.base_model(**inputs).last_hidden_state
-        return states
+        if self.head is None:
+            said: Tensor = self.model(**inputs).logits
+        else:
+            said = self.model.base_model(**inputs).last_hidden_state
+        return said
 
 
 def shifted(labels: Tensor, start: int) -> Tensor:
