@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_distill.models import find_layers
-from lightning_distill.models.head import Predictor
+from lightning_distill.models.head import Predictor, read
 from lightning_distill.models.pretrained import is_quantized
 
 
@@ -47,22 +47,20 @@ def shard(module: L.LightningModule, predictors: Sequence[Predictor]) -> None:
         model: Any = predictor.model
         if is_quantized(model):
             continue
-        if isinstance(model, FSDPModule):
-            predictor.read = getattr(model, "read")  # noqa: B009
-            continue
-        _, layers = find_layers(model) or ("", [])
-        for layer in layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        # Our forward pass may stop short of the logits, and has to put weights together too.
-        model.read = MethodType(_read_by(predictor.read), model)
-        register_fsdp_forward_method(model, "read")
-        predictor.read = model.read
+        if not isinstance(model, FSDPModule):
+            _, layers = find_layers(model) or ("", [])
+            for layer in layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh, reshard_after_forward=False)
+            # Our forward pass may stop short of the logits, and has to put weights together too.
+            model.read = MethodType(_read(predictor.head is None), model)
+            register_fsdp_forward_method(model, "read")
+        predictor.read = getattr(model, "read")  # type: ignore[method-assign]  # noqa: B009
 
 
-def _read_by(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _read(whole: bool) -> Callable[..., Tensor]:
     def of_model(model: PreTrainedModel, **inputs: Any) -> Tensor:
-        return read(**inputs)
+        return read(model, whole, **inputs)
 
     return of_model
 

@@ -57,7 +57,7 @@ class StudentModule(TrainedModule):
             teacher, known = self.transfer.label(self.teachers, batch)
         labels, logs = batch["labels"], self.logs_now
         truth = "by_student" not in batch
-        terms = self.objective(student, teacher, labels, known, truth, details=logs)
+        terms = self.objective(student, teacher, labels, known, truth, logs, batch.get("kept"))
         give_back(self.predictors[1:])
         for name, term in self.inside.items():
             # Where an example has one prediction, its mask says what was read for that.

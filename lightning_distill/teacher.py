@@ -48,7 +48,8 @@ class TeacherModule(TrainedModule):
         super().__init__(model, vocab_size, LABELS_ALONE, optimizer, schedule)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        terms = self.objective(self(batch), [], batch["labels"], details=self.logs_now)
+        labels, kept = batch["labels"], batch.get("kept")
+        terms = self.objective(self(batch), [], labels, details=self.logs_now, kept=kept)
         return self.step(terms)
 
 

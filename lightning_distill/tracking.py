@@ -28,6 +28,7 @@ for message in (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*predict returned None.*",
+    ".*have passed in a `LightningDataModule`.*",
 ):
     warnings.filterwarnings("ignore", message)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

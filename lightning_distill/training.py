@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from lightning_distill import ConfigError, ranks
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
-from lightning_distill.losses.objective import nll
+from lightning_distill.losses.objective import counted, nll
 from lightning_distill.models.head import Predictions, Predictor
 from lightning_distill.preemption import Preemption
 from lightning_distill.sharding import gathered, is_sharding, local, shard, whole
@@ -89,7 +89,10 @@ class TrainedModule(L.LightningModule):
             shard(self, self.predictors)
         if self.compiles:
             for predictor in self.predictors:
-                predictor.read = torch.compile(predictor.read)
+                predictor.compile()
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
+        return {**batch, "kept": counted(batch["labels"])}  # as long as they are on the processor
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         total, tokens = nll(self(batch), batch["labels"])
@@ -284,16 +287,17 @@ def make_trainer(
     **settings: Any,
 ) -> L.Trainer:
     bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
-    node = OmegaConf.to_container(cfg.trainer, resolve=True)
-    assert isinstance(node, dict)
-    node = {str(key): value for key, value in node.items() if key not in (*OURS, "callbacks")}
     torch.set_float32_matmul_precision(cfg.trainer.get("matmul_precision", "highest"))
     if not ranks.several():
         settings |= {"num_nodes": 1, "strategy": "auto"}
         if ranks.on_this_machine(cfg) > 1:  # it looks ahead, at what others do together
             settings["devices"] = 1
+    known = cfg.copy()
+    with open_dict(known):
+        for key in OURS:
+            known.trainer.pop(key, None)
     return instantiate(
-        node,
+        known.trainer,
         logger=loggers or False,
         callbacks=[*theirs, *(callbacks or []), *bar],
         enable_progress_bar=bool(bar),

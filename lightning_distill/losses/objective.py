@@ -121,6 +121,7 @@ class Objective:
         known: Tensor | None = None,
         truth: bool = True,
         details: bool = False,
+        kept: Tensor | None = None,
     ) -> Terms:
         """Of a batch: student and each teacher [B, T, ...], labels: [B, T], -100 left out.
 
@@ -130,8 +131,11 @@ class Objective:
         details: also nll; kl, KL(p ‖ q) at T = 1; the share of tokens known; and the norms of the
         gradients of both weighted terms with respect to the student's logits, which show the
         balance that alpha and T really make.
+        kept: [N], which of the flattened labels count, where that is known. To find it out, a
+        processor waits for its GPU.
         """
-        kept = (labels.flatten() != IGNORED).nonzero()[:, 0]
+        if kept is None:
+            kept = counted(labels)
         targets = labels.flatten()[kept] if truth else None
         compared = None if known is None else known.flatten()[kept]
         student = student.at(kept)
@@ -253,6 +257,11 @@ class Objective:
         else:
             if shape != (1,):
                 yield f"the loss makes {list(shape)} of [N, V] = [1, 2]; it must make [1], [N]"
+
+
+def counted(labels: Tensor) -> Tensor:
+    """Which of the flattened labels are there to be predicted: [B, T] to [N]."""
+    return (labels.flatten() != IGNORED).nonzero()[:, 0]
 
 
 def nll(student: Predictions, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,8 @@ for a few positions at a time.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -97,7 +96,6 @@ class Predictor:
         self.vocab_size = vocab_size
         self.head = find_head(model) if split else None
         self.settings = {"use_cache": False} if model.can_generate() else {}
-        self.read: Callable[..., Tensor] = self._read  # inputs to last hidden states, or logits
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
         """batch: what the model reads of it, `INPUTS`. A decoder behind an encoder reads the
@@ -109,12 +107,19 @@ class Predictor:
         inputs |= self.settings
         return Predictions(self.read(**inputs), self.head, self.vocab_size)
 
-    def _read(self, **inputs: Any) -> Tensor:
-        if self.head is None:
-            said: Tensor = self.model(**inputs).logits
-        else:
-            said = self.model.base_model(**inputs).last_hidden_state
-        return said
+    def read(self, **inputs: Any) -> Tensor:
+        """The model's last hidden states, or its logits where there is no head."""
+        return read(self.model, self.head is None, **inputs)
+
+    def compile(self) -> None:
+        """Has torch.compile make it faster, from the first batch on."""
+        own = self.__dict__.get("read") or partial(read, self.model, self.head is None)
+        self.read = torch.compile(own)  # type: ignore[method-assign]
+
+
+def read(model: Any, whole: bool, **inputs: Any) -> Tensor:
+    said: Tensor = model(**inputs).logits if whole else model.base_model(**inputs).last_hidden_state
+    return said
 
 
 def shifted(labels: Tensor, start: int) -> Tensor:

@@ -104,4 +104,4 @@ class OnPolicy(Online):
             show(self.file, [{"step": step, "prompt": prompt, "text": text}])
         own = self.data.completed(beginnings, new)
         places = {name: x.to(batch["labels"].device) for name, x in own.items()}
-        return batch | places | {"by_student": True}
+        return batch | places | {"by_student": True, "kept": None}

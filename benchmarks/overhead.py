@@ -1,0 +1,193 @@
+"""What Lightning and the framework add to a training step, and what each feature costs: the demo's.
+
+`python -m benchmarks.overhead`; contenders take turns within one process. The bare loop does the
+same arithmetic, with the same models, objective, optimizer and batches, and nothing else.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig
+
+import lightning_distill.app  # noqa: F401 (its resolvers)
+from lightning_distill import models
+from lightning_distill.artifacts import Store
+from lightning_distill.errors import CONF
+from lightning_distill.models import Frozen
+from lightning_distill.student import StudentModule
+from lightning_distill.teacher import Teacher
+from lightning_distill.training import make_trainer
+
+DEMO = ["experiment=demo", "experiment/job=distilled", "logger=csv"]
+WARM_UP = 20  # steps that are not timed
+
+# Each in place of what the demo does.
+FEATURES = {
+    "as the demo trains": [],
+    "every step logged (`trainer.log_every_n_steps=1`)": ["trainer.log_every_n_steps=1"],
+    "`loss.fused=false`": ["loss.fused=false"],
+    "`transfer=cached`": ["transfer=cached"],
+    "`loss.alpha=0`": ["loss.alpha=0", "loss.hard_target=labels"],
+    "`loss.hidden.weight=1`": ["loss.hidden.weight=1"],
+    "`trainer.gradient_checkpointing=true`": ["trainer.gradient_checkpointing=true"],
+    "`trainer.compile=true`": ["trainer.compile=true"],
+}
+
+
+class Step:
+    """One job's training, to be run for some steps under Lightning or in a bare loop."""
+
+    def __init__(self, overrides: list[str], folder: Path, steps: int) -> None:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            self.cfg: DictConfig = compose("config", [*DEMO, f"paths.outputs={folder}", *overrides])
+        self.steps, self.folder = steps + WARM_UP, folder
+        self.data = instantiate(self.cfg.data)
+        self.data.prepare(Store(folder), None)
+        torch.manual_seed(0)
+        self.teacher = models.build(self.cfg.teacher, self.data)
+        self.objective, self.transfer = instantiate(self.cfg.loss), instantiate(self.cfg.transfer)
+        if self.objective.needs_teacher:
+            held = Teacher([lambda: self.teacher], [1.0], "untrained", 0.0, self.data)
+            make = lambda role: make_trainer(self.cfg, folder, role)  # noqa: E731
+            self.transfer.prepare(self.data, held, Store(folder), make, folder)
+
+    def module(self) -> StudentModule:
+        asks = self.objective.needs_teacher and self.transfer.holds_teacher
+        teacher = Frozen(self.teacher, self.data.num_classes, self.objective.fused)
+        return StudentModule(
+            models.build(self.cfg.student, self.data),
+            self.data.num_classes,
+            [teacher] if asks else [],
+            self.objective,
+            self.transfer,
+            instantiate(self.cfg.optimizer),
+            instantiate(self.cfg.schedule),
+        )
+
+    def under_lightning(self) -> "Clock":
+        clock, module = Clock(), self.module()
+        module.compiles = self.cfg.trainer.compile
+        if self.cfg.trainer.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.data.train_on(self.transfer.dataset(self.data), 0)
+        settings = {"max_steps": self.steps, "limit_val_batches": 0}
+        trainer = make_trainer(
+            self.cfg, self.folder, "student", [CSVLogger(str(self.folder))], [clock], **settings
+        )
+        trainer.fit(module, datamodule=self.data)
+        return clock
+
+    def in_a_bare_loop(self) -> "Clock":
+        module = self.module()
+        model = module.model.train()
+        optimizer = instantiate(self.cfg.optimizer)(
+            [
+                {"params": [p for p in model.parameters() if p.ndim >= 2]},
+                {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            ]
+        )
+        schedule = instantiate(self.cfg.schedule)(optimizer, total_steps=self.steps)
+        clock = Clock()
+        for batch in self.batches():
+            teacher, known = self.transfer.label(module.teachers, batch)
+            terms = self.objective(module.predict(batch), teacher, batch["labels"], known)
+            (terms.total / terms.tokens).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.cfg.trainer.gradient_clip_val)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            clock.lap()
+        return clock
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        dataset, made = self.transfer.dataset(self.data), 0
+        while True:
+            for batch in self.data.loader(dataset, self.data.batch_size):
+                if made == self.steps:
+                    return
+                made += 1
+                yield batch
+
+
+class Clock(Callback):
+    def __init__(self) -> None:
+        self.laps: list[float] = []
+
+    def lap(self) -> None:
+        self.laps.append(time.perf_counter())
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.lap()
+
+    @property
+    def mean(self) -> float:
+        """Of all steps: those that are logged, which also weigh each term's gradient, count in."""
+        return statistics.mean(self._seconds)
+
+    @property
+    def median(self) -> float:
+        """Of a step that is not logged, as most are."""
+        return statistics.median(self._seconds)
+
+    @property
+    def _seconds(self) -> list[float]:
+        timed = self.laps[WARM_UP - 1 :]
+        return [later - earlier for earlier, later in pairwise(timed)]
+
+
+def table(steps: int, rounds: int) -> list[str]:
+    """Milliseconds a step; the median of the rounds."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning_distill").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        demo = Step([], Path(folder), steps)
+        pairs = [(demo.in_a_bare_loop(), demo.under_lightning()) for _ in range(rounds)]
+        bare = [plain.median for plain, _ in pairs]
+        step, whole = [mine.median for _, mine in pairs], [mine.mean for _, mine in pairs]
+        lines = [
+            "| the demo's step | ms | × |",
+            "| --- | ---: | ---: |",
+            _row("a bare loop", bare, bare),
+            _row("under Lightning, a step that is not logged", step, bare),
+            _row("under Lightning, with every tenth logged", whole, bare),
+            "",
+            "| with | ms | × |",
+            "| --- | ---: | ---: |",
+        ]
+        found: dict[str, list[float]] = {name: [] for name in FEATURES}
+        contenders = {name: Step(o, Path(folder), steps) for name, o in FEATURES.items()}
+        for _ in range(rounds):
+            for name, one in contenders.items():
+                found[name].append(one.under_lightning().mean)
+        first = found[next(iter(found))]
+        lines += [_row(name, seconds, first) for name, seconds in found.items()]
+    return lines
+
+
+def _row(name: str, seconds: list[float], against: list[float]) -> str:
+    ratio = statistics.median(s / a for s, a in zip(seconds, against, strict=True))
+    return f"| {name} | {1e3 * statistics.median(seconds):.1f} | {ratio:.3f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=80, help="timed, a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    print("\n".join(table(args.steps, args.rounds)))
+
+
+if __name__ == "__main__":
+    main()
