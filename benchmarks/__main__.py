@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.overhead import table
+
 CUDA = torch.cuda.is_available()
 NAMES = {
     "ours": "lightning_distill",
@@ -134,6 +136,14 @@ def memory(args: argparse.Namespace) -> list[str]:
     return lines
 
 
+def overhead(args: argparse.Namespace) -> list[str]:
+    """What Lightning, logging and each feature add to the demo's step."""
+    return ["", "The demo's step, in one process on one thread.", "", *table(80, args.rounds)]
+
+
+TABLES = {"steps": steps, "cached": cached, "memory": memory, "overhead": overhead}
+
+
 def _median(runs: list[dict[str, Any]], key: str) -> float:
     return statistics.median(run[key] for run in runs)
 
@@ -146,8 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes for each contender")
     parser.add_argument("--cores", type=int, default=1, help="without a GPU")
     parser.add_argument(
-        "--tables", nargs="+", choices=["steps", "cached", "memory"], help="all without it",
-        default=["steps", "cached", "memory"],
+        "--tables", nargs="+", choices=list(TABLES), help="all without it", default=list(TABLES),
     )  # fmt: skip
     args = parser.parse_args()
     if CUDA:
@@ -155,12 +164,11 @@ def main() -> None:
     else:
         device = f"{args.cores} core{'s' if args.cores > 1 else ''} of {_processor()}, float32"
     lines = [f"{date.today()}, {device}, torch {torch.__version__}."]
-    tables = {"steps": steps, "cached": cached, "memory": memory}
     for name in args.tables:
-        lines += tables[name](args)
+        lines += TABLES[name](args)
     text = "\n".join(lines) + "\n"
     print(f"\n{text}")
-    if len(args.tables) == len(tables):
+    if len(args.tables) == len(TABLES):
         file = HERE / f"results-{'gpu' if CUDA else 'cpu'}.md"
         file.write_text(text)
         print(f"written to {file}")
