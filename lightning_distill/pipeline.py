@@ -215,6 +215,11 @@ def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) ->
             )
         teacher = models.outline(each_teacher(cfg)[0].teacher, data)
         term.attach(outline_student(cfg, data), teacher)
+        if ranks.is_sharded(cfg) and list(term.parameters()):
+            raise ConfigError(
+                f"loss.{name}.weight={term.weight:g} between models of different widths learns "
+                "matrices of its own, which trainer=fsdp does not share. Set trainer=ddp."
+            )
 
 
 def outline_student(cfg: DictConfig, data: DataModule) -> PreTrainedModel:

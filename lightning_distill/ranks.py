@@ -55,6 +55,10 @@ def wanted(cfg: DictConfig) -> int:
     return on_this_machine(cfg) * int(cfg.trainer.get("num_nodes", 1))
 
 
+def is_sharded(cfg: DictConfig) -> bool:
+    return str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith(".Sharded")
+
+
 def hardware_problem(cfg: DictConfig) -> str | None:
     """What `trainer` asks for and this machine lacks."""
     trainer, asked = cfg.trainer, cfg.trainer.get("devices", 1)
@@ -71,10 +75,15 @@ def hardware_problem(cfg: DictConfig) -> str | None:
     if gpus and highest >= gpus:
         there = "is one GPU" if gpus == 1 else f"are {gpus} GPUs"
         return f"trainer.devices={asked}: there {there}; set trainer.devices={gpus} or fewer"
-    if "Sharded" in str(OmegaConf.select(trainer, "strategy._target_")) and wanted(cfg) == 1:
+    if is_sharded(cfg) and wanted(cfg) == 1:
         return (
             "trainer=fsdp splits models up among several devices, and has one; set "
             "trainer.devices=2 or more, or trainer=auto"
+        )
+    if is_sharded(cfg) and OmegaConf.select(cfg, "student.lora.rank"):
+        return (
+            f"student.lora.rank={cfg.student.lora.rank}: trainer=fsdp trains whole models; set "
+            "trainer=ddp, or student.lora.rank=null"
         )
     if (place := cfg.teacher.get("device")) is not None:
         kind, _, index = str(place).partition(":")

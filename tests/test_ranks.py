@@ -204,6 +204,28 @@ def test_a_job_of_slurm_is_queued_again(tmp_path, monkeypatch, array):
     assert told.read_text().split() == ["requeue", "10_3" if array else "12"]
 
 
+@pytest.mark.slow
+def test_the_doctor_counts_the_devices(in_process, tmp_path):
+    look = ["stage=doctor", f"paths.outputs={tmp_path}"]
+    assert "2 × cpu" in in_process("trainer=ddp", *TWO, *look).stdout
+    said = in_process("trainer=fsdp", "trainer.accelerator=cpu", *look, expect=2).stdout
+    assert "WRONG device     trainer=fsdp splits models up" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.hidden.weight=1"], "which trainer=fsdp does not share. Set trainer=ddp."),
+        (["student.lora.rank=2"], "trainer=fsdp trains whole models"),
+        (["trainer.devices=3", "trainer.num_nodes=2"], "needs this command started on every"),
+    ],
+)
+def test_what_shards_or_machines_cannot_do_is_refused(command, overrides, message):
+    said = command("trainer=fsdp", *TWO, *overrides, expect=2).stderr
+    assert message in said
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_examples_of_a_step_are_the_same_on_any_number_of_devices(world):
     """Of 16 a step; the order of all, 5 steps of it, begins at the third."""

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.filesize import decimal
 from torch import Tensor
 
-from lightning_distill import ConfigError, models
+from lightning_distill import ConfigError, models, ranks
 from lightning_distill.data import DataModule, Language
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.doctor.case import Case, LeftOutError
@@ -80,10 +80,12 @@ def _rows(node: Any, data: DataModule) -> int:
 
 def device(case: Case) -> str:
     """What `trainer=` asks for is there."""
+    if problem := ranks.hardware_problem(case.cfg):
+        raise ConfigError(f"{problem}.")
     trainer = make_trainer(case.cfg, case.job.folder, "")
-    kind, count = trainer.strategy.root_device.type, trainer.world_size
+    kind = trainer.strategy.root_device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
-    return f"{count} × {name}, {trainer.precision}"
+    return f"{ranks.wanted(case.cfg)} × {name}, {trainer.precision}"
 
 
 def teacher(case: Case) -> str:
