@@ -6,6 +6,7 @@ artifacts: made once, and shared by every job that agrees on them.
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import lightning as L
@@ -241,13 +242,19 @@ def split_by_hash(
     one more item moves the others much. what: the items' name, for the message.
     """
     by_hash = dict(hashed)
-    if len(by_hash) < len(SPLITS):
+    items = iter([by_hash[key] for key in sorted(by_hash)])
+    sizes = split_sizes(len(by_hash), what, held_out)
+    return {split: list(islice(items, size)) for split, size in sizes.items()}
+
+
+def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, int]:
+    """How many of so many items each split has, in the order of their hashes."""
+    if count < len(SPLITS):
         raise ConfigError(
-            f"The source holds {len(by_hash)} {what}; the {', '.join(SPLITS)} splits need one each."
+            f"The source holds {count} {what}; the {', '.join(SPLITS)} splits need one each."
         )
-    items = [by_hash[key] for key in sorted(by_hash)]
-    held = -(-len(items) // held_out)
-    return {"test": items[:held], "validation": items[held : 2 * held], "train": items[2 * held :]}
+    held = -(-count // held_out)
+    return {"test": held, "validation": held, "train": count - 2 * held}
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -265,4 +272,8 @@ def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return digest(text.encode("utf-8", "surrogatepass")).hex()
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

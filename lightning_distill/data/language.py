@@ -4,20 +4,20 @@ documents → split by hash → tokenizer (trained on the train split) → token
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
+from lightning_distill.data.datamodule import SPLITS, DataModule
+from lightning_distill.data.documents import Documents, mapped, split_on_disk, write_tokens
 from lightning_distill.data.packing import IGNORED, Blocks, check_targets
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import Quality
@@ -64,11 +64,13 @@ class Language(DataModule):
     ) -> None:
         super().__init__(batch_size)
         self.source = source(**settings)
+        self._folder = Path(tempfile.gettempdir())  # for documents that are not held in memory
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
         self.isolate_documents = isolate_documents
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._folder = store.root / "tokens"
         made_from = {"source": self.source.fingerprint(), "edition": EDITION}
         texts = lambda: self._documents["train"]  # noqa: E731
         self.tokenizer = obtain_tokenizer(
@@ -82,7 +84,8 @@ class Language(DataModule):
         )
         made_from["tokenizer"] = tokenizer_hash(self.tokenizer)
         self.artifact = store.get("tokens", made_from, self._make_tokens)
-        self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
+        self.__dict__.pop("_documents", None)  # the tokens are there, and the texts' file may go
+        self._tokens = mapped(self.artifact.folder / "tokens.safetensors")
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
         if (length := len(self._tokens["train"])) <= self.sequence_length:
             raise ConfigError(
@@ -224,26 +227,13 @@ class Language(DataModule):
         return [blocks[number]["input_ids"][:width] for number in self.shown]
 
     @cached_property
-    def _documents(self) -> dict[str, list[str]]:
-        """The documents of each split."""
-        hashed = ((sha256(d), d) for d in self.source.documents() if d.strip())
-        return split_by_hash(hashed, "documents (a .txt is cut every 1,500 to 3,000 characters)")
+    def _documents(self) -> dict[str, Documents]:
+        """The documents of each split, on disk."""
+        texts = (text for text in self.source.documents() if text.strip())
+        what = "documents (a .txt is cut every 1,500 to 3,000 characters)"
+        return split_on_disk(texts, self._folder, what)
 
     def _make_tokens(self, folder: Path) -> None:
-        tensors: dict[str, Tensor] = {}
-        sizes: dict[str, int] = {}
-        for split in SPLITS:
-            documents = self._documents[split]
-            ids: list[int] = []
-            numbers: list[Tensor] = []
-            bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
-            for number, text in enumerate(bar):
-                own = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                own = [*own, *self.closing]
-                ids += own
-                numbers.append(torch.full((len(own),), number, dtype=torch.int32))
-            tensors[split] = torch.tensor(ids, dtype=torch.int32)
-            tensors[f"{split}_documents"] = torch.cat(numbers)
-            sizes[split] = sum(len(text.encode()) for text in documents)
-        save_file(tensors, folder / "tokens.safetensors")
+        splits = {split: self._documents[split] for split in SPLITS}
+        sizes = write_tokens(splits, self.tokenizer, self.closing, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
