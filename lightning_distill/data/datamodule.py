@@ -5,8 +5,9 @@ artifacts: made once, and shared by every job that agrees on them.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from itertools import count, islice
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import lightning as L
@@ -21,6 +22,7 @@ from lightning_distill.models.sizes import Size
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 18  # one document in 18 is for validation, and one for the test
+AHEAD = 8  # batches at most that a trainer has fetched and not trained on
 PROMPTS = 3  # test examples that samples show
 
 Item = TypeVar("Item")
@@ -45,7 +47,7 @@ class DataModule(L.LightningDataModule):
 
     A child is a task: it brings its examples, the models that are built for it, and how they are
     measured. Training, losses, transfers, sweeps and reports are the same for all.
-    batch_size: examples a micro-batch.
+    batch_size: examples a micro-batch. num_workers: processes that bring them; 0 for this one.
     """
 
     auto: ClassVar[Any]  # transformers' class that loads models of the task
@@ -59,9 +61,9 @@ class DataModule(L.LightningDataModule):
     tokenizer: PreTrainedTokenizerBase
     artifact: Artifact  # what was made of the source; its key tells it from others
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int = 0) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.train_on(None, seed=0)
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -175,18 +177,38 @@ class DataModule(L.LightningDataModule):
     def train_on(self, dataset: Any, seed: int) -> None:
         """Chooses the examples (all of the train split where None), and their order."""
         self.dataset, self.seed, self.start = dataset, seed, 0
+        self.stream: Any = None  # that is trained on, and the state that it goes on from
+        self.stream_state: dict[str, Any] | None = None
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of them."""
         return default_collate(examples)
 
     def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        return DataLoader(examples, batch_size, sampler=sampler, collate_fn=self.collate)
+        workers = self.num_workers
+        if not isinstance(examples, Sized):  # a stream, which has workers of its own
+            workers, sampler = 0, count() if sampler is None else sampler
+        return DataLoader(
+            examples,
+            batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            multiprocessing_context=start_method(workers),
+        )
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         examples: Any = self.examples("train") if self.dataset is None else self.dataset
         samples = self.trainer.max_steps * self.trainer.accumulate_grad_batches * self.batch_size
+        if not isinstance(examples, Sized):  # a stream, in the order of its source
+            self.stream = examples
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            kept = (self.trainer.accumulate_grad_batches + AHEAD) * self.batch_size
+            order: Any = examples.begin(self.stream_state, rank, world, samples, kept)
+            return self.loader(examples, self.batch_size, order)
         order = Order(len(examples), samples, self.seed, self.start)
         return self.loader(examples, self.batch_size, order)
 
@@ -200,10 +222,12 @@ class DataModule(L.LightningDataModule):
         """The position in the order of examples, so that a resumed run goes on behind it."""
         assert self.trainer is not None
         steps = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return {"start": steps * self.batch_size, "seed": self.seed}
+        state = {"start": steps * self.batch_size, "seed": self.seed}
+        return state | ({"stream": self.stream.state(state["start"])} if self.stream else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.seed = state_dict["start"], state_dict["seed"]
+        self.stream_state = state_dict.get("stream")
 
 
 class Order(Sampler[int]):
@@ -255,6 +279,11 @@ def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, in
         )
     held = -(-count // held_out)
     return {"test": held, "validation": held, "train": count - 2 * held}
+
+
+def start_method(num_workers: int) -> str | None:
+    """Workers are copies of this process where that can be had: then nothing is sent to them."""
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def spread(count: int, wanted: int) -> list[int]:

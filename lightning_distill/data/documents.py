@@ -4,7 +4,7 @@ import json
 import tempfile
 import warnings
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,7 +74,7 @@ def write_tokens(
     for split, documents in splits.items():
         bytes_of[split] = 0
         bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
-        ids_file, numbers_file = _parts(folder, split)
+        ids_file, numbers_file = (_part(folder, name) for name in _names(split))
         with ids_file.open("wb") as ids, numbers_file.open("wb") as numbers:
             for number, text in enumerate(bar):
                 own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -82,7 +82,7 @@ def write_tokens(
                 ids.write(own.tobytes())
                 numbers.write(np.full(len(own), number, "<i4").tobytes())
                 bytes_of[split] += len(text.encode())
-    files = {name: file for s in splits for name, file in zip(_names(s), _parts(folder, s))}
+    files = {name: _part(folder, name) for split in splits for name in _names(split)}
     _join(files, folder / "tokens.safetensors")
     return bytes_of
 
@@ -108,8 +108,8 @@ def _names(split: str) -> tuple[str, str]:
     return split, f"{split}_documents"
 
 
-def _parts(folder: Path, split: str) -> Iterator[Path]:
-    return (folder / f"{name}.partial" for name in _names(split))
+def _part(folder: Path, name: str) -> Path:
+    return folder / f"{name}.partial"  # which the store clears away after a killed process
 
 
 def _tensor(values: np.ndarray) -> Tensor:
