@@ -45,7 +45,8 @@ def explain(error: BaseException) -> str | None:
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, ConfigError):
-            return str(link)
+            # What a loader's worker raised holds its traceback too.
+            return str(link).rpartition("lightning_distill.ConfigError: ")[2].strip()
         if isinstance(link, MissingMandatoryValue):
             key = str(link).removeprefix("Missing mandatory value:").split()[0]
             return f"{key} is not set; give {key}=<value>."

@@ -40,6 +40,9 @@ INPUTS = (
     ("transfer", "cache"),
 )
 
+# Settings of data that count where it is streamed alone.
+OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -127,6 +130,11 @@ def _needs_labels_alone(loss: dict[str, Any]) -> bool:
 def _effective(settings: dict[str, Any]) -> dict[str, Any]:
     """Without what has no effect beside the other settings: the temperature at alpha = 0."""
     loss, transfer = dict(settings["loss"]), settings["transfer"]
+    unread = {"num_workers"} | (set() if settings["data"].get("streaming") else OF_STREAMS)
+    settings = {
+        **settings,
+        "data": {key: value for key, value in settings["data"].items() if key not in unread},
+    }
     for role in ("teacher", "student"):
         node = settings[role]
         if not (node.get("lora") or {}).get("rank"):

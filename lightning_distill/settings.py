@@ -23,7 +23,10 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "checkpoint_every_n_steps": (True, 1, True),
     "data.sequence_length": (True, 2, True),
     "data.batch_size": (True, 1, True),
+    "data.num_workers": (True, 0, True),
     "data.held_out": (True, 3, True),
+    "data.held_out_documents": (True, 1, True),
+    "data.tokenizer_mb": (False, 0, False),
     "data.image_size": (True, 4, True),
     "data.image_std": (False, 0, False),
     "data.vocab_size": (True, 257, True),  # every byte, and the end of text
@@ -73,6 +76,7 @@ INITIALIZE = ("random", "teacher_layers")
 RERUN = ("failed", "all", "none")
 
 SWITCHES = (
+    "data.streaming",
     "data.isolate_documents",
     "data.skip_bad_rows",
     "teacher.trust_remote_code",
@@ -91,7 +95,7 @@ def check(cfg: DictConfig) -> None:
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
     for one in each_teacher(cfg):
         problems += [*problems_of_quantization(one), *problems_of_adapters(one)]
-    problems += _problems_of_sweep(cfg)
+    problems += [*_problems_of_sweep(cfg), *_problems_of_streaming(cfg)]
     if (precision := cfg.trainer.get("matmul_precision", "highest")) not in MATMUL:
         problems.append(str(nearest("trainer.matmul_precision", precision, MATMUL)).rstrip("."))
     problems += _problems_of_tasks(cfg.evaluate.tasks)
@@ -149,6 +153,22 @@ def _problems_of_start(cfg: DictConfig) -> Iterator[str]:
         yield (
             "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
             "brings its own; choose a size, as in student=s, or student.initialize=random"
+        )
+
+
+def _problems_of_streaming(cfg: DictConfig) -> Iterator[str]:
+    if cfg.data.get("streaming") is not True:
+        return
+    if "stored" in cfg.transfer or "num_sequences" in cfg.transfer:
+        name = "sequence" if "num_sequences" in cfg.transfer else "cached"
+        yield (
+            f"data.streaming=true has no end that transfer={name} could come to; choose "
+            "transfer=online or on_policy, or set data.streaming=false"
+        )
+    elif cfg.transfer.get("num_blocks") is not None:
+        yield (
+            f"transfer.num_blocks={cfg.transfer.num_blocks} chooses from a text that is counted, "
+            "which data.streaming=true is not; leave it out, or set data.streaming=false"
         )
 
 

@@ -74,7 +74,7 @@ class TrainedModule(L.LightningModule):
         self._start = time.perf_counter()
         self._tokens: Tensor | int = 0  # of the current global batch
         self._details: tuple[dict[str, Tensor], Tensor | int] = {}, 0
-        self._clock = (time.perf_counter(), 0)
+        self._clock = (time.perf_counter(), 0, 0.0)
 
     def forward(self, batch: dict[str, Tensor]) -> Predictions:
         return self.predict(batch)
@@ -217,10 +217,12 @@ class TrainedModule(L.LightningModule):
         values |= details
         values["gradient_norm"] = gradient_norm
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
-        now, before = time.perf_counter(), self._clock
+        waited = getattr(self.trainer.train_dataloader, "waited", 0.0)
+        now, before = (time.perf_counter(), self.global_step + 1, waited), self._clock
         if before[1]:  # the first interval includes the start-up
-            values["tokens_per_second"] = tokens / (now - before[0])
-        self._clock = (now, self.global_step + 1)
+            values["tokens_per_second"] = tokens / (now[0] - before[0])
+            values["data_seconds"] = (waited - before[2]) / (now[1] - before[1])  # a step
+        self._clock = now
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("loss", values["loss"], prog_bar=True, logger=False)
 

@@ -48,6 +48,7 @@ class Chat(Language):
     chat_template: a jinja file in the place of the tokenizer's own template.
     """
 
+    streams = False
     read_alike = True  # one template, and with it one tokenizer, for teacher and student
 
     def __init__(

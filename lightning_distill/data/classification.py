@@ -60,9 +60,10 @@ class Classification(DataModule):
         batch_size: int,
         vocab_size: int,
         held_out: int,
+        num_workers: int = 0,
         **settings: Any,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, num_workers)
         self.source = source(**settings)
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size

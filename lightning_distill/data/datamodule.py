@@ -5,8 +5,11 @@ artifacts: made once, and shared by every job that agrees on them.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import lightning as L
@@ -22,6 +25,7 @@ from lightning_distill.models.sizes import Size
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 18  # one document in 18 is for validation, and one for the test
+AHEAD = 8  # batches at most that a trainer has fetched and not trained on
 PROMPTS = 3  # test examples that samples show
 
 Item = TypeVar("Item")
@@ -46,7 +50,7 @@ class DataModule(L.LightningDataModule):
 
     A child is a task: it brings its examples, the models that are built for it, and how they are
     measured. Training, losses, transfers, sweeps and reports are the same for all.
-    batch_size: examples a micro-batch.
+    batch_size: examples a micro-batch. num_workers: processes that bring them; 0 for this one.
     """
 
     auto: ClassVar[Any]  # transformers' class that loads models of the task
@@ -60,9 +64,9 @@ class DataModule(L.LightningDataModule):
     tokenizer: PreTrainedTokenizerBase
     artifact: Artifact  # what was made of the source; its key tells it from others
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int = 0) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.train_on(None, seed=0)
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -176,19 +180,38 @@ class DataModule(L.LightningDataModule):
     def train_on(self, dataset: Any, seed: int) -> None:
         """Chooses the examples (all of the train split where None), and their order."""
         self.dataset, self.seed, self.start = dataset, seed, 0
+        self.stream: Any = None  # that is trained on, and the state that it goes on from
+        self.stream_state: dict[str, Any] | None = None
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of them."""
         return default_collate(examples)
 
     def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        return DataLoader(examples, batch_size, sampler=sampler, collate_fn=self.collate)
+        workers = self.num_workers
+        if not isinstance(examples, Sized):  # a stream, which has workers of its own
+            workers, sampler = 0, count() if sampler is None else sampler
+        return Loader(
+            examples,
+            batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            multiprocessing_context=start_method(workers),
+        )
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         examples: Any = self.examples("train") if self.dataset is None else self.dataset
         rank, world = self.trainer.global_rank, self.trainer.world_size
         samples = self.trainer.max_steps * self._examples_a_step
+        if not isinstance(examples, Sized):  # a stream, each rank's in the order of its source
+            self.stream = examples
+            kept = (self.trainer.accumulate_grad_batches + AHEAD) * self.batch_size
+            own: Any = examples.begin(self.stream_state, rank, world, samples // world, kept)
+            return self.loader(examples, self.batch_size, own)
         share = Share(rank, world, self.batch_size)
         order = Order(len(examples), samples, self.seed, self.start, share)
         return self.loader(examples, self.batch_size, order)
@@ -214,10 +237,31 @@ class DataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of examples, so that a resumed run goes on behind it."""
         assert self.trainer is not None
-        return {"start": self.trainer.global_step * self._examples_a_step, "seed": self.seed}
+        state = {"start": self.trainer.global_step * self._examples_a_step, "seed": self.seed}
+        if self.stream:
+            state["stream"] = self.stream.state(state["start"] // self.trainer.world_size)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.seed = state_dict["start"], state_dict["seed"]
+        self.stream_state = state_dict.get("stream")
+
+
+class Loader(DataLoader):
+    """Tells how long its batches were waited for."""
+
+    waited = 0.0  # seconds
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -292,13 +336,24 @@ def split_by_hash(
     one more item moves the others much. what: the items' name, for the message.
     """
     by_hash = dict(hashed)
-    if len(by_hash) < len(SPLITS):
+    items = iter([by_hash[key] for key in sorted(by_hash)])
+    sizes = split_sizes(len(by_hash), what, held_out)
+    return {split: list(islice(items, size)) for split, size in sizes.items()}
+
+
+def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, int]:
+    """How many of so many items each split has, in the order of their hashes."""
+    if count < len(SPLITS):
         raise ConfigError(
-            f"The source holds {len(by_hash)} {what}; the {', '.join(SPLITS)} splits need one each."
+            f"The source holds {count} {what}; the {', '.join(SPLITS)} splits need one each."
         )
-    items = [by_hash[key] for key in sorted(by_hash)]
-    held = -(-len(items) // held_out)
-    return {"test": items[:held], "validation": items[held : 2 * held], "train": items[2 * held :]}
+    held = -(-count // held_out)
+    return {"test": held, "validation": held, "train": count - 2 * held}
+
+
+def start_method(num_workers: int) -> str | None:
+    """Workers are copies of this process where that can be had: then nothing is sent to them."""
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -316,4 +371,8 @@ def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return digest(text.encode("utf-8", "surrogatepass")).hex()
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

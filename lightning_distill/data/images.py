@@ -87,9 +87,10 @@ class Images(DataModule):
         omit: str | int | None,
         image_mean: float,
         image_std: float,
+        num_workers: int = 0,
         **settings: Any,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, num_workers)
         self.source = source(**settings)
         self.held_out, self.omit = held_out, None if omit is None else str(omit)
         self.mean, self.std = image_mean, image_std

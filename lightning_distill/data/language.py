@@ -3,22 +3,26 @@
 documents → split by hash → tokenizer (trained on the train split) → tokens → blocks.
 """
 
+import inspect
 import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
+from lightning_distill.data.datamodule import SPLITS, DataModule
+from lightning_distill.data.documents import mapped, split_on_disk, write_tokens
 from lightning_distill.data.packing import IGNORED, Blocks, check_targets
+from lightning_distill.data.sources import EDITION as STREAMED
+from lightning_distill.data.sources import Source, check_streams, first_texts, held_out
+from lightning_distill.data.streaming import Stream
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import Quality
 from lightning_distill.models.isolation import check_isolates
@@ -29,14 +33,6 @@ PROMPT_TOKENS = 16
 NEW_TOKENS = 48
 
 
-class Source(Protocol):
-    """What a file of this package offers: documents, and a text that changes when they do."""
-
-    def fingerprint(self) -> str: ...
-
-    def documents(self) -> Iterator[str]: ...
-
-
 class Language(DataModule):
     """Blocks of tokens from one source.
 
@@ -44,11 +40,15 @@ class Language(DataModule):
     sequence_length: tokens a block.
     vocab_size: of the tokenizer that is trained here, where no pretrained model brings its own.
     isolate_documents: neither attention nor loss crosses from one document into the next.
+    streaming: documents are tokenized while a model trains on them, see `streaming.py`; of these
+    `held_out_documents` at most are held out for each split, and a tokenizer is trained on the
+    first `tokenizer_mb` megabytes of the rest.
     """
 
     auto: ClassVar[Any] = AutoModelForCausalLM
     kind, hub_task = "causal language model", "text-generation"
     writes = True
+    streams: ClassVar[bool] = True  # can train on text that is tokenized on the way
     read_alike = False  # transfer/alignment.py brings two tokenizers together
     needs: ClassVar[tuple[str, ...]] = ("eos_token",)  # of the tokenizer
     special_tokens: ClassVar[tuple[str, ...]] = ()  # of one that is trained here, besides that
@@ -60,30 +60,47 @@ class Language(DataModule):
         batch_size: int,
         vocab_size: int,
         isolate_documents: bool,
+        num_workers: int = 0,
+        streaming: bool = False,
+        held_out_documents: int = 200,
+        tokenizer_mb: float = 10,
         **settings: Any,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, num_workers)
+        if streaming:
+            if not self.streams:
+                raise ConfigError(f"data.streaming=true is not there for a {self.kind}.")
+            if "streaming" in inspect.signature(source).parameters:
+                settings["streaming"] = True
         self.source = source(**settings)
+        if streaming:
+            check_streams(self.source)
+        self.streaming, self.held_out_documents = streaming, held_out_documents
+        self.tokenizer_mb = tokenizer_mb
+        self._folder = Path(tempfile.gettempdir())  # for documents that are not held in memory
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
         self.isolate_documents = isolate_documents
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        made_from = {"source": self.source.fingerprint(), "edition": EDITION}
-        texts = lambda: self._documents["train"]  # noqa: E731
+        self._folder = store.root / "tokens"
+        of_tokenizer, of_tokens = self._made_from()
         self.tokenizer = obtain_tokenizer(
             store,
             tokenizer,
-            made_from,
-            texts,
+            of_tokenizer,
+            self._train_texts,
             self.vocab_size,
             self.special_tokens,
             needs=self.needs,
         )
-        made_from["tokenizer"] = tokenizer_hash(self.tokenizer)
-        self.artifact = store.get("tokens", made_from, self._make_tokens)
-        self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
+        of_tokens["tokenizer"] = tokenizer_hash(self.tokenizer)
+        self.artifact = store.get("tokens", of_tokens, self._make_tokens)
+        self.__dict__.pop("_documents", None)  # the tokens are there, and the texts' file may go
+        self._tokens = mapped(self.artifact.folder / "tokens.safetensors")
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
+        if self.streaming:
+            return
         if (length := len(self._tokens["train"])) <= self.sequence_length:
             raise ConfigError(
                 f"The text gives {length} tokens to train on, fewer than one block of "
@@ -97,6 +114,15 @@ class Language(DataModule):
         return [int(self.tokenizer.eos_token_id)]
 
     def examples(self, split: str) -> Any:
+        if self.streaming and split == "train":
+            return Stream(
+                self.source,
+                self.tokenizer,
+                self.closing,
+                self.sequence_length,
+                self.isolate_documents,
+                self.num_workers,
+            )
         return self._blocks(self._tokens[split], self._tokens[f"{split}_documents"], None)
 
     @property
@@ -118,6 +144,7 @@ class Language(DataModule):
         return Quality(self.num_classes, self.bytes_per_token("test"))
 
     def bytes_per_token(self, split: str) -> float:
+        split = split if split in self._tokens else "validation"  # much like what is streamed
         return self._bytes[split] / len(self._tokens[split])
 
     def prompts(self) -> list[str]:
@@ -207,10 +234,11 @@ class Language(DataModule):
         return {"input_ids": ids[:, :-1], "labels": labels[:, 1:], "position_ids": places}
 
     def check_labels(self) -> str:
-        return check_targets({split: self.examples(split) for split in SPLITS})
+        return check_targets({s: self.examples(s) for s in SPLITS if s in self._tokens})
 
     def describe(self) -> str:
-        sizes = ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS)
+        sizes = ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS if s in self._tokens)
+        sizes = f"train streamed, {sizes}" if self.streaming else sizes
         return (
             f"tokens: {sizes}; vocabulary {len(self.tokenizer):,}; "
             f"{self.bytes_per_token('train'):.2f} bytes a token; {self.artifact.key}"
@@ -223,27 +251,34 @@ class Language(DataModule):
         blocks, width = self.examples("test"), min(PROMPT_TOKENS, self.sequence_length)
         return [blocks[number]["input_ids"][:width] for number in self.shown]
 
+    def _made_from(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What decides the tokenizer, and what the tokens, beside it."""
+        if not self.streaming:
+            known = {"source": self.source.fingerprint(), "edition": EDITION}
+            return dict(known), known
+        stamp = getattr(self.source, "stamp", self.source.fingerprint)()
+        known = {"source": stamp, "edition": EDITION, "streaming": STREAMED}
+        return (
+            known | {"tokenizer_mb": self.tokenizer_mb},
+            known | {"held_out_documents": self.held_out_documents},
+        )
+
     @cached_property
-    def _documents(self) -> dict[str, list[str]]:
-        """The documents of each split."""
-        hashed = ((sha256(d), d) for d in self.source.documents() if d.strip())
-        return split_by_hash(hashed, "documents (a .txt is cut every 1,500 to 3,000 characters)")
+    def _documents(self) -> Mapping[str, Sequence[str]]:
+        """The documents of each split, on disk; those held out, where the rest is streamed."""
+        if self.streaming:
+            return held_out(self.source, self.held_out_documents)
+        texts = (text for text in self.source.documents() if text.strip())
+        what = "documents (a .txt is cut every 1,500 to 3,000 characters)"
+        return split_on_disk(texts, self._folder, what)
+
+    def _train_texts(self) -> Iterable[str]:
+        """That a tokenizer is trained on."""
+        if self.streaming:
+            return first_texts(self.source, self.tokenizer_mb)
+        return self._documents["train"]
 
     def _make_tokens(self, folder: Path) -> None:
-        tensors: dict[str, Tensor] = {}
-        sizes: dict[str, int] = {}
-        for split in SPLITS:
-            documents = self._documents[split]
-            ids: list[int] = []
-            numbers: list[Tensor] = []
-            bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
-            for number, text in enumerate(bar):
-                own = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                own = [*own, *self.closing]
-                ids += own
-                numbers.append(torch.full((len(own),), number, dtype=torch.int32))
-            tensors[split] = torch.tensor(ids, dtype=torch.int32)
-            tensors[f"{split}_documents"] = torch.cat(numbers)
-            sizes[split] = sum(len(text.encode()) for text in documents)
-        save_file(tensors, folder / "tokens.safetensors")
+        splits = {split: self._documents[split] for split in SPLITS if split in self._documents}
+        sizes = write_tokens(splits, self.tokenizer, self.closing, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))

@@ -20,8 +20,9 @@ from transformers import (
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data.datamodule import SPLITS
-from lightning_distill.data.language import Language, Source
+from lightning_distill.data.language import Language
 from lightning_distill.data.packing import IGNORED, LOOKED_AT
+from lightning_distill.data.sources import Source
 from lightning_distill.data.tokenizer import MASK, frame
 from lightning_distill.metrics import Quality
 from lightning_distill.models.sizes import Size, encoder
@@ -42,6 +43,7 @@ class MaskedLanguage(Language):
     auto = AutoModelForMaskedLM
     kind, hub_task = "masked language model", "fill-mask"
     writes = False
+    streams = False
     read_alike = True
     needs = ("mask_token",)
     special_tokens = (MASK,)

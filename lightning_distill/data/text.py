@@ -6,22 +6,7 @@ from pathlib import Path
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import hash_of
-from lightning_distill.data.rows import READERS
-
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-PIECE = 1500  # characters: a long text is cut up, because the splits are made by document
-
-
-def pieces(text: str) -> Iterator[str]:
-    """Cuts after 1,500 to 3,000 characters: at a blank line, else a line's end, else a space."""
-    start = 0
-    while start < len(text):
-        low, high = start + PIECE, start + 2 * PIECE
-        ends = (text.find(mark, low, high) + len(mark) for mark in ("\n\n", "\n", " "))
-        stop = next((end for end in ends if end > low), high)
-        if text[start:stop].strip():
-            yield text[start:stop].strip("\n")
-        start = stop
+from lightning_distill.data.chunks import CHUNKS, Place
 
 
 class Text:
@@ -37,9 +22,9 @@ class Text:
         if not self.path.exists():
             raise ConfigError(f"data.path={path} does not exist.")
         self.files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
-        self.files = [f for f in self.files if f.suffix in SUFFIXES and f.is_file()]
+        self.files = [f for f in self.files if f.suffix in CHUNKS and f.is_file()]
         if not self.files:
-            raise ConfigError(f"data.path={path} holds no file that ends in {', '.join(SUFFIXES)}.")
+            raise ConfigError(f"data.path={path} holds no file that ends in {', '.join(CHUNKS)}.")
         if not any(f.stat().st_size for f in self.files):
             raise ConfigError(f"data.path={path} is empty.")
 
@@ -47,20 +32,31 @@ class Text:
         content = " ".join(f"{f.suffix}:{hash_of(f)}" for f in self.files)
         return f"text {self.column} {hashlib.sha256(content.encode()).hexdigest()}"
 
+    def stamp(self) -> str:
+        """Like the fingerprint, without reading them: of files that are large."""
+        root = self.path.parent if self.path.is_file() else self.path
+        files = [(str(f.relative_to(root)), f.stat()) for f in self.files]
+        return f"text {self.column} {[(name, s.st_size, s.st_mtime_ns) for name, s in files]}"
+
     def documents(self) -> Iterator[str]:
-        for file in self.files:
+        for _, found in self.chunks(None):
+            yield from found
+
+    def chunks(self, place: Place | None) -> Iterator[tuple[Place, list[str]]]:
+        """Some documents at a time, and the place where they begin; from such a place on."""
+        first, *inner = place or (0,)
+        for number in range(first, len(self.files)):
+            file = self.files[number]
+            start = tuple(inner) if number == first and inner else None
             try:
-                if file.suffix == ".txt":
-                    yield from pieces(file.read_text(encoding="utf-8"))
-                    continue
-                for where, row in READERS[file.suffix](file, self.column):
-                    if isinstance(row, Exception):
-                        raise ConfigError(f"data.path: {where}: {row}.")
-                    yield self._text_of(row, where)
+                for where, found in CHUNKS[file.suffix](file, self.column, start):
+                    yield (number, *where), [self._text_of(row, at) for at, row in found]
             except UnicodeDecodeError as error:
                 raise ConfigError(f"data.path: {file} is not UTF-8 text ({error}).") from error
 
     def _text_of(self, row: object, where: str) -> str:
+        if isinstance(row, Exception):
+            raise ConfigError(f"data.path: {where}: {row}.")
         if not isinstance(row, dict) or self.column not in row:
             there = ", ".join(map(str, row)) if isinstance(row, dict) else ""
             raise ConfigError(

@@ -55,9 +55,10 @@ class Translation(DataModule):
         sequence_length: int,
         batch_size: int,
         vocab_size: int,
+        num_workers: int = 0,
         **settings: Any,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, num_workers)
         self.source = source(**settings)
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size

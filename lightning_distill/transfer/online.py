@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,9 @@ class Online:
     def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
         """What the student trains on."""
         examples: Any = data.transfer_set()
-        return Subset(examples, range(self.count(examples)))
+        # Of a stream no number can be chosen: it has no end.
+        counted = isinstance(examples, Sized)
+        return Subset(examples, range(self.count(examples))) if counted else examples
 
     def compose(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
         """What student and teacher read in place of a batch."""

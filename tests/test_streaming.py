@@ -1,0 +1,265 @@
+import json
+import random
+
+import datasets
+import lightning as L
+import pytest
+import torch
+
+from lightning_distill import ConfigError, ranks
+from lightning_distill.artifacts import Store
+from lightning_distill.data import Language, chunks, sources
+from lightning_distill.data.huggingface import HuggingFace
+from lightning_distill.data.python_docs import PythonDocs
+from lightning_distill.data.sources import held_out, split_of
+from lightning_distill.data.streaming import Mark
+from lightning_distill.data.text import Text
+
+
+class Listed:
+    """A source that has all of its documents at hand."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def fingerprint(self):
+        return "listed"
+
+    def documents(self):
+        return ["a", "b"]
+
+
+class Generated(Listed):
+    """One that knows no places."""
+
+    def documents(self):
+        with open(self.path) as lines:
+            for line in lines:
+                yield json.loads(line)["text"]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 800)  # several documents
+    monkeypatch.setattr("lightning_distill.data.huggingface.ROWS", 7)
+
+
+@pytest.fixture
+def make(text_file, tmp_path):
+    def make(source=Text, isolate=True, **settings):
+        settings = {"path": str(text_file)} | settings
+        data = Language(source, 16, 4, 300, isolate, streaming=True, **settings)
+        data.prepare(Store(tmp_path / "outputs"), None)
+        return data
+
+    return make
+
+
+def blocks_of(stream, count, state=None, rank=0, world=1, samples=10**6):
+    order = iter(stream.begin(state, rank, world, samples, kept=10**6))
+    return [stream[next(order)] for _ in range(count)]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def train_documents(text_file):
+    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    return [text for text in texts if split_of(text) == "train"]
+
+
+def test_a_stream_is_the_train_documents_in_their_order_again_and_again(make, text_file):
+    data = make(isolate=False)
+    documents = train_documents(text_file)
+    ids = data.tokenizer(documents * 2)["input_ids"]
+    expected = torch.tensor([i for own in ids for i in [*own, 0]])
+    count = (len(expected) - 1) // 16
+    found = blocks_of(data.examples("train"), count)
+    assert torch.equal(torch.cat([b["input_ids"] for b in found]), expected[: 16 * count])
+    assert torch.equal(torch.cat([b["labels"] for b in found]), expected[1 : 16 * count + 1])
+    assert [int(b["block"]) for b in found] == list(range(count))
+
+
+def test_a_stream_keeps_documents_apart_as_blocks_of_a_split_do(make, text_file):
+    data = make()
+    documents = train_documents(text_file)
+    own = [torch.tensor([*ids, 0]) for ids in data.tokenizer(documents)["input_ids"]]
+    numbers = [torch.full((len(ids),), n) for n, ids in enumerate(own)]
+    whole = data._blocks(torch.cat(own), torch.cat(numbers), None)
+    count = len(whole) - 1  # the last one goes on in the next pass
+    assert same(blocks_of(data.examples("train"), count), [whole[i] for i in range(count)])
+
+
+def test_the_number_of_workers_changes_no_block(make):
+    expected = blocks_of(make().examples("train"), 400)
+    for workers in (1, 3):
+        assert same(blocks_of(make(num_workers=workers).examples("train"), 400), expected)
+
+
+def test_every_block_is_of_one_rank_alone(make, text_file):
+    data = make(num_workers=2)
+    alone = sum(len(ids) + 1 for ids in data.tokenizer(train_documents(text_file))["input_ids"])
+    seen = []
+    for rank in range(3):
+        stream = data.examples("train")
+        stream.begin(None, rank, 3, 10**6, 10**6)
+        portions = []
+        for portion in stream._portions(Mark()):
+            if portion.mark.round:
+                break
+            portions.append((portion.mark.number, len(portion.tokens)))
+        seen += portions
+    numbers = [number for number, _ in seen]
+    assert sorted(numbers) == list(range(len(numbers)))
+    assert sum(tokens for _, tokens in seen) == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3)])
+def test_a_stream_goes_on_at_the_next_token_from_any_state(make, workers, rank, world, monkeypatch):
+    monkeypatch.setattr(ranks, "all_of", lambda own: [own] * world)
+    data = make()
+    stream = data.examples("train")
+    whole = blocks_of(stream, 500, None, rank, world)
+    dice = random.Random(0)
+    for start in [0, 1, 499, 500, *(dice.randrange(500) for _ in range(6))]:
+        state = json.loads(json.dumps(stream.state(start)))
+        again = make(num_workers=workers).examples("train")
+        found = blocks_of(again, 500 - start, state, rank, world)
+        assert same(found, whole[start:])
+
+
+def test_what_is_behind_the_state_is_not_tokenized_again(make, monkeypatch):
+    data = make()
+    stream = data.examples("train")
+    blocks_of(stream, 300)
+    seen = []
+    monkeypatch.setattr(sources, "split_of", lambda text: pytest.fail("only workers read a stream"))
+    monkeypatch.setattr(
+        "lightning_distill.data.streaming.split_of", lambda text: seen.append(text) or "train"
+    )
+    blocks_of(data.examples("train"), 1, stream.state(300))
+    assert sum(map(len, seen)) < 2 * 1200
+
+
+@pytest.mark.parametrize("kind", ["generator", "saved", "files"])
+def test_every_kind_of_source_goes_on_where_it_was(make, text_file, tmp_path, kind):
+    if kind == "saved":
+        texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+        datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(tmp_path / "saved"))
+        settings = {"source": HuggingFace, "path": None, "name": str(tmp_path / "saved")}
+    elif kind == "files":
+        (tmp_path / "files").mkdir()
+        (tmp_path / "files" / "a.jsonl").write_text(text_file.read_text())
+        settings = {"source": HuggingFace, "path": None, "name": str(tmp_path / "files")}
+    else:
+        settings = {"source": Generated}
+    if settings.get("path", "") is None:
+        settings["source"] = lambda path, name, streaming=False: HuggingFace(
+            name, streaming=streaming
+        )
+    data = make(num_workers=2, isolate=False, **settings)
+    stream = data.examples("train")
+    whole = blocks_of(stream, 500)
+    assert same(whole, blocks_of(make(isolate=False).examples("train"), 500))
+    again = make(num_workers=1, isolate=False, **settings).examples("train")
+    for start in (170, 333):
+        assert same(blocks_of(again, 500 - start, stream.state(start)), whole[start:])
+
+
+def test_held_out_documents_are_the_first_and_never_trained_on(make, text_file):
+    data = make(held_out_documents=3)
+    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    for split in ("validation", "test"):
+        expected = [text for text in texts if split_of(text) == split][:3]
+        ids = data._tokens[split].tolist()
+        assert data.tokenizer.decode(ids) == "".join(text + "<|endoftext|>" for text in expected)
+    shares = [split_of(f"document {i}") for i in range(9000)]
+    assert shares.count("test") == pytest.approx(500, abs=70)
+    assert shares.count("validation") == pytest.approx(500, abs=70)
+
+
+def test_held_out_text_is_an_artifact_that_the_number_decides(make, monkeypatch):
+    first = make(held_out_documents=3).artifact
+    assert first.seconds > 0
+    monkeypatch.setattr(sources, "texts_of", lambda source: pytest.fail("it is there already"))
+    assert make(held_out_documents=3).artifact.key == first.key
+    monkeypatch.undo()
+    assert make(held_out_documents=4).artifact.key != first.key
+
+
+@pytest.mark.parametrize("texts", [["one"], ["one"] * 50])
+def test_a_stream_that_holds_out_nothing_is_refused(texts):
+    class Few(Generated):
+        def documents(self):
+            yield from texts
+
+    with pytest.raises(ConfigError, match=f"no document to the .* split, of {len(texts)} there"):
+        held_out(Few(""), 10)
+
+
+def test_a_source_that_lists_its_documents_is_refused(make):
+    with pytest.raises(ConfigError, match="Listed cannot be streamed"):
+        make(Listed)
+
+
+def test_a_run_that_goes_on_on_another_number_of_devices_is_refused(make):
+    stream = make().examples("train")
+    with pytest.raises(ConfigError, match="begun on 1 devices"):
+        stream.begin(stream.state(0), 0, 2, 9, 9)
+
+
+def test_pythons_documentation_can_be_streamed(tmp_path, monkeypatch):
+    few = [f"Some documentation of module {i}." for i in range(200)]
+    monkeypatch.setattr(PythonDocs, "documents", lambda self: (text for text in few))
+    monkeypatch.setattr(PythonDocs, "fingerprint", lambda self: "few")
+    monkeypatch.setattr("inspect.isgeneratorfunction", lambda function: True)
+    data = Language(PythonDocs, 16, 4, 300, False, streaming=True)
+    data.prepare(Store(tmp_path), None)
+    assert blocks_of(data.examples("train"), 3)
+
+
+class Trained(L.LightningModule):
+    """Notes the blocks that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.automatic_optimization = True
+        self.seen = []
+
+    def training_step(self, batch, _):
+        self.seen += batch["input_ids"].tolist()
+        return self.weight * 1.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, workers):
+    def trainer(steps):
+        return L.Trainer(
+            max_steps=steps,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    data, whole, part, rest = make(num_workers=workers), Trained(), Trained(), Trained()
+    data.train_on(None, 0)
+    trainer(20).fit(whole, datamodule=data)
+    assert len(whole.seen) == 20 * 2 * 4
+    data = make()
+    half = trainer(7)
+    half.fit(part, datamodule=data)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(20).fit(rest, datamodule=make(num_workers=workers), ckpt_path=tmp_path / "half.ckpt")
+    assert part.seen + rest.seen == whole.seen
