@@ -100,6 +100,8 @@ def _on_one_device(settings: dict[str, Any], devices: int) -> dict[str, Any]:
     trainer = {k: v for k, v in settings["trainer"].items() if k not in HARDWARE}
     teacher = {k: v for k, v in settings["teacher"].items() if k != "device"}
     data = settings["data"] | ({"batch_size": size * devices} if isinstance(size, int) else {})
+    if data.get("streaming"):  # each device has a stream of its own
+        data["devices"] = devices
     return {**settings, "trainer": trainer, "teacher": teacher, "data": data}
 
 

@@ -197,9 +197,12 @@ def _made_from(cfg: DictConfig, data: DataModule) -> dict[str, Any]:
     node = {key: value for key, value in node.items() if key not in left_out}
     if "name" in node:
         node["name"] = pretrained.fingerprint(node["name"], node["revision"])
+    devices = ranks.wanted(cfg)
+    # Each device has a stream of its own.
+    streams = {"devices": devices} if cfg.data.get("streaming") and devices > 1 else {}
     return {
         "teacher": node,
         "tokens": data.artifact.key,
-        "examples": data.shape | {"data.batch_size": data.batch_size * ranks.wanted(cfg)},
+        "examples": data.shape | {"data.batch_size": data.batch_size * devices} | streams,
         "trainer": {k: cfg.trainer.get(k) for k in NUMERIC},
     }

@@ -44,6 +44,7 @@ OTHER = [
     ["optimizer.lr=0.1"],
     ["data.batch_size=2"],
     ["trainer.devices=2"],
+    ["data=text", "data.path=mine", "data.streaming=true"],
     ["transfer=cached"],
     ["trainer.gradient_clip_val=2"],
 ]
