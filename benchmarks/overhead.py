@@ -25,10 +25,10 @@ import lightning_distill.app  # noqa: F401 (its resolvers)
 from lightning_distill import models
 from lightning_distill.artifacts import Store
 from lightning_distill.errors import CONF
+from lightning_distill.fitting import make_trainer
 from lightning_distill.models import Frozen
 from lightning_distill.student import StudentModule
 from lightning_distill.teacher import Teacher
-from lightning_distill.training import make_trainer
 
 DEMO = ["experiment=demo", "experiment/job=distilled", "logger=csv"]
 WARM_UP = 20  # steps that are not timed

@@ -99,7 +99,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Stopped as stop:
-        print("The same command goes on from there, in the same folder.", file=sys.stderr)
+        if ranks.first():
+            print("The same command goes on from there, in the same folder.", file=sys.stderr)
         sys.exit(stop.exit_code)
     except (Exception, Refused) as error:
         message = str(error) if isinstance(error, Refused) else explain(error)

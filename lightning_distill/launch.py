@@ -247,10 +247,3 @@ def follow(cfg: DictConfig) -> None:
     if (told := ranks.say(None)) is not None:
         theirs, job = told
         function_of(theirs)(theirs, job)
-
-
-def dismiss(cfg: DictConfig) -> None:
-    """Tells the other ranks that there is nothing to do for a job."""
-    if ranks.several() and cfg.stage in TOGETHER:
-        ranks.join(cfg)
-        ranks.say(None)

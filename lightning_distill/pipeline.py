@@ -25,6 +25,7 @@ from lightning_distill.artifacts import Store
 from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
 from lightning_distill.evaluation import check_asked, evaluate, score_writing, write_samples
+from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
@@ -35,7 +36,6 @@ from lightning_distill.student import StudentModule
 from lightning_distill.sweep import results_in
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
 from lightning_distill.tracking import finish_loggers, log_samples, start_loggers
-from lightning_distill.training import fit, make_trainer, save_trained
 from lightning_distill.transfer.writing import GENERATED
 
 log = logging.getLogger(__name__)

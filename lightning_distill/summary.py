@@ -10,7 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, ranks
 from lightning_distill.artifacts import locked
 from lightning_distill.comparison import Row, gather
 from lightning_distill.errors import Refused, nearest
@@ -38,6 +38,11 @@ class Summary(Callback):
         check_plugins(config)
         if config.stage not in STAGES:
             raise Refused(str(nearest("stage", config.stage, STAGES)))
+        if ranks.several():
+            raise Refused(
+                "torchrun and srun start the processes of one run, and a sweep starts those of "
+                "each job itself. Leave them out, or -m."
+            )
         if config.stage in LOOKING:
             _look_from_outside(config)
         # Resolved once, here; jobs inherit what is, so that all have the same.

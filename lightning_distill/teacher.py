@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 from lightning_distill import ConfigError, models, ranks
 from lightning_distill.artifacts import Artifact, Store, key_of
 from lightning_distill.data import DataModule
+from lightning_distill.fitting import fit, save_trained
 from lightning_distill.losses import LABELS_ALONE
 from lightning_distill.models import Frozen, adapters, pretrained
 from lightning_distill.models.served import Served
 from lightning_distill.results import Job
 from lightning_distill.settings import each_teacher
 from lightning_distill.tracking import finish_loggers, start_loggers
-from lightning_distill.training import TrainedModule, fit, save_trained
+from lightning_distill.training import TrainedModule
 
 log = logging.getLogger(__name__)
 

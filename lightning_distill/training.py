@@ -4,38 +4,26 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, ranks
-from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import counted, nll
 from lightning_distill.models.head import Predictions, Predictor
-from lightning_distill.preemption import Preemption
-from lightning_distill.sharding import gathered, is_sharding, local, shard, whole
-from lightning_distill.tracking import LAST, progress, step_of
+from lightning_distill.sharding import is_sharding, local, shard, whole
 
 log = logging.getLogger(__name__)
 
 # Keeps sums over tokens within the range of 16-bit gradients; a power of two rounds nothing.
 UNIT = 2.0**-10
-
-# What of the trainer's node is not for Lightning.
-OURS = ("compile", "gradient_checkpointing", "matmul_precision")
 
 # What torch's and transformers' schedules call the number of steps.
 RUN_LENGTH = ("total_steps", "num_training_steps")
@@ -238,75 +226,3 @@ class TrainedModule(L.LightningModule):
         part = value * tokens
         total, count = self._over_all(part.square() if is_norm else part, tokens)
         return (total.sqrt() if is_norm else total) / count.clamp(min=1)
-
-
-def fit(
-    cfg: DictConfig,
-    module: TrainedModule,
-    data: DataModule,
-    max_steps: int,
-    folder: Path,
-    loggers: list[Logger],
-    role: str,
-) -> None:
-    """Trains, from the folder's last checkpoint if an interrupted run left one."""
-    last = folder / "checkpoints" / LAST
-    checkpoints = ModelCheckpoint(
-        last.parent,
-        filename=last.stem,
-        every_n_train_steps=cfg.checkpoint_every_n_steps,
-        enable_version_counter=False,
-    )
-    trainer = make_trainer(
-        cfg, folder, role, loggers, [checkpoints, Preemption(last)], max_steps=max_steps
-    )
-    module.compiles = bool(cfg.trainer.get("compile"))
-    if cfg.trainer.get("gradient_checkpointing"):
-        module.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if last.exists():
-        log.info("%s: going on from step %s, %s", role, step_of(last), last)
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
-    if cfg.trainer.get("gradient_checkpointing"):
-        module.model.gradient_checkpointing_disable()
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
-
-def save_trained(model: PreTrainedModel, data: DataModule, folder: Path) -> None:
-    """As a folder of the hub's kind, by rank 0."""
-    plain = gathered(model) if isinstance(model, FSDPModule) else model
-    if ranks.first():
-        data.save(plain, folder)
-    ranks.together()
-
-
-def make_trainer(
-    cfg: DictConfig,
-    folder: Path,
-    role: str,
-    loggers: list[Logger] | None = None,
-    callbacks: list[Any] | None = None,
-    **settings: Any,
-) -> L.Trainer:
-    bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
-    torch.set_float32_matmul_precision(cfg.trainer.get("matmul_precision", "highest"))
-    if not ranks.several():
-        settings |= {"num_nodes": 1, "strategy": "auto"}
-        if ranks.on_this_machine(cfg) > 1:  # it looks ahead, at what others do together
-            settings["devices"] = 1
-    known = cfg.copy()
-    with open_dict(known):
-        for key in OURS:
-            known.trainer.pop(key, None)
-    return instantiate(
-        known.trainer,
-        logger=loggers or False,
-        callbacks=[*theirs, *(callbacks or []), *bar],
-        enable_progress_bar=bool(bar),
-        enable_checkpointing=bool(callbacks),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # each loader shares its examples out by itself
-        default_root_dir=str(folder),
-        **settings,
-    )

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_distill import pipeline
 from lightning_distill.artifacts import MANIFEST
-from lightning_distill.training import fit
+from lightning_distill.fitting import fit
 
 TWO_TEACHERS = "teacher.members=[{seed: 0}, {seed: 1}]"
 

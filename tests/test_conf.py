@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import lightning_distill.app  # noqa: F401 (its resolver)
 from lightning_distill.errors import CONF
+from lightning_distill.fitting import OURS as OF_TRAINER
 from lightning_distill.models import TRAINING
-from lightning_distill.training import OURS as OF_TRAINER
 
 FILES = sorted(f.relative_to(CONF) for f in CONF.rglob("*.yaml"))
 GROUPS = [f for f in FILES if len(f.parts) > 1 and f.parts[0] != "hydra"]

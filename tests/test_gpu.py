@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from lightning_distill.fitting import make_trainer
 from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.models import Frozen, sizes
 from lightning_distill.student import StudentModule
-from lightning_distill.training import make_trainer
 from lightning_distill.transfer import Online
 
 pytestmark = [

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lightning_distill import ranks
-from lightning_distill.data.datamodule import Order, Part, Share
+from lightning_distill.data.loading import Order, Part, Share
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.preemption import queue_again
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from transformers import PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError, ranks
-from lightning_distill.data.datamodule import start_method
+from lightning_distill.data.loading import start_method
 from lightning_distill.data.packing import Blocks
 from lightning_distill.data.sources import chunks_of, split_of
 

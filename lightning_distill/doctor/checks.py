@@ -15,13 +15,13 @@ from lightning_distill.data import DataModule, Language
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.doctor.case import Case, LeftOutError
 from lightning_distill.evaluation import evaluate
+from lightning_distill.fitting import make_trainer
 from lightning_distill.losses.objective import nll
 from lightning_distill.models import Frozen
 from lightning_distill.models.pretrained import check_reading
 from lightning_distill.pipeline import check_inside
 from lightning_distill.report.planned import total_memory
 from lightning_distill.settings import each_teacher
-from lightning_distill.training import make_trainer
 from lightning_distill.wandb_runs import has_key
 
 BATCHES = 4  # of the test split, on which teacher and student are compared
