@@ -217,7 +217,7 @@ def test_the_doctor_counts_the_devices(in_process, tmp_path):
     ("overrides", "message"),
     [
         (["loss.hidden.weight=1"], "which trainer=fsdp does not share. Set trainer=ddp."),
-        (["student.lora.rank=2"], "trainer=fsdp trains whole models"),
+        (["student.lora.rank=2", "student.initialize=teacher_layers"], "trains whole models"),
         (["trainer.devices=3", "trainer.num_nodes=2"], "needs this command started on every"),
     ],
 )
