@@ -218,6 +218,10 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.loader(self.examples("test"), 8 * self.batch_size)
 
+    def teardown(self, stage: str) -> None:
+        if self.stream is not None and stage == "fit":
+            self.stream.close()
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of examples, so that a resumed run goes on behind it."""
         assert self.trainer is not None
