@@ -251,3 +251,75 @@ def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, worker
     half.save_checkpoint(tmp_path / "half.ckpt")
     trainer(20).fit(rest, datamodule=make(num_workers=workers), ckpt_path=tmp_path / "half.ckpt")
     assert part.seen + rest.seen == whole.seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["transfer=cached"], "data.streaming=true has no end that transfer=cached could come to"),
+        (["transfer=sequence"], "choose transfer=online or on_policy"),
+        (["transfer.num_blocks=3"], "transfer.num_blocks=3 chooses from a text that is counted"),
+        (["data.num_workers=-1"], "data.num_workers=-1 must be a whole number of at least 0"),
+        (["data.held_out_documents=0"], "data.held_out_documents=0 must be a whole number"),
+        (["data.tokenizer_mb=0"], "data.tokenizer_mb=0 must be a number above 0"),
+        (["data.streaming=yes"], "data.streaming=yes must be true or false"),
+        (["data=chat"], "data.streaming is a setting of data=huggingface or data=python_docs"),
+        (["data=masked_text", "+data.streaming=true"], "is not there for a masked language model"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(in_process, settings, message):
+    own = "data.streaming" in " ".join(settings)
+    given = settings if own else ["data.streaming=true", *settings]
+    said = in_process(*given, expect=2).stderr
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("\n\n", "leaves no document to the validation split, of 0 there are"),
+        ('{"text": "one"}\n', "leaves no document to the validation split, of 1 there are"),
+        ('{"text": "one"}\n{', "line 2"),
+    ],
+)
+def test_a_text_that_cannot_be_streamed_is_refused(in_process, tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_text(content)
+    said = in_process("data.streaming=true", f"data.path={tmp_path / 'a.jsonl'}", expect=2).stderr
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_a_bad_row_behind_the_beginning_ends_a_run_in_one_line(in_process, text_file, tmp_path):
+    lines = text_file.read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines * 2, "{"]))
+    settings = ("data.streaming=true", "data.num_workers=1", "data.held_out_documents=2")
+    steps = ("loss.alpha=0", "student.max_steps=200", "data.tokenizer_mb=0.01")
+    path = f"data.path={tmp_path / 'a.jsonl'}"
+    said = in_process(*settings, *steps, path, expect=2).stderr
+    assert "line 361" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.streaming=true"],
+        ["data.streaming=true", "transfer=on_policy", "transfer.prompt_length=8"],
+        ["data.streaming=true", "loss.alpha=0"],
+        ["transfer=cached"],
+    ],
+)
+def test_the_number_of_workers_changes_no_result(in_process, tmp_path, settings):
+    found = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        where = (f"hydra.run.dir={folder}", f"paths.outputs={folder}/outputs")
+        in_process(*settings, f"data.num_workers={workers}", *where)
+        results = json.loads((folder / "results.json").read_text())
+        found.append({key: results[key] for key in ("key", "student", "teacher")})
+        weights = (folder / "student" / "model.safetensors").read_bytes()
+        found[-1]["weights"] = weights
+    assert found[0] == found[1]
