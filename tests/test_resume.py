@@ -122,6 +122,45 @@ def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
         assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
 
 
+def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, tmp_path):
+    text, dice = tmp_path / "large.jsonl", random.Random(5)
+    words = ["a", "small", "student", "learns", "soft", "targets", "from", "its", "teacher"]
+    with text.open("w") as file:
+        for _ in range(9000):
+            file.write(json.dumps({"text": " ".join(dice.choices(words, k=30))}) + "\n")
+    asked = [
+        f"data.path={text}",
+        "data.streaming=true",
+        "data.num_workers=2",
+        "data.batch_size=48",
+        "student.max_steps=60",
+        "trainer.log_every_n_steps=1",
+        f"checkpoint_every_n_steps={EVERY}",
+        "loss.alpha=0,0.5",
+    ]
+    run(*asked, cwd="whole")
+    run(*asked, "data.num_workers=0", cwd="alone")
+    folder = tmp_path / "killed" / "outputs" / "sweeps" / "all"
+    said = ""
+    for _ in range(3):
+        process = start(*asked, cwd="killed")
+        more = sum(steps_logged(folder).values()) + dice.randint(12, 40)
+        while sum(steps_logged(folder).values()) < more and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)  # its workers notice by themselves
+        said += process.communicate()[0]
+    said += run(*asked, cwd="killed")
+    assert "student: going on from step" in said
+    whole = tmp_path / "whole" / "outputs" / "sweeps" / "all"
+    assert len(numbers(whole)) == 2
+    assert numbers(folder) == numbers(whole)
+    assert curves(folder) == curves(whole)
+    alone = tmp_path / "alone" / "outputs" / "sweeps" / "all"  # without workers
+    assert sorted(curves(alone).values()) == sorted(curves(whole).values())
+    for file in whole.rglob("student/model.safetensors"):
+        assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
 def test_only_new_values_are_run_and_what_failed_is_tried_again(run, tmp_path):
     run("loss.alpha=1", "loss.temperature=1")
     first = results(tmp_path / "outputs" / "sweeps" / "all")

@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 
@@ -10,9 +11,8 @@ from lightning_distill import ConfigError, ranks
 from lightning_distill.artifacts import Store
 from lightning_distill.data import Language, chunks, sources
 from lightning_distill.data.huggingface import HuggingFace
-from lightning_distill.data.python_docs import PythonDocs
 from lightning_distill.data.sources import held_out, split_of
-from lightning_distill.data.streaming import Mark
+from lightning_distill.data.streaming import Mark, Portions, loaded
 from lightning_distill.data.text import Text
 
 
@@ -55,7 +55,7 @@ def make(text_file, tmp_path):
     return make
 
 
-def blocks_of(stream, count, state=None, rank=0, world=1, samples=10**6):
+def taken(stream, count, state=None, rank=0, world=1, samples=10**6):
     order = iter(stream.begin(state, rank, world, samples, kept=10**6))
     return [stream[next(order)] for _ in range(count)]
 
@@ -78,7 +78,7 @@ def test_a_stream_is_the_train_documents_in_their_order_again_and_again(make, te
     ids = data.tokenizer(documents * 2)["input_ids"]
     expected = torch.tensor([i for own in ids for i in [*own, 0]])
     count = (len(expected) - 1) // 16
-    found = blocks_of(data.examples("train"), count)
+    found = taken(data.examples("train"), count)
     assert torch.equal(torch.cat([b["input_ids"] for b in found]), expected[: 16 * count])
     assert torch.equal(torch.cat([b["labels"] for b in found]), expected[1 : 16 * count + 1])
     assert [int(b["block"]) for b in found] == list(range(count))
@@ -91,13 +91,13 @@ def test_a_stream_keeps_documents_apart_as_blocks_of_a_split_do(make, text_file)
     numbers = [torch.full((len(ids),), n) for n, ids in enumerate(own)]
     whole = data._blocks(torch.cat(own), torch.cat(numbers), None)
     count = len(whole) - 1  # the last one goes on in the next pass
-    assert same(blocks_of(data.examples("train"), count), [whole[i] for i in range(count)])
+    assert same(taken(data.examples("train"), count), [whole[i] for i in range(count)])
 
 
 def test_the_number_of_workers_changes_no_block(make):
-    expected = blocks_of(make().examples("train"), 400)
+    expected = taken(make().examples("train"), 400)
     for workers in (1, 3):
-        assert same(blocks_of(make(num_workers=workers).examples("train"), 400), expected)
+        assert same(taken(make(num_workers=workers).examples("train"), 400), expected)
 
 
 def test_every_block_is_of_one_rank_alone(make, text_file):
@@ -105,14 +105,9 @@ def test_every_block_is_of_one_rank_alone(make, text_file):
     alone = sum(len(ids) + 1 for ids in data.tokenizer(train_documents(text_file))["input_ids"])
     seen = []
     for rank in range(3):
-        stream = data.examples("train")
-        stream.begin(None, rank, 3, 10**6, 10**6)
-        portions = []
-        for portion in stream._portions(Mark()):
-            if portion.mark.round:
-                break
-            portions.append((portion.mark.number, len(portion.tokens)))
-        seen += portions
+        portions = Portions(*data.examples("train").what, Mark(), rank, 3)
+        first = itertools.takewhile(lambda portion: not portion.mark.round, loaded(portions, 2))
+        seen += [(portion.mark.number, len(portion.tokens)) for portion in first]
     numbers = [number for number, _ in seen]
     assert sorted(numbers) == list(range(len(numbers)))
     assert sum(tokens for _, tokens in seen) == alone
@@ -124,25 +119,25 @@ def test_a_stream_goes_on_at_the_next_token_from_any_state(make, workers, rank, 
     monkeypatch.setattr(ranks, "all_of", lambda own: [own] * world)
     data = make()
     stream = data.examples("train")
-    whole = blocks_of(stream, 500, None, rank, world)
+    whole = taken(stream, 500, None, rank, world)
     dice = random.Random(0)
     for start in [0, 1, 499, 500, *(dice.randrange(500) for _ in range(6))]:
         state = json.loads(json.dumps(stream.state(start)))
         again = make(num_workers=workers).examples("train")
-        found = blocks_of(again, 500 - start, state, rank, world)
+        found = taken(again, 500 - start, state, rank, world)
         assert same(found, whole[start:])
 
 
 def test_what_is_behind_the_state_is_not_tokenized_again(make, monkeypatch):
     data = make()
     stream = data.examples("train")
-    blocks_of(stream, 300)
+    taken(stream, 300)
     seen = []
     monkeypatch.setattr(sources, "split_of", lambda text: pytest.fail("only workers read a stream"))
     monkeypatch.setattr(
         "lightning_distill.data.streaming.split_of", lambda text: seen.append(text) or "train"
     )
-    blocks_of(data.examples("train"), 1, stream.state(300))
+    taken(data.examples("train"), 1, stream.state(300))
     assert sum(map(len, seen)) < 2 * 1200
 
 
@@ -164,11 +159,11 @@ def test_every_kind_of_source_goes_on_where_it_was(make, text_file, tmp_path, ki
         )
     data = make(num_workers=2, isolate=False, **settings)
     stream = data.examples("train")
-    whole = blocks_of(stream, 500)
-    assert same(whole, blocks_of(make(isolate=False).examples("train"), 500))
+    whole = taken(stream, 500)
+    assert same(whole, taken(make(isolate=False).examples("train"), 500))
     again = make(num_workers=1, isolate=False, **settings).examples("train")
     for start in (170, 333):
-        assert same(blocks_of(again, 500 - start, stream.state(start)), whole[start:])
+        assert same(taken(again, 500 - start, stream.state(start)), whole[start:])
 
 
 def test_held_out_documents_are_the_first_and_never_trained_on(make, text_file):
@@ -213,16 +208,6 @@ def test_a_run_that_goes_on_on_another_number_of_devices_is_refused(make):
         stream.begin(stream.state(0), 0, 2, 9, 9)
 
 
-def test_pythons_documentation_can_be_streamed(tmp_path, monkeypatch):
-    few = [f"Some documentation of module {i}." for i in range(200)]
-    monkeypatch.setattr(PythonDocs, "documents", lambda self: (text for text in few))
-    monkeypatch.setattr(PythonDocs, "fingerprint", lambda self: "few")
-    monkeypatch.setattr("inspect.isgeneratorfunction", lambda function: True)
-    data = Language(PythonDocs, 16, 4, 300, False, streaming=True)
-    data.prepare(Store(tmp_path), None)
-    assert blocks_of(data.examples("train"), 3)
-
-
 class Trained(L.LightningModule):
     """Notes the blocks that it is given."""
 
@@ -263,3 +248,75 @@ def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, worker
     half.save_checkpoint(tmp_path / "half.ckpt")
     trainer(20).fit(rest, datamodule=make(num_workers=workers), ckpt_path=tmp_path / "half.ckpt")
     assert part.seen + rest.seen == whole.seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["transfer=cached"], "data.streaming=true has no end that transfer=cached could come to"),
+        (["transfer=sequence"], "choose transfer=online or on_policy"),
+        (["transfer.num_blocks=3"], "transfer.num_blocks=3 chooses from a text that is counted"),
+        (["data.num_workers=-1"], "data.num_workers=-1 must be a whole number of at least 0"),
+        (["data.held_out_documents=0"], "data.held_out_documents=0 must be a whole number"),
+        (["data.tokenizer_mb=0"], "data.tokenizer_mb=0 must be a number above 0"),
+        (["data.streaming=yes"], "data.streaming=yes must be true or false"),
+        (["data=chat"], "data.streaming is a setting of data=huggingface or data=python_docs"),
+        (["data=masked_text", "+data.streaming=true"], "is not there for a masked language model"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(in_process, settings, message):
+    own = "data.streaming" in " ".join(settings)
+    given = settings if own else ["data.streaming=true", *settings]
+    said = in_process(*given, expect=2).stderr
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("\n\n", "leaves no document to the validation split, of 0 there are"),
+        ('{"text": "one"}\n', "leaves no document to the validation split, of 1 there are"),
+        ('{"text": "one"}\n{', "line 2"),
+    ],
+)
+def test_a_text_that_cannot_be_streamed_is_refused(in_process, tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_text(content)
+    said = in_process("data.streaming=true", f"data.path={tmp_path / 'a.jsonl'}", expect=2).stderr
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
+
+
+def test_a_bad_row_behind_the_beginning_ends_a_run_in_one_line(in_process, text_file, tmp_path):
+    lines = text_file.read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines * 2, "{"]))
+    settings = ("data.streaming=true", "data.num_workers=1", "data.held_out_documents=2")
+    steps = ("loss.alpha=0", "student.max_steps=200", "data.tokenizer_mb=0.01")
+    path = f"data.path={tmp_path / 'a.jsonl'}"
+    said = in_process(*settings, *steps, path, expect=2).stderr
+    assert "line 361" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.streaming=true"],
+        ["data.streaming=true", "transfer=on_policy", "transfer.prompt_length=8"],
+        ["data.streaming=true", "loss.alpha=0"],
+        ["transfer=cached"],
+    ],
+)
+def test_the_number_of_workers_changes_no_result(in_process, tmp_path, settings):
+    found = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        where = (f"hydra.run.dir={folder}", f"paths.outputs={folder}/outputs")
+        in_process(*settings, f"data.num_workers={workers}", *where)
+        results = json.loads((folder / "results.json").read_text())
+        found.append({key: results[key] for key in ("key", "student", "teacher")})
+        weights = (folder / "student" / "model.safetensors").read_bytes()
+        found[-1]["weights"] = weights
+    assert found[0] == found[1]

@@ -57,6 +57,7 @@ class DataModule(L.LightningDataModule):
     writes: ClassVar[bool] = False  # models of it generate text
     goes_on: ClassVar[bool] = True  # what they write goes on from its prompt; else it answers it
     read_alike: ClassVar[bool] = True  # teacher and student read the same batch, tokens and all
+    streams_train = False  # the train split has no end, and workers of its own
 
     tokenizer: PreTrainedTokenizerBase
     artifact: Artifact  # what was made of the source; its key tells it from others
@@ -185,9 +186,9 @@ class DataModule(L.LightningDataModule):
         return default_collate(examples)
 
     def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        workers = self.num_workers
-        if not isinstance(examples, Sized):  # a stream, which has workers of its own
-            workers, sampler = 0, count() if sampler is None else sampler
+        workers = 0 if self.streams_train else self.num_workers  # those are the stream's then
+        if not isinstance(examples, Sized) and sampler is None:
+            sampler = count()
         return Loader(
             examples,
             batch_size,
@@ -230,6 +231,10 @@ class DataModule(L.LightningDataModule):
         assert self.trainer is not None
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return self.batch_size * parts
+
+    def teardown(self, stage: str) -> None:
+        if self.stream is not None and stage == "fit":
+            self.stream.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the order of examples, so that a resumed run goes on behind it."""

@@ -75,8 +75,8 @@ class Language(DataModule):
         self.source = source(**settings)
         if streaming:
             check_streams(self.source)
-        self.streaming, self.held_out_documents = streaming, held_out_documents
-        self.tokenizer_mb = tokenizer_mb
+        self.streams_train = streaming
+        self.held_out_documents, self.tokenizer_mb = held_out_documents, tokenizer_mb
         self._folder = Path(tempfile.gettempdir())  # for documents that are not held in memory
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
@@ -99,7 +99,7 @@ class Language(DataModule):
         self.__dict__.pop("_documents", None)  # the tokens are there, and the texts' file may go
         self._tokens = mapped(self.artifact.folder / "tokens.safetensors")
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
-        if self.streaming:
+        if self.streams_train:
             return
         if (length := len(self._tokens["train"])) <= self.sequence_length:
             raise ConfigError(
@@ -114,7 +114,7 @@ class Language(DataModule):
         return [int(self.tokenizer.eos_token_id)]
 
     def examples(self, split: str) -> Any:
-        if self.streaming and split == "train":
+        if self.streams_train and split == "train":
             return Stream(
                 self.source,
                 self.tokenizer,
@@ -238,7 +238,7 @@ class Language(DataModule):
 
     def describe(self) -> str:
         sizes = ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS if s in self._tokens)
-        sizes = f"train streamed, {sizes}" if self.streaming else sizes
+        sizes = f"train streamed, {sizes}" if self.streams_train else sizes
         return (
             f"tokens: {sizes}; vocabulary {len(self.tokenizer):,}; "
             f"{self.bytes_per_token('train'):.2f} bytes a token; {self.artifact.key}"
@@ -253,7 +253,7 @@ class Language(DataModule):
 
     def _made_from(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What decides the tokenizer, and what the tokens, beside it."""
-        if not self.streaming:
+        if not self.streams_train:
             known = {"source": self.source.fingerprint(), "edition": EDITION}
             return dict(known), known
         stamp = getattr(self.source, "stamp", self.source.fingerprint)()
@@ -266,7 +266,7 @@ class Language(DataModule):
     @cached_property
     def _documents(self) -> Mapping[str, Sequence[str]]:
         """The documents of each split, on disk; those held out, where the rest is streamed."""
-        if self.streaming:
+        if self.streams_train:
             return held_out(self.source, self.held_out_documents)
         texts = (text for text in self.source.documents() if text.strip())
         what = "documents (a .txt is cut every 1,500 to 3,000 characters)"
@@ -274,7 +274,7 @@ class Language(DataModule):
 
     def _train_texts(self) -> Iterable[str]:
         """That a tokenizer is trained on."""
-        if self.streaming:
+        if self.streams_train:
             return first_texts(self.source, self.tokenizer_mb)
         return self._documents["train"]
 

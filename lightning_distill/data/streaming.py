@@ -122,9 +122,16 @@ class Stream(Dataset[dict[str, Tensor]]):
                 f"as many, not on {world}. Set trainer.devices={len(marks)}, or start a new run."
             )
         self.next: int = state["start"] if state else 0
-        self._marks = {self.next: Mark(*marks[rank])}
-        self._blocks = self._cut(self._marks[self.next])
+        mark = Mark(*marks[rank])
+        self._marks = {self.next: mark}
+        portions = loaded(Portions(*self.what, mark, rank, world), self.num_workers)
+        # It knows nothing of this stream, so that workers stop when the stream is gone.
+        self._blocks = blocks_of(portions, mark, self.positions, self.isolate)
         return InOrder(self.next, samples)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._blocks = iter(())
 
     def state(self, start: int) -> dict[str, Any]:
         """What `begin` goes on from, when so many blocks are behind us; of all ranks."""
@@ -139,41 +146,46 @@ class Stream(Dataset[dict[str, Tensor]]):
         self._marks.pop(self.next - self.kept - 1, None)
         return block | {"block": torch.tensor(index * self.world + self.rank)}
 
-    def _cut(self, begin: Mark) -> Iterator[tuple[dict[str, Tensor], Mark]]:
-        """Blocks, and the mark behind each."""
-        T = self.positions
-        tokens, documents = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.long)
-        held: deque[tuple[Mark, int]] = deque()  # the portions that these tokens are of, their ends
-        for mark, new, sizes in self._portions(begin):
-            done = begin.tokens if mark.number == begin.number else 0
-            numbers = torch.arange(len(sizes)).repeat_interleave(sizes)[done:]
-            follows = int(documents[-1]) + 1 if len(documents) else 0
-            tokens = torch.cat([tokens, new[done:]])
-            documents = torch.cat([documents, numbers + follows])
-            if len(new) > done:
-                held.append((mark._replace(tokens=done), len(new)))
-            while len(tokens) > T:
-                block = Blocks(tokens[: T + 1], documents[: T + 1], T, self.isolate)[0]
-                tokens, documents = tokens[T:], documents[T:]
-                _move(held, T)
-                yield block, held[0][0]
 
-    def _portions(self, begin: Mark) -> Iterator[Portion]:
-        loader = DataLoader(
-            Portions(*self.what, begin, self.rank, self.world),
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_alone,
-            generator=torch.Generator(),  # the seed of everything else stays as it is
-            multiprocessing_context=start_method(self.num_workers),
-        )
-        round_ = begin.round
-        for portion in loader:
-            if portion.mark.round > round_:
-                round_ = portion.mark.round
-                log.info("data: the source begins again, pass %d", round_ + 1)
-            yield portion
+def blocks_of(
+    portions: Iterator[Portion], begin: Mark, length: int, isolate_documents: bool
+) -> Iterator[tuple[dict[str, Tensor], Mark]]:
+    """Blocks of so many tokens, without their numbers, and the mark behind each."""
+    tokens, documents = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.long)
+    held: deque[tuple[Mark, int]] = deque()  # the portions that these tokens are of, their ends
+    for mark, new, sizes in portions:
+        done = begin.tokens if mark.number == begin.number else 0
+        numbers = torch.arange(len(sizes)).repeat_interleave(sizes)[done:]
+        follows = int(documents[-1]) + 1 if len(documents) else 0
+        tokens = torch.cat([tokens, new[done:]])
+        documents = torch.cat([documents, numbers + follows])
+        if len(new) > done:
+            held.append((mark._replace(tokens=done), len(new)))
+        while len(tokens) > length:
+            first = slice(length + 1)
+            block = Blocks(tokens[first], documents[first], length, isolate_documents)[0]
+            tokens, documents = tokens[length:], documents[length:]
+            _move(held, length)
+            yield block, held[0][0]
+
+
+def loaded(portions: Portions, num_workers: int) -> Iterator[Portion]:
+    """Portions as workers bring them."""
+    loader = DataLoader(
+        portions,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_alone,
+        generator=torch.Generator(),  # the seed of everything else stays as it is
+        multiprocessing_context=start_method(num_workers),
+    )
+    passes = portions.begin.round
+    for portion in loader:
+        if portion.mark.round > passes:
+            passes = portion.mark.round
+            log.info("data: the source begins again, pass %d", passes + 1)
+        yield portion
 
 
 class InOrder(Sampler[int]):
