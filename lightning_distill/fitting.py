@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lightning_distill import ranks
+from lightning_distill import ConfigError, ranks
 from lightning_distill.data import DataModule
 from lightning_distill.preemption import Preemption
 from lightning_distill.sharding import gathered
@@ -74,6 +74,9 @@ def make_trainer(
     callbacks: list[Any] | None = None,
     **settings: Any,
 ) -> L.Trainer:
+    """Raises ConfigError where this machine lacks what `trainer` asks for."""
+    if problem := ranks.hardware_problem(cfg):
+        raise ConfigError(f"{problem}.")
     bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
     torch.set_float32_matmul_precision(cfg.trainer.get("matmul_precision", "highest"))
     if not ranks.several():

@@ -41,7 +41,7 @@ WORST = ("refused", "stopped", "broken", "")  # of what ranks say when they end:
 def run(cfg: DictConfig, job: Job) -> Any:
     """The stage's function, in this process or in as many as `trainer` asks for."""
     if cfg.stage in TOGETHER and (problem := ranks.hardware_problem(cfg)):
-        raise ConfigError(f"{problem}.")
+        raise ConfigError(f"{problem}.")  # before there are processes that would all say so
     count = ranks.wanted(cfg) if cfg.stage in TOGETHER else 1
     if ranks.several():
         if cfg.stage in TOGETHER and count != ranks.world():

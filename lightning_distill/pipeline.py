@@ -29,7 +29,7 @@ from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
-from lightning_distill.results import RESULTS, Job, finished_run, write_results
+from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.sharding import is_sharding
 from lightning_distill.student import StudentModule
@@ -145,28 +145,38 @@ def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
     jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
     finished = [one for one in jobs if results_in(one).get("status") == "finished"]
     if not finished:
-        return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate)
+        return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
     from lightning_distill.summary import summarise  # which imports this module in turn
 
     if left := len(jobs) - len(finished):
         log.info("evaluate.run: %s of %s jobs are not finished and left out", left, len(jobs))
     for one in finished:
         log.info("evaluating %s", one)
-        evaluate_run(one, cfg.paths.outputs, cfg.evaluate)
-    summarise(folder)
+        evaluate_run(one, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
+    if ranks.first():
+        summarise(folder)
     return None
 
 
-def evaluate_run(folder: Path, outputs: str, asked: DictConfig | None = None) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path,
+    outputs: str,
+    asked: DictConfig | None = None,
+    hardware: DictConfig | None = None,
+) -> dict[str, Any]:
     """Measures a finished run's student, against its teacher if that exists by now.
 
     asked: the tasks and the speed to measure besides; those that the run itself asked for if None.
+    hardware: a trainer's node that says where; the run's own if None.
     The run's results.json is brought up to date, and keeps what is not measured again.
     """
     cfg, results = finished_run("evaluate.run", folder)
     cfg.paths.outputs = outputs
     if asked is not None:
         cfg.evaluate = asked
+    if hardware is not None:
+        for key in HARDWARE:
+            cfg.trainer[key] = hardware[key]
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
     student = data.auto.from_pretrained(weights) if weights.exists() else None

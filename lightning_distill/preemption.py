@@ -56,7 +56,14 @@ class Preemption(Callback):
             queue_again()
         raise Stopped(heard[0])
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, error: Any) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Before Lightning puts back what was there before its own handlers."""
         for one, before in self._before.items():
             signal.signal(one, before)
         self._before = {}

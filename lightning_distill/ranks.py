@@ -85,7 +85,7 @@ def hardware_problem(cfg: DictConfig) -> str | None:
             f"student.lora.rank={cfg.student.lora.rank}: trainer=fsdp trains whole models; set "
             "trainer=ddp, or student.lora.rank=null"
         )
-    if (place := cfg.teacher.get("device")) is not None:
+    if (place := OmegaConf.select(cfg, "teacher.device")) is not None:
         kind, _, index = str(place).partition(":")
         known = {"cpu": 1, "mps": 1, "cuda": len(visible_gpus())}.get(kind, 0)
         if (index and not index.isdecimal()) or int(index or 0) >= known:

@@ -80,8 +80,6 @@ def _rows(node: Any, data: DataModule) -> int:
 
 def device(case: Case) -> str:
     """What `trainer=` asks for is there."""
-    if problem := ranks.hardware_problem(case.cfg):
-        raise ConfigError(f"{problem}.")
     trainer = make_trainer(case.cfg, case.job.folder, "")
     kind = trainer.strategy.root_device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
