@@ -84,6 +84,7 @@ def main() -> None:
             "data=text",
             f"data.path={text}",
             "data.streaming=true",
+            "data.held_out_documents=20",  # which are long here
             f"data.num_workers={args.workers}",
             "teacher=xs",
             "student=xs",
