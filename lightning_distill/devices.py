@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -44,8 +45,12 @@ def best_precision(accelerator: str) -> str:
     return "bf16-mixed" if gpus and least_capability() >= BF16_SINCE else "32-true"
 
 
+@cache
 def least_capability() -> float:
-    """CUDA's number for the abilities of this machine's oldest GPU; 0 where nothing says so."""
+    """CUDA's number for the abilities of this machine's oldest GPU; 0 where nothing says so.
+
+    Asked once, since a configuration's precision is read many times.
+    """
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout

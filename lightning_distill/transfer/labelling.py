@@ -69,8 +69,13 @@ class Labeller(L.LightningModule):
         self._first: dict[str, Tensor] | None = None  # of a served teacher's first batch
         self._done: list[dict[str, Tensor]] = []
 
+    @property
+    def in_shards(self) -> bool:
+        """Whether all devices have to ask the teachers as often; a served one has no weights."""
+        return is_sharding(self.trainer) and self.validation is not None
+
     def configure_model(self) -> None:
-        if is_sharding(self.trainer):
+        if self.in_shards:
             shard(self, [one.predict for one in self.teachers])
 
     def predict_dataloader(self) -> list[shards.Batches]:
@@ -79,7 +84,7 @@ class Labeller(L.LightningModule):
         self.missing = [n for n in numbers if not shards.shard_file(self.folder, n).exists()]
         own = [self.ranges[n] for n in self.missing]
         batches = [shards.Batches(self.blocks, own, self.batch_size)]
-        if is_sharding(self.trainer):  # a device that has less to do helps the others
+        if self.in_shards:  # a device that has less to do helps the others
             batches[0].fill(max(ranks.all_of(len(batches[0]))))
         if self.validation is not None:
             held_out = range(min(HELD_OUT, len(self.validation)))
@@ -88,7 +93,7 @@ class Labeller(L.LightningModule):
 
     def on_predict_start(self) -> None:
         """Says what it will take, and refuses where the disk has no room for it."""
-        if not self.missing or is_sharding(self.trainer):
+        if not self.missing:
             return
         tokens = sum(len(self.ranges[n]) for n in self.missing) * self.blocks.positions
         size = tokens * self.layout.bytes_per_token * self.trainer.world_size
@@ -99,6 +104,8 @@ class Labeller(L.LightningModule):
                 f"{decimal(free)} left. Free some, set another paths.outputs, or keep less a "
                 "token: transfer.k, transfer.draws, transfer.bits."
             )
+        if self.in_shards:  # a trial would need the other devices, some of which may miss nothing
+            return
         served = self.validation is None
         trial = self.batch_size if served else TRIAL
         batches = shards.Batches(self.blocks, [self.ranges[self.missing[0]]], trial)
