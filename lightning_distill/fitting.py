@@ -1,6 +1,8 @@
 """One training from its beginning or its last checkpoint to its end, on what `trainer` names."""
 
 import logging
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, ranks
+from lightning_distill.checkpoints import BEFORE, LAST, Checkpoints, step_of
 from lightning_distill.data import DataModule
 from lightning_distill.preemption import Preemption
 from lightning_distill.sharding import gathered
-from lightning_distill.tracking import LAST, progress, step_of
+from lightning_distill.tracking import progress
 from lightning_distill.training import TrainedModule
 
 log = logging.getLogger(__name__)
@@ -37,25 +40,26 @@ def fit(
 ) -> None:
     """Trains, from the folder's last checkpoint if an interrupted run left one."""
     last = folder / "checkpoints" / LAST
-    checkpoints = ModelCheckpoint(
-        last.parent,
-        filename=last.stem,
-        every_n_train_steps=cfg.checkpoint_every_n_steps,
-        enable_version_counter=False,
-    )
-    trainer = make_trainer(
-        cfg, folder, role, loggers, [checkpoints, Preemption(last)], max_steps=max_steps
-    )
+    kept = partial(ModelCheckpoint, last.parent, filename=last.stem, enable_version_counter=False)
+    callbacks = [
+        kept(every_n_train_steps=cfg.checkpoint_every_n_steps),
+        kept(train_time_interval=timedelta(minutes=cfg.checkpoint_every_n_minutes)),
+        Preemption(last),
+    ]
+    trainer = make_trainer(cfg, folder, role, loggers, callbacks, max_steps=max_steps)
     module.compiles = bool(cfg.trainer.get("compile"))
     if cfg.trainer.get("gradient_checkpointing"):
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if last.exists():
+    start = ranks.say(str(last) if last.exists() else None)
+    if start:
         log.info("%s: going on from step %s, %s", role, step_of(last), last)
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+    trainer.fit(module, datamodule=data, ckpt_path=start)
     if cfg.trainer.get("gradient_checkpointing"):
         module.model.gradient_checkpointing_disable()
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if ranks.first():
+        (last.parent / BEFORE).unlink(missing_ok=True)
 
 
 def save_trained(model: PreTrainedModel, data: DataModule, folder: Path) -> None:
@@ -91,6 +95,7 @@ def make_trainer(
         known.trainer,
         logger=loggers or False,
         callbacks=[*theirs, *(callbacks or []), *bar],
+        plugins=[*instantiate(cfg.trainer.get("plugins") or []), Checkpoints()],
         enable_progress_bar=bool(bar),
         enable_checkpointing=bool(callbacks),
         enable_model_summary=False,

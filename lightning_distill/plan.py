@@ -17,14 +17,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lightning_distill.artifacts import Artifact, Store, key_of, write_whole
+from lightning_distill.checkpoints import newest, step_of
 from lightning_distill.pipeline import prepare_data
 from lightning_distill.rehearsal import Rehearsal, rehearse
 from lightning_distill.report.planned import PLAN, print_plan
-from lightning_distill.results import Job, effective_settings, read_results
+from lightning_distill.results import Job, effective_settings
 from lightning_distill.settings import each_teacher
-from lightning_distill.sweep import pointed_at, standing
+from lightning_distill.sweep import pointed_at, results_in, standing
 from lightning_distill.teacher import obtain_teacher, trained_here
-from lightning_distill.tracking import LAST, step_of
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ def _state(cfg: DictConfig, job: Job) -> tuple[str, int]:
     if not there or (there.name, there.parent.name) != (job.name, job.folder.parent.name):
         there = job.folder  # that is another sweep's
     state, _ = standing(cfg, job, there)
-    last = there / "checkpoints" / LAST
-    if state != "new" or not last.exists() or read_results(there)["status"] != "running":
+    if state != "new" or results_in(there).get("status") != "running":
         return state, 0
-    return "running", step_of(last)
+    last = newest(there / "checkpoints")
+    return ("running", step_of(last)) if last else ("new", 0)
 
 
 def needs(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ WITHOUT_EFFECT = (
     "dashboard",
     "sweep",
     "checkpoint_every_n_steps",
+    "checkpoint_every_n_minutes",
 )
 # What of the trainer says where numbers are computed, and not which.
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")

@@ -21,6 +21,7 @@ from lightning_distill.settings_of_models import (
 RANGES: dict[str, tuple[bool, float, bool]] = {
     "seed": (True, 0, True),
     "checkpoint_every_n_steps": (True, 1, True),
+    "checkpoint_every_n_minutes": (False, 0, False),
     "data.sequence_length": (True, 2, True),
     "data.batch_size": (True, 1, True),
     "data.num_workers": (True, 0, True),

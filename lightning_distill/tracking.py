@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from lightning_distill import ranks, wandb_runs
+from lightning_distill.checkpoints import LAST, settle, step_of
 from lightning_distill.results import Job
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ for message in (
     warnings.filterwarnings("ignore", message)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 transformers.utils.logging.disable_progress_bar()
-
-LAST = "last.ckpt"
 
 
 class Progress(TQDMProgressBar):
@@ -89,6 +87,7 @@ def start_loggers(
         return []
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
+    settle(checkpoints)  # curves and W&B's run go on from the same step as training
     loggers: list[Logger] = []
     for node in cfg.logger.values():
         if node["_target_"] != "wandb.init":
@@ -121,12 +120,6 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
         if isinstance(logger, WandbLogger) and samples:
             columns = list(samples[0])
             logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
-
-
-def step_of(checkpoint: Path) -> int:
-    """How many steps were made before it."""
-    found: int = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"]
-    return found
 
 
 def _keep_curves(logger: CSVLogger, step: int) -> None:

@@ -1,0 +1,118 @@
+"""A training's state on the disk, and what may happen to it."""
+
+import logging
+import os
+import random
+import subprocess
+
+import pytest
+import torch
+
+from lightning_distill import ConfigError
+from lightning_distill.checkpoints import BEFORE, LAST, Checkpoints, newest, settle, step_of
+
+
+def state(step, size=1000):
+    return {"global_step": step, "weights": torch.arange(size) + step}
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A folder with the checkpoints of steps 3 and 6."""
+    for step in (3, 6):
+        Checkpoints().save_checkpoint(state(step), tmp_path / LAST)
+    return tmp_path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, which holds one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def damage(file, how, dice):
+    data = bytearray(file.read_bytes())
+    place = dice.randrange(len(data))
+    if how == "truncated":
+        del data[place:]
+    else:
+        data[place] ^= 1 << dice.randrange(8)
+    file.write_bytes(data)
+
+
+def test_the_one_before_is_kept(two):
+    assert step_of(two / LAST) == 6
+    assert step_of(two / BEFORE) == 3
+    assert newest(two) == two / LAST
+    assert len(list(two.iterdir())) == 2
+
+
+def test_of_one_truncated_at_any_byte_nothing_is_read(two, caplog):
+    dice = random.Random(0)
+    for _ in range(40):
+        Checkpoints().save_checkpoint(state(9), two / LAST)
+        os.replace(two / LAST, two / "whole")
+        (two / LAST).write_bytes((two / "whole").read_bytes())
+        damage(two / LAST, "truncated", dice)
+        assert newest(two) == two / BEFORE
+        settle(two)
+        assert step_of(two / LAST) == 6
+    assert "last.ckpt is damaged: going on from the one before it" in caplog.text
+
+
+def test_a_flipped_bit_changes_nothing_that_is_read(two):
+    dice, whole = random.Random(0), (two / LAST).read_bytes()
+    for _ in range(200):
+        (two / LAST).write_bytes(whole)
+        damage(two / LAST, "flipped", dice)
+        if newest(two) == two / LAST:  # it was in no value: padding, a name's copy, a date
+            found = Checkpoints().load_checkpoint(two / LAST)
+            assert found["global_step"] == 6
+            assert torch.equal(found["weights"], state(6)["weights"])
+
+
+def test_where_both_are_damaged_training_starts_anew(two, caplog):
+    for name in (LAST, BEFORE):
+        damage(two / name, "truncated", random.Random(0))
+    settle(two)
+    assert not any(two.iterdir())
+    assert "training starts anew" in caplog.text
+
+
+def test_a_process_killed_between_two_renames_has_lost_nothing(two):
+    os.replace(two / LAST, two / BEFORE)
+    settle(two)
+    assert step_of(two / LAST) == 6
+
+
+def test_a_full_disk_leaves_the_last_one(small_disk):
+    Checkpoints().save_checkpoint(state(3), small_disk / LAST)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        Checkpoints().save_checkpoint(state(6, 10**6), small_disk / LAST)
+    assert caught.value.filename == str(small_disk / LAST)
+    assert [file.name for file in small_disk.iterdir()] == [LAST]
+    assert step_of(small_disk / LAST) == 3
+
+
+class Mark:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_one_that_would_run_code_is_refused(two, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save(state(9) | {"callbacks": Mark(two / "ran")}, two / LAST)
+    for read in (settle, newest, lambda folder: Checkpoints().load_checkpoint(folder / LAST)):
+        with pytest.raises((ConfigError, Exception), match="any code|[Ww]eights.only"):
+            read(two)
+    assert not (two / "ran").exists()
+    assert (two / LAST).exists()
