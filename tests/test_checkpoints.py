@@ -112,7 +112,7 @@ def test_one_that_would_run_code_is_refused(two, caplog):
     caplog.set_level(logging.INFO)
     torch.save(state(9) | {"callbacks": Mark(two / "ran")}, two / LAST)
     for read in (settle, newest, lambda folder: Checkpoints().load_checkpoint(folder / LAST)):
-        with pytest.raises((ConfigError, Exception), match="any code|[Ww]eights.only"):
+        with pytest.raises((ConfigError, Exception), match=r"any code|[Ww]eights.only"):
             read(two)
     assert not (two / "ran").exists()
     assert (two / LAST).exists()
