@@ -19,6 +19,7 @@ class Cost:
     student_seconds: float = 0.0
     student_tokens_per_second: float = 0.0
     peak_memory_mb: float = 0.0
+    skipped_steps: int = 0  # of the student's, for want of a finite loss and gradient
 
     @contextmanager
     def measure(self, module: Any) -> Iterator[None]:
@@ -30,6 +31,7 @@ class Cost:
         self.student_seconds = module.seconds_before + time.perf_counter() - start
         self.student_tokens_per_second = module.tokens_of_all / self.student_seconds
         self.peak_memory_mb = peak_mb()
+        self.skipped_steps = module.guard.count
 
 
 def reset_peak() -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from lightning_distill import ConfigError, ranks
 from lightning_distill.checkpoints import BEFORE, LAST, Checkpoints, step_of
 from lightning_distill.data import DataModule
+from lightning_distill.guard import SKIPPED
 from lightning_distill.preemption import Preemption
 from lightning_distill.sharding import gathered
 from lightning_distill.tracking import progress
@@ -47,6 +48,7 @@ def fit(
         Preemption(last),
     ]
     trainer = make_trainer(cfg, folder, role, loggers, callbacks, max_steps=max_steps)
+    module.guard.most, module.guard.file = cfg.max_skipped_steps, folder / SKIPPED
     module.compiles = bool(cfg.trainer.get("compile"))
     if cfg.trainer.get("gradient_checkpointing"):
         module.model.gradient_checkpointing_enable({"use_reentrant": False})

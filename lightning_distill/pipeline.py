@@ -26,6 +26,7 @@ from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
 from lightning_distill.evaluation import check_asked, evaluate, score_writing, write_samples
 from lightning_distill.fitting import fit, make_trainer, save_trained
+from lightning_distill.guard import SKIPPED
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
@@ -68,7 +69,8 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     if ranks.first() and not job.was_interrupted():
         for old in ("checkpoints", "student"):  # which another job's may be linked to
             shutil.rmtree(job.folder / old, ignore_errors=True)
-        (job.folder / GENERATED).unlink(missing_ok=True)
+        for name in (GENERATED, SKIPPED):
+            (job.folder / name).unlink(missing_ok=True)
     write_results(job.folder, job.state("running"))
     ranks.together()
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)

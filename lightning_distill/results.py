@@ -28,6 +28,7 @@ WITHOUT_EFFECT = (
     "sweep",
     "checkpoint_every_n_steps",
     "checkpoint_every_n_minutes",
+    "max_skipped_steps",
 )
 # What of the trainer says where numbers are computed, and not which.
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")

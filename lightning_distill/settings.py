@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "seed": (True, 0, True),
     "checkpoint_every_n_steps": (True, 1, True),
     "checkpoint_every_n_minutes": (False, 0, False),
+    "max_skipped_steps": (True, 0, True),
     "data.sequence_length": (True, 2, True),
     "data.batch_size": (True, 1, True),
     "data.num_workers": (True, 0, True),

@@ -8,13 +8,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, ranks
+from lightning_distill import ranks
+from lightning_distill.guard import Guard
 from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import counted, nll
 from lightning_distill.models.head import Predictions, Predictor
@@ -56,11 +57,12 @@ class TrainedModule(L.LightningModule):
         self.make_schedule = schedule
         self.compiles = False
         self.validation_nll = MeanMetric()
-        self._sums: dict[str, tuple[Tensor | int, Tensor | int]] = {}
+        self.guard = Guard()
+        self._step: dict[str, tuple[Tensor | int, Tensor | int]] = {}
+        self._sums: dict[str, tuple[Tensor | int, Tensor | int]] = {}  # of steps since the last log
         self.tokens_seen: Tensor | int = 0
         self.seconds_before = 0.0  # of training, ahead of the checkpoint gone on from
         self._start = time.perf_counter()
-        self._tokens: Tensor | int = 0  # of the current global batch
         self._details: tuple[dict[str, Tensor], Tensor | int] = {}, 0
         self._clock = (time.perf_counter(), 0, 0.0)
 
@@ -89,12 +91,11 @@ class TrainedModule(L.LightningModule):
 
     def step(self, terms: Terms) -> Tensor:
         """The loss of one micro-batch, as something for Lightning to differentiate."""
-        self._tokens = self._tokens + terms.tokens
         self.tokens_seen = self.tokens_seen + terms.tokens
         # Each over the tokens that it is of: some micro-batches lack a term.
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
-            total, tokens = self._sums.get(name, (0, 0))
-            self._sums[name] = total + value, tokens + terms.tokens
+            total, tokens = self._step.get(name, (0, 0))
+            self._step[name] = total + value, tokens + terms.tokens
         self._details = terms.details, terms.tokens
         return terms.total * UNIT
 
@@ -105,11 +106,13 @@ class TrainedModule(L.LightningModule):
         # Dropout follows from the place in the run, so a run that was interrupted goes on alike.
         seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
         torch.manual_seed((seed << 48 | self.global_rank << 32 | batch_idx) % 2**63)
+        self.guard.note(batch)
 
     def on_train_end(self) -> None:
+        self.guard.settle()
         broken = not all(local(p).isfinite().all() for p in self.parameters())
-        if ranks.any_of(broken):
-            raise self._diverged("there are weights that are no numbers")
+        if ranks.any_of(broken) or self.guard.in_a_row > 1:
+            raise self.guard.diverged(self.global_step)
 
     @property
     def _frozen(self) -> dict[str, Tensor]:
@@ -120,14 +123,17 @@ class TrainedModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in self._frozen:
             checkpoint["state_dict"].pop(name, None)
+        self.guard.settle()
         seconds = self.seconds_before + time.perf_counter() - self._start
         checkpoint["spent"] = {"tokens": self.tokens_of_all, "seconds": seconds}
+        checkpoint["skipped"] = [self.guard.count, self.guard.in_a_row]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # else it was read into the shards before
             checkpoint["state_dict"] = self._frozen | checkpoint["state_dict"]
         self.tokens_seen = checkpoint["spent"]["tokens"] if ranks.first() else 0
         self.seconds_before = checkpoint["spent"]["seconds"]
+        self.guard.count, self.guard.in_a_row = checkpoint.get("skipped", (0, 0))
 
     @property
     def tokens_of_all(self) -> int:
@@ -142,14 +148,26 @@ class TrainedModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         trainer = self.trainer
-        tokens = trainer.strategy.reduce(torch.as_tensor(self._tokens), reduce_op="sum")
+        step, self._step = self._step, {}
+        loss, tokens = self._over_all(*step["loss"])
         # Lightning divided by the number of micro-batches, the strategy by that of devices.
         factor = trainer.accumulate_grad_batches * trainer.world_size / UNIT / tokens.clamp(min=1)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
-        self._tokens = 0
+        self._norm = get_total_norm(gradients)
+        norm = whole(self._norm)
+        if trainer.precision != "16-mixed":  # whose scaler leaves out steps until it fits
+            sharded = is_sharding(trainer)
+            good = self.guard.judge(self.global_step + 1, optimizer, loss, norm, sharded)
+            step = {
+                k: (torch.as_tensor(total).where(good, 0), n * good)
+                for k, (total, n) in step.items()
+            }
+        for name, (total, count) in step.items():
+            before, counted = self._sums.get(name, (0, 0))
+            self._sums[name] = before + total, counted + count
         if self.logs_now:
-            self._log_training(optimizer, whole(get_total_norm(gradients)))
+            self._log_training(optimizer, norm)
 
     def configure_gradient_clipping(
         self,
@@ -157,12 +175,11 @@ class TrainedModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning refuses a fused optimizer in any mixed precision, for a scaling of gradients
-        # that only 16-mixed has.
-        ours = self.trainer.precision == "bf16-mixed" or is_sharding(self.trainer)
-        if ours and gradient_clip_algorithm in (None, "norm"):
+        # The norm is known. And Lightning refuses a fused optimizer in any mixed precision, for a
+        # scaling of gradients that only 16-mixed has.
+        if self.trainer.precision != "16-mixed" and gradient_clip_algorithm in (None, "norm"):
             if gradient_clip_val:
-                nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+                clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._norm)
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -184,13 +201,6 @@ class TrainedModule(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _diverged(self, sign: str) -> ConfigError:
-        rate = max(group["lr"] for group in self.optimizers().param_groups)  # type: ignore[union-attr]
-        return ConfigError(
-            f"Training diverged: {sign} at step {self.global_step + 1}, at a learning rate of "
-            f"{rate:g}. Lower optimizer.lr (teacher.optimizer.lr of a teacher)."
-        )
-
     def _log_training(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
         sums, self._sums = self._sums, {}
         (details, of_tokens), self._details = self._details, ({}, 0)
@@ -198,12 +208,15 @@ class TrainedModule(L.LightningModule):
             for name, (total, count) in sums.items():
                 sums[name] = self._over_all(total, count)
             details = {name: self._mean_over_all(name, x, of_tokens) for name, x in details.items()}
+        self.guard.settle()
         tokens = sums["loss"][1]
-        values: dict[str, Any] = {name: total / n for name, (total, n) in sums.items()}
-        if not values["loss"].isfinite():
-            raise self._diverged(f"the loss is {values['loss']:g}")
-        values |= details
-        values["gradient_norm"] = gradient_norm
+        values: dict[str, Any] = {}
+        if tokens:
+            values |= {name: total / n for name, (total, n) in sums.items()}
+        if not self.guard.in_a_row:
+            values |= details | {"gradient_norm": gradient_norm}
+        if self.guard.count:
+            values["skipped_steps"] = float(self.guard.count)
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
         waited = getattr(self.trainer.train_dataloader, "waited", 0.0)
         now, before = (time.perf_counter(), self.global_step + 1, waited), self._clock
@@ -212,7 +225,8 @@ class TrainedModule(L.LightningModule):
             values["data_seconds"] = (waited - before[2]) / (now[1] - before[1])  # a step
         self._clock = now
         self.log_dict({f"train/{name}": value for name, value in values.items()})
-        self.log("loss", values["loss"], prog_bar=True, logger=False)
+        if "loss" in values:
+            self.log("loss", values["loss"], prog_bar=True, logger=False)
 
     def _over_all(self, total: Tensor | int, count: Tensor | int) -> tuple[Tensor, Tensor]:
         """Both, summed over all devices."""

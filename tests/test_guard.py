@@ -1,0 +1,127 @@
+"""Steps that are no numbers are left out, counted and noted; too many of them end a training."""
+
+import json
+import shutil
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+
+from lightning_distill import ConfigError
+from lightning_distill.models import sizes
+from lightning_distill.teacher import TeacherModule
+
+OPTIMIZERS = {
+    "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
+    "plain": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=False),
+    "momentum": lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.9),
+}
+
+
+class Poison(Callback):
+    """Makes one number of the gradient infinite or no number, in some steps."""
+
+    def __init__(self, steps, value):
+        self.steps, self.value = steps, value
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step + 1 in self.steps:
+            next(module.parameters()).grad.view(-1)[7] = self.value
+
+
+@pytest.fixture
+def train(make_data, tmp_path):
+    data = make_data()
+    blocks = [data.examples("train")[i] for i in range(8)]
+
+    def train(numbers, poisoned=(), value=float("nan"), optimizer="fused", most=2, **settings):
+        torch.manual_seed(1)
+        model = sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer)
+        module = TeacherModule(
+            model,
+            len(data.tokenizer),
+            OPTIMIZERS[optimizer],
+            lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        )
+        module.guard.most, module.guard.file = most, tmp_path / "skipped.jsonl"
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=len(numbers) // settings.get("accumulate_grad_batches", 1),
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            log_every_n_steps=1,
+            gradient_clip_val=1.0,
+            callbacks=[Poison(poisoned, value)],
+            **settings,
+        )
+        trainer.fit(module, DataLoader([blocks[n] for n in numbers], batch_size=1))
+        return module, trainer
+
+    return train
+
+
+def weights_of(module):
+    return {name: value.clone() for name, value in module.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_no_number_is_as_if_it_had_not_been(train, tmp_path, optimizer, value):
+    poisoned, _ = train([0, 1, 2, 3, 4, 5], (3,), value, optimizer)
+    without, _ = train([0, 1, 3, 4, 5], (), value, optimizer)
+    assert poisoned.guard.count == 1
+    assert without.guard.count == 0
+    for name, value in weights_of(without).items():
+        assert torch.equal(value, weights_of(poisoned)[name])
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3
+    assert json.loads(line)["examples"] == [2]
+
+
+def test_all_micro_batches_of_such_a_step_are_noted_and_left_out(train, tmp_path):
+    poisoned, trainer = train([0, 1, 2, 3, 4, 5], (2,), accumulate_grad_batches=2)
+    without, _ = train([0, 1, 4, 5], accumulate_grad_batches=2)
+    for name, value in weights_of(without).items():
+        assert torch.equal(value, weights_of(poisoned)[name])
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["examples"] == [2, 3]
+    assert trainer.logged_metrics["train/skipped_steps"] == 1
+    assert trainer.logged_metrics["train/loss"].isfinite()
+
+
+def test_as_many_in_a_row_as_allowed_are_left_out_and_one_more_ends_it(train):
+    apart, _ = train(range(8), (1, 2, 4, 5, 7))
+    assert apart.guard.count == 5
+    with pytest.raises(ConfigError, match=r"at 3 steps in a row, up to 5; the examples are noted"):
+        train(range(8), (3, 4, 5))
+    with pytest.raises(ConfigError, match=r"at step 4; the examples are noted"):
+        train(range(8), (4,), most=0)
+
+
+def test_a_training_whose_end_is_no_number_has_not_ended_well(train):
+    with pytest.raises(ConfigError, match=r"at 2 steps in a row, up to 6"):
+        train(range(6), (5, 6))
+
+
+@pytest.mark.slow
+def test_a_teacher_whose_logits_are_no_numbers_is_named(in_process, tmp_path):
+    outputs = f"paths.outputs={tmp_path / 'outputs'}"
+    in_process("stage=teacher", outputs)
+    (teacher,) = (tmp_path / "outputs" / "artifacts" / "teacher").glob("*/")
+    shutil.copytree(teacher, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    broken = ["teacher=pretrained", f"teacher.name={tmp_path / 'broken'}", "teacher.max_steps=0"]
+    folder = tmp_path / "run"
+    done = in_process(
+        *broken, outputs, f"hydra.run.dir={folder}", "max_skipped_steps=3", expect=2
+    )
+    assert "no finite loss and gradient at 4 steps in a row, up to 4, from the first" in done.stderr
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert {json.loads(line)["loss"] for line in lines} == {"nan"}
