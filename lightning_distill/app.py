@@ -31,13 +31,14 @@ from lightning_distill.results import Job, objectives, write_results
 from lightning_distill.settings import check
 from lightning_distill.stages import STAGES
 from lightning_distill.summary import end_what_broke_off
-from lightning_distill.sweep import job_folder, run_once, sweep_name
+from lightning_distill.sweep import job_folder, run_alone, run_folder, run_once, sweep_name
 
 log = logging.getLogger(__name__)
 
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 OmegaConf.register_new_resolver("once", lambda v: list(v or []), replace=True, use_cache=True)
 OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(names), replace=True)
 OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
@@ -62,8 +63,12 @@ def job(cfg: DictConfig) -> float | list[float] | None:
     try:
         if cfg.stage not in STAGES:
             raise nearest("stage", cfg.stage, STAGES)
-        once = not alone and cfg.stage == "distill"
-        results = run_once(cfg, this, partial(run, cfg, this)) if once else run(cfg, this)
+        if cfg.stage != "distill":
+            results = run(cfg, this)
+        elif alone:
+            results = run_alone(this, partial(run, cfg, this))
+        else:
+            results = run_once(cfg, this, partial(run, cfg, this))
     except Exception as error:
         reason = explain(error)
         if alone and reason:

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
-from lightning_distill import ranks
+from lightning_distill import ConfigError, ranks
 
 log = logging.getLogger(__name__)
 
@@ -134,11 +134,23 @@ def _called(
     return called
 
 
+def is_held(file: Path) -> bool:
+    """Whether a process that is alive, as far as can be told, holds this lock."""
+    lease = SoftFileLease(file, lease_duration=LEASE)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        return True
+    lease.release()
+    return False
+
+
 @contextmanager
-def locked(file: Path, what: str) -> Iterator[Callable[[], None]]:
+def locked(file: Path, what: str, wait: bool = True) -> Iterator[Callable[[], None]]:
     """One process at a time, on a file system that several machines share too.
 
     A lock whose process died is taken over: at once on the same machine, after LEASE on another.
+    Raises ConfigError where another holds it, and it is not to be waited for.
     Yields a function that raises RuntimeError where that happened to this process, which then was
     stopped for so long that another may have done its work.
     """
@@ -149,6 +161,8 @@ def locked(file: Path, what: str) -> Iterator[Callable[[], None]]:
     except Timeout:
         owner = lease.owner
         whose = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+        if not wait:
+            raise ConfigError(f"{what} is in use by {whose}.") from None
         log.info("waiting for %s, which %s is making", what, whose)
         lease.acquire(poll_interval=0.2)
 

@@ -27,7 +27,7 @@ from lightning_distill.training import TrainedModule
 log = logging.getLogger(__name__)
 
 # What of the trainer's node is not for Lightning.
-OURS = ("compile", "gradient_checkpointing", "matmul_precision")
+OURS = ("compile", "gradient_checkpointing", "matmul_precision", "resume")
 
 
 def fit(

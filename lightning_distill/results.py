@@ -57,16 +57,20 @@ class Job:
     seed: int
     key: str
     started: str  # when the command was, which may be that of a whole sweep
+    resumes: bool = True  # where a run with the same settings was interrupted
 
     @classmethod
     def of(
         cls, cfg: DictConfig, folder: Path, name: str, group: str, overrides: list[str]
     ) -> "Job":
         key, started = settings_key(cfg), cfg.sweep.started
-        return cls(folder, name, group, overrides, cfg.seed, key, started)
+        resumes = cfg.trainer.get("resume", "auto") == "auto"
+        return cls(folder, name, group, overrides, cfg.seed, key, started, resumes)
 
     def was_interrupted(self) -> bool:
-        """Whether a run with the same settings stopped half-way in this folder."""
+        """Whether a run that is gone on with stopped half-way in this folder."""
+        if not self.resumes:
+            return False
         try:
             before = read_results(self.folder)
         except (OSError, ValueError):
@@ -99,7 +103,7 @@ def settings_key(cfg: DictConfig) -> str:
 def _on_one_device(settings: dict[str, Any], devices: int) -> dict[str, Any]:
     """The settings of the same run on one device, which takes the batches of all of them."""
     size = settings["data"].get("batch_size")
-    trainer = {k: v for k, v in settings["trainer"].items() if k not in HARDWARE}
+    trainer = {k: v for k, v in settings["trainer"].items() if k not in (*HARDWARE, "resume")}
     teacher = {k: v for k, v in settings["teacher"].items() if k != "device"}
     data = settings["data"] | ({"batch_size": size * devices} if isinstance(size, int) else {})
     if data.get("streaming"):  # each device has a stream of its own

@@ -74,6 +74,7 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
 }
 
 MATMUL = ("highest", "high", "medium")  # torch.set_float32_matmul_precision
+RESUME = ("auto", "never")
 INITIALIZE = ("random", "teacher_layers")
 RERUN = ("failed", "all", "none")
 
@@ -100,6 +101,8 @@ def check(cfg: DictConfig) -> None:
     problems += [*_problems_of_sweep(cfg), *_problems_of_streaming(cfg)]
     if (precision := cfg.trainer.get("matmul_precision", "highest")) not in MATMUL:
         problems.append(str(nearest("trainer.matmul_precision", precision, MATMUL)).rstrip("."))
+    if (resume := cfg.trainer.get("resume", "auto")) not in RESUME:
+        problems.append(str(nearest("trainer.resume", resume, RESUME)).rstrip("."))
     problems += _problems_of_tasks(cfg.evaluate.tasks)
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*problems_of_server(cfg.teacher), *problems_of_served(cfg)]

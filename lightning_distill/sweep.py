@@ -16,13 +16,15 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from lightning_distill.artifacts import locked, write_whole
+from lightning_distill.artifacts import is_held, locked, write_whole
 from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
 from lightning_distill.stages import LOOKING
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"  # of a single run's folder
 LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
 # Overrides that tell no job from another.
 NAMELESS = ("paths", "name", "logger", "sweep", "evaluate")
@@ -74,6 +76,36 @@ def job_folder(*, _root_: DictConfig) -> str:
     key = settings_key(_root_)
     there = results_in(Path(_root_.hydra.sweep.dir) / name).get("key", key)
     return name if there == key else f"{name}-{key[:8]}"
+
+
+def run_folder(new: str, *, _root_: DictConfig) -> str:
+    """Where a single run writes: where one of its settings was interrupted, or a folder of its own.
+
+    new: the name of the latter.
+    """
+    runs = Path(_root_.paths.outputs) / "runs" / str(_root_.name)
+    if _root_.stage == "distill" and _root_.trainer.get("resume") == "auto":
+        same = {"status": "running", "key": _key(_root_)}
+        for checkpoints in sorted(runs.glob("*/checkpoints"), reverse=True):
+            folder = checkpoints.parent
+            stopped = results_in(folder).items() >= same.items() and any(checkpoints.glob("*.ckpt"))
+            if stopped and not is_held(folder / LOCK):
+                return str(folder)
+    return str(runs / new)
+
+
+def _key(cfg: DictConfig) -> str | None:
+    """None where something is wrong with the settings, which the job will say."""
+    try:
+        return settings_key(cfg)
+    except (OmegaConfBaseException, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def run_alone(job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A single run, whose folder is its alone for so long."""
+    with locked(job.folder / LOCK, f"{job.folder}", wait=False):
+        return run()
 
 
 def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -118,9 +118,7 @@ def test_a_teacher_whose_logits_are_no_numbers_is_named(in_process, tmp_path):
     save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
     broken = ["teacher=pretrained", f"teacher.name={tmp_path / 'broken'}", "teacher.max_steps=0"]
     folder = tmp_path / "run"
-    done = in_process(
-        *broken, outputs, f"hydra.run.dir={folder}", "max_skipped_steps=3", expect=2
-    )
+    done = in_process(*broken, outputs, f"hydra.run.dir={folder}", "max_skipped_steps=3", expect=2)
     assert "no finite loss and gradient at 4 steps in a row, up to 4, from the first" in done.stderr
     lines = (folder / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,10 @@ LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_step
 
 @pytest.fixture
 def start(text_file, tmp_path):
-    """Starts the command in a folder of its own, and waits until it has trained for some steps."""
+    """Starts the command, and waits until it has trained for some steps. Returns its folder too."""
 
-    def start(folder, **env):
-        where = [f"data.path={text_file}", f"paths.outputs={tmp_path}", f"hydra.run.dir={folder}"]
+    def start(**env):
+        where = [f"data.path={text_file}", f"paths.outputs={tmp_path}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "lightning_distill", *TINY, *LONG, *where],
             stdout=subprocess.PIPE,
@@ -30,9 +31,9 @@ def start(text_file, tmp_path):
             env={**os.environ, **env},
         )
         until = time.monotonic() + 120
-        while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
+        while not (found := list(tmp_path.rglob("last.ckpt"))) and time.monotonic() < until:
             time.sleep(0.02)
-        return process
+        return process, found[0].parent.parent
 
     return start
 
@@ -43,18 +44,27 @@ def student(folder):
     return found["student"]
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, command, tmp_path):
-    folder, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
-    process = start(folder)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tmp_path):
+    process, folder = start()
+    same = [*LONG, "logger=csv", f"paths.outputs={tmp_path}"]
+    process.send_signal(signal.SIGSTOP)
+    in_process(*same)  # beside one that is alive
+    process.send_signal(signal.SIGCONT)
+    (undisturbed,) = set(folder.parent.iterdir()) - {folder}
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "stopped by SIGINT at step" in said
     assert "The same command goes on from there" in said
-    same = [*LONG, f"paths.outputs={tmp_path}"]
-    assert "going on from step" in command(*same, f"hydra.run.dir={folder}").stdout
-    command(*same, f"hydra.run.dir={undisturbed}")
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(folder, tmp_path / "copy" / folder.name)
+    assert "going on from step" in in_process(*same).stdout
+    assert set(folder.parent.iterdir()) == {folder, undisturbed}
     assert student(folder) == student(undisturbed)
+    shutil.rmtree(folder)
+    shutil.move(tmp_path / "copy" / folder.name, folder.parent)
+    assert "going on from step" not in in_process(*same, "trainer.resume=never").stdout
+    assert len(list(folder.parent.iterdir())) == 3
 
 
 def test_slurm_is_asked_to_start_a_job_again_that_it_warned(start, tmp_path):
@@ -62,7 +72,7 @@ def test_slurm_is_asked_to_start_a_job_again_that_it_warned(start, tmp_path):
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
     (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    process = start(tmp_path / "run", SLURM_JOB_ID="12", PATH=path)
+    process, _ = start(SLURM_JOB_ID="12", PATH=path)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGUSR1, said
