@@ -1,9 +1,12 @@
 """A finished student, and its teacher where there is one: on the held-out test split, in what they
 write, and in what `evaluate` asks for."""
 
+import copy
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, harness, speed
+from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.ensemble import mean_of
@@ -24,6 +28,7 @@ from lightning_distill.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
+SIGHT = 2  # batches of the validation split that a teacher is judged by at first
 POSITIONS = 512  # whose logits are held at a time
 
 
@@ -100,6 +105,49 @@ def evaluate(
             size = sum(count_parameters(one.model) for one in models[role])
             found[role] = {"parameters": size, **scores}
     return found
+
+
+def look_at(
+    teacher: Teacher,
+    student: PreTrainedModel | None,
+    data: DataModule,
+    store: Store,
+    make_trainer: Callable[..., L.Trainer],
+) -> None:
+    """Warns of a teacher who knows less than nothing, or less than its student does already.
+
+    By nll on a part of the validation split; the teacher's is kept for the other jobs of a sweep.
+    student: where it is not untrained.
+    """
+
+    def nll(role: str, models: list[Frozen], weights: list[float], own: DataModule) -> float:
+        trainer = make_trainer(f"{role} at first sight", limit_test_batches=SIGHT)
+        evaluation = Evaluation({role: models}, weights, own.quality)
+        trainer.test(evaluation, own.val_dataloader(), verbose=False)
+        if is_sharding(trainer):
+            teacher.release()  # whole again, where it is asked for next
+        return float(evaluation.found[role]["nll"])
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {"nll": nll("teacher", teacher.frozen(), teacher.weights, teacher.data)}
+
+    made_from = {"teacher": teacher.hash, "tokens": teacher.data.artifact.key, "batches": SIGHT}
+    made_from |= {"examples": teacher.data.shape | {"data.batch_size": data.batch_size}}
+    theirs = store.get("sight", made_from, make, together=True).manifest["content"]["nll"]
+    uniform = math.log(teacher.data.num_classes)
+    if not theirs < uniform:
+        log.warning(
+            "the teacher's nll is %.3f, and %.3f would be that of no knowledge at all: is it made "
+            "for other data, or for another tokenizer?", theirs, uniform,
+        )  # fmt: skip
+    elif student is not None and teacher.data is data:
+        as_it_is = Frozen(copy.deepcopy(student), data.num_classes)
+        own = nll("student", [as_it_is], [1.0], data)
+        if own < theirs:
+            log.warning(
+                "the student's nll is %.3f before it is trained, the teacher's %.3f: there may be "
+                "little to learn from it", own, theirs,
+            )  # fmt: skip
 
 
 def check_asked(asked: DictConfig, task: type[DataModule]) -> None:

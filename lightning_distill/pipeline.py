@@ -24,7 +24,13 @@ from lightning_distill import ConfigError, models, ranks
 from lightning_distill.artifacts import Store
 from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
-from lightning_distill.evaluation import check_asked, evaluate, score_writing, write_samples
+from lightning_distill.evaluation import (
+    check_asked,
+    evaluate,
+    look_at,
+    score_writing,
+    write_samples,
+)
 from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.guard import SKIPPED
 from lightning_distill.jobs import job_folders
@@ -65,6 +71,10 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         batches = data.loader(data.examples("train"), data.batch_size)
         student = from_teacher(teacher.models[0], cfg.student, batches)
     adapters.attach(student, cfg.student, "student", cfg.seed)
+
+    if teacher and asked and not teacher.served:
+        knows = student if copied or "name" in cfg.student else None
+        look_at(teacher, knows, data, store, trainer_for(cfg, job))
 
     if ranks.first() and not job.was_interrupted():
         for old in ("checkpoints", "student"):  # which another job's may be linked to
