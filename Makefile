@@ -31,6 +31,10 @@ test: $(INSTALLED) ## the tests, without those that take longest or need a GPU
 test-all: $(INSTALLED) ## all tests but those that need a GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
+test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with damaged files; 30 minutes
+	$(BIN)/pytest tests/faults $(ARGS)
+	$(BIN)/python tests/faults/kills.py --kills 200
+
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -74,4 +78,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all lint format teacher distill sweep plan doctor export report dashboard sync bench clean
+.PHONY: help setup demo experiments test test-all test-faults lint format teacher distill sweep plan doctor export report dashboard sync bench clean

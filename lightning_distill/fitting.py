@@ -1,15 +1,12 @@
 """One training from its beginning or its last checkpoint to its end, on what `trainer` names."""
 
 import logging
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, open_dict
 from torch.distributed.fsdp import FSDPModule
@@ -19,7 +16,7 @@ from lightning_distill import ConfigError, ranks
 from lightning_distill.checkpoints import BEFORE, LAST, Checkpoints, step_of
 from lightning_distill.data import DataModule
 from lightning_distill.guard import SKIPPED
-from lightning_distill.preemption import Preemption
+from lightning_distill.keeping import Keeping
 from lightning_distill.sharding import gathered
 from lightning_distill.tracking import progress
 from lightning_distill.training import TrainedModule
@@ -41,13 +38,8 @@ def fit(
 ) -> None:
     """Trains, from the folder's last checkpoint if an interrupted run left one."""
     last = folder / "checkpoints" / LAST
-    kept = partial(ModelCheckpoint, last.parent, filename=last.stem, enable_version_counter=False)
-    callbacks = [
-        kept(every_n_train_steps=cfg.checkpoint_every_n_steps),
-        kept(train_time_interval=timedelta(minutes=cfg.checkpoint_every_n_minutes)),
-        Preemption(last),
-    ]
-    trainer = make_trainer(cfg, folder, role, loggers, callbacks, max_steps=max_steps)
+    kept = Keeping(last, cfg.checkpoint_every_n_steps, cfg.checkpoint_every_n_minutes)
+    trainer = make_trainer(cfg, folder, role, loggers, [kept], max_steps=max_steps)
     module.guard.most, module.guard.file = cfg.max_skipped_steps, folder / SKIPPED
     module.compiles = bool(cfg.trainer.get("compile"))
     if cfg.trainer.get("gradient_checkpointing"):

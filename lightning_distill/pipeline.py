@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, models, ranks
-from lightning_distill.artifacts import Store
+from lightning_distill.artifacts import Store, write_whole
 from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
 from lightning_distill.evaluation import (
@@ -278,7 +278,7 @@ def measure(
     if student is not None:
         samples = write_samples(data, student, teacher, cfg.seed)
         text = json.dumps(samples, indent=2, ensure_ascii=False)
-        (folder / "samples.json").write_text(text)
+        write_whole(folder / "samples.json", text.encode())
         log_samples(loggers or [], samples)
         for sample in samples:
             log.info("%s", "\n".join(f"{who:>8}: {text!r}" for who, text in sample.items()))

@@ -75,7 +75,8 @@ class Job:
             before = read_results(self.folder)
         except (OSError, ValueError):
             return False
-        return before.get("status") == "running" and before.get("key") == self.key
+        broke = before.get("status") == "failed" and before.get("mendable") is False
+        return (before.get("status") == "running" or broke) and before.get("key") == self.key
 
     def results(self, cost: "Cost", scores: dict[str, Any]) -> dict[str, Any]:
         """The content of results.json for a job that came to its end."""

@@ -26,6 +26,7 @@ for message in (
     ".*directory.*not empty.*",
     ".*LeafSpec.*",
     ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # the sampler is, by the step
     ".*smaller than the logging interval.*",
     ".*predict returned None.*",
     ".*have passed in a `LightningDataModule`.*",

@@ -108,7 +108,8 @@ class TrainedModule(L.LightningModule):
         torch.manual_seed((seed << 48 | self.global_rank << 32 | batch_idx) % 2**63)
         self.guard.note(batch)
 
-    def on_train_end(self) -> None:
+    def on_train_epoch_end(self) -> None:
+        """Of the run, before its last state is saved."""
         self.guard.settle()
         broken = not all(local(p).isfinite().all() for p in self.parameters())
         if ranks.any_of(broken) or self.guard.in_a_row > 1:

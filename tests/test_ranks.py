@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lightning_distill import ranks
 from lightning_distill.data.loading import Order, Part, Share
 from lightning_distill.data.packing import IGNORED
-from lightning_distill.preemption import queue_again
+from lightning_distill.keeping import queue_again
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 # Documents kept apart leave some labels out, and so ranks with unequal numbers of tokens.

@@ -25,6 +25,14 @@ class Loader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
+            except (ConnectionError, EOFError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a process that brings examples (data.num_workers={self.num_workers}) was "
+                    "killed, perhaps for want of memory; the same command goes on from the last "
+                    "checkpoint"
+                ) from error
             self.waited += time.perf_counter() - start
             yield batch
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from lightning_distill.artifacts import write_whole
 from lightning_distill.jobs import Row, not_begun, planned
 from lightning_distill.report import heatmaps, pictures
 from lightning_distill.report.answer import answer, over_seeds_table, unfinished
@@ -65,7 +66,7 @@ def write_report(rows: list[Row], file: Path) -> None:
     )
     own = files("lightning_distill.report")
     style, script = ((own / f).read_text(encoding="utf-8") for f in ("style.css", "script.js"))
-    file.write_text(
+    text = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<link rel='icon' href='data:,'><title>{escape(name)}</title><style>{style}</style>"
@@ -73,9 +74,9 @@ def write_report(rows: list[Row], file: Path) -> None:
         f"<nav aria-label='sections'>{links}</nav>{unfinished(rows, absent)}{body}</main>"
         # Not run before a figure comes into view: its 5 MB would hold up all the rest.
         f"<script type='text/plain' id='plotly'>{get_plotlyjs()}</script>"
-        f"<script>{script}</script></body></html>",
-        encoding="utf-8",
+        f"<script>{script}</script></body></html>"
     )
+    write_whole(file, text.encode())
 
 
 def _gaps(rows: list[Row]) -> str:

@@ -1,6 +1,7 @@
 """A sweep as results.csv, and as the table in the terminal."""
 
 import csv
+import io
 import math
 import shlex
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_distill.artifacts import write_whole
 from lightning_distill.comparison import over_seeds
 from lightning_distill.jobs import Row, flatten, varying
 
@@ -59,10 +61,11 @@ def records(rows: list[Row]) -> list[dict[str, Any]]:
 def write_csv(rows: list[Row], file: Path) -> None:
     table = records(rows)
     columns = list(dict.fromkeys(key for line in table for key in line))
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(table)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(table)
+    write_whole(file, text.getvalue().encode())
 
 
 def print_table(rows: list[Row]) -> None:

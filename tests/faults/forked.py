@@ -1,0 +1,207 @@
+"""Real commands in processes of their own, which can be hurt; and what must then hold.
+
+A process is a copy of one that has imported everything already, so that it begins at once.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from lightning_distill.artifacts import damage
+from lightning_distill.results import check_results
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["lightning_distill.app", "lightning_distill.pipeline", "lightning_distill.report", "forked"]
+)
+
+STEPS = 40
+EVERY = 7
+SETTINGS = [
+    "student=xs",
+    "teacher=xs",
+    "student.hidden_size=16",
+    "teacher.hidden_size=32",
+    "teacher.num_hidden_layers=1",
+    f"student.max_steps={STEPS}",
+    f"teacher.max_steps={STEPS}",
+    "data=text",
+    "data.vocab_size=300",
+    "data.sequence_length=32",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    f"checkpoint_every_n_steps={EVERY}",
+    "logger=csv",
+]
+# Teacher, tokens, cached predictions, two students, their evaluations, and a report.
+SWEEP = [
+    "-m",
+    *SETTINGS,
+    "sweep.name=all",
+    "transfer=cached",
+    "transfer.stored=topk",
+    "transfer.k=20",
+    "loss.alpha=0.5,1",
+]
+
+
+def write_text(file: Path) -> None:
+    """180 documents, as in tests/conftest.py."""
+    dice = random.Random(0)
+    words = "a teacher student learns soft targets from temperature model small large"
+    rows = (" ".join(dice.choices(words.split(), k=dice.randint(10, 60))) for _ in range(180))
+    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+
+
+def _run(argv: list[str], folder: str, said: str, env: dict[str, str], before: Any) -> None:
+    out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(env)
+    sys.argv = ["lightning-distill", *argv]
+    if before:
+        before()
+    from lightning_distill.app import main
+
+    try:
+        main()
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+@dataclass
+class Command:
+    """One that is running, or was."""
+
+    folder: Path
+    process: Any
+    said_in: Path
+
+    @property
+    def said(self) -> str:
+        return self.said_in.read_text() if self.said_in.exists() else ""
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def wait(self, expect: int | None = 0, timeout: float = 200) -> "Command":
+        self.process.join(timeout)
+        if self.alive:
+            self.signal(signal.SIGABRT)
+            raise AssertionError(f"still running after {timeout} s:\n{self.said}")
+        assert expect is None or self.process.exitcode == expect, self.said
+        return self
+
+    def until(self, found: Callable[[], Any], timeout: float = 100) -> Any:
+        """What the first call that finds something has found; None where the command ends first."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if value := found():
+                return value
+            if not self.alive:
+                return found()
+            time.sleep(0.003)
+        raise AssertionError(f"nothing came in {timeout} s:\n{self.said}")
+
+    def signal(self, number: int) -> None:
+        """To the process and what it has started, as a terminal or a cluster's manager does."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:  # it has ended, or not begun to be a group
+            if self.alive:
+                os.kill(self.process.pid, number)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one has started."""
+    stats = (file for file in Path("/proc").glob("[0-9]*/stat"))
+    told = [(int(file.parent.name), file.read_text().rpartition(")")[2].split()) for file in stats]
+    return [number for number, fields in told if int(fields[1]) == pid]
+
+
+@dataclass
+class Place:
+    """A folder in which commands run, with a text and an outputs folder."""
+
+    folder: Path
+    outputs: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.outputs = self.folder / "outputs"
+        # In a folder of its own name in all places: the key of a job names the text.
+        write_text(self.folder / "text.jsonl")
+        os.utime(self.folder / "text.jsonl", (0, 0))
+
+    @property
+    def sweep(self) -> Path:
+        return self.outputs / "sweeps" / "all"
+
+    def start(self, *argv: str, before: Callable[[], None] | None = None, **env: str) -> Command:
+        number = len(list(self.folder.glob("*.said")))
+        said = self.folder / f"{number}.said"
+        told = (list(argv) or SWEEP) + ["data.path=text.jsonl"]
+        env = {"WANDB_MODE": "offline", "NETRC": str(self.folder / "none"), **env}
+        process = FORK.Process(target=_run, args=(told, str(self.folder), str(said), env, before))
+        said.touch()
+        process.start()
+        return Command(self.folder, process, said)
+
+    def run(self, *argv: str, expect: int = 0, **more: Any) -> str:
+        return self.start(*argv, **more).wait(expect).said
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """By the folder of each job."""
+    files = sorted(folder.rglob("results.json"))
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """What does not depend on how a sweep came to its end: scores, curves and weights."""
+    found: dict[str, Any] = {}
+    for name, job in results(folder).items():
+        assert job["status"] == "finished", job
+        found[name] = {key: job[key] for key in ("key", "seed", "teacher", "student")}
+        with (folder / name / "metrics.csv").open() as lines:
+            rows = list(csv.DictReader(lines))
+        for curve in ("train/loss", "validation/nll"):
+            found[name][curve] = [(row["step"], row[curve]) for row in rows if row.get(curve)]
+        found[name]["weights"] = (folder / name / "student" / "model.safetensors").read_bytes()
+    return found
+
+
+def check_whole(outputs: Path) -> None:
+    """Nothing that can be read under its own name is half-written."""
+    for manifest in outputs.glob("artifacts/*/*/manifest.json"):
+        if manifest.parent.suffix != ".partial":
+            assert not damage(manifest.parent), manifest
+    for file in outputs.rglob("results.json"):
+        found = json.loads(file.read_text())
+        check_results(found)
+        if found["status"] == "finished":
+            load_file(file.parent / "student" / "model.safetensors")
+    for file in outputs.rglob("report.html"):
+        assert file.read_text().rstrip().endswith("</html>"), file
+    for file in outputs.rglob("results.csv"):
+        widths = {len(row) for row in csv.reader(file.read_text().splitlines())}
+        assert len(widths) == 1, file

@@ -1,0 +1,207 @@
+"""Real commands whose disk, files, clock, workers and signals fail them: each says so, leaves
+nothing half-written, and ends at the numbers of an undisturbed one when it is given again."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from forked import EVERY, SWEEP, Place, check_whole, children, numbers, results
+
+from lightning_distill.checkpoints import BEFORE, LAST
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The numbers of the sweep that nobody has hurt, and its folder."""
+    place = Place(tmp_path_factory.mktemp("whole"))
+    place.run()
+    return numbers(place.sweep), place
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "place")
+
+
+@pytest.fixture
+def halfway(expected, tmp_path):
+    """What the sweep leaves when it is stopped in the middle of its second student; a copy."""
+    place = Place(tmp_path / "halfway")
+    _, whole = expected
+    shutil.copytree(whole.outputs, place.outputs)
+    (name,) = [name for name in results(place.sweep) if "alpha=1" in name]
+    shutil.rmtree(place.sweep / name)
+    command = place.start()
+    last = place.sweep / name / "checkpoints" / LAST
+    command.until(lambda: (last.parent / BEFORE).exists())
+    command.signal(signal.SIGTERM)
+    command.wait(128 + signal.SIGTERM)
+    assert (last.parent / BEFORE).exists()
+    return place, last
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a disk of so many kilobytes as a folder; and again, with other options."""
+    folder = tmp_path / "place" / "outputs"
+
+    def mount(*options):
+        told = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]
+        if subprocess.run(told, capture_output=True).returncode:
+            pytest.skip("no disk can be mounted here")
+
+    folder.mkdir(parents=True)
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def steps(place):
+    """The lines of training that the first student has logged."""
+    files = list(place.sweep.glob("*alpha=0.5*/metrics.csv"))
+    return files[0].read_text().splitlines() if files else []
+
+
+def bytes_of(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_ctrl_c_once_keeps_the_step_and_twice_ends_at_once(place, expected):
+    for presses in (1, 2):
+        before = len(steps(place))
+        command = place.start()
+        command.until(lambda before=before: len(steps(place)) > before + EVERY)
+        for _ in range(presses):
+            command.signal(signal.SIGINT)
+        command.wait(130)
+        check_whole(place.outputs)
+        assert ("stopped by SIGINT at step" in command.said) or presses == 2
+        assert "Traceback" not in command.said
+    assert "going on from step" in place.run()
+    assert numbers(place.sweep) == expected[0]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.9])
+def test_a_full_disk_is_named_and_what_fitted_is_kept(place, disk, expected, share):
+    size = int(share * bytes_of(expected[1].outputs) / 1024)
+    disk(f"size={size}k")
+    said = place.run(expect=None)
+    assert "No space left on device" in said or "disk" in said, said
+    assert "Traceback" not in said
+    check_whole(place.outputs)
+    kept = {str(file) for file in place.outputs.glob("artifacts/*/*[!l]/manifest.json")}
+    disk("remount", "size=200m")
+    said = place.run()
+    assert kept <= {str(file) for file in place.outputs.glob("artifacts/*/*/manifest.json")}
+    assert numbers(place.sweep) == expected[0]
+
+
+def test_a_folder_that_is_read_only_is_named_and_left_as_it_is(place, disk):
+    disk("size=200m")
+    place.run()
+    before = numbers(place.sweep)
+    disk("remount", "ro")
+    said = place.run(*SWEEP[:-1], "loss.alpha=0.7", expect=None)
+    assert "Read-only file system: " in said
+    assert "Traceback" not in said
+    assert numbers(place.sweep) == before
+
+
+@pytest.mark.parametrize("which", ["the last one", "both"])
+def test_a_checkpoint_cut_short_is_gone_behind(halfway, expected, which):
+    place, last = halfway
+    dice = random.Random(which)
+    for file in [last] if which == "the last one" else [last, last.with_name(BEFORE)]:
+        os.truncate(file, dice.randrange(file.stat().st_size))
+    said = place.run()
+    assert f"{LAST} is damaged" in said
+    assert ("going on from step" in said) == (which == "the last one")
+    assert numbers(place.sweep) == expected[0]
+
+
+def test_a_cache_with_a_flipped_bit_is_not_read(halfway, expected):
+    place, _ = halfway
+    (cache,) = place.outputs.glob("artifacts/predictions/*/")
+    shard = max(cache.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[random.Random(0).randrange(len(data))] ^= 4
+    shard.write_bytes(data)
+    said = place.run()
+    assert f"is damaged ({shard.name}) and is made again" in said
+    check_whole(place.outputs)
+    assert numbers(place.sweep) == expected[0]
+
+
+def test_artifacts_that_are_deleted_while_they_are_used_are_made_again(place, expected):
+    command = place.start()
+    command.until(lambda: list(place.sweep.glob("*alpha=0.5*/checkpoints/last.ckpt")))
+    shutil.rmtree(place.outputs / "artifacts", ignore_errors=True)
+    command.wait(expect=None)
+    assert "half" not in command.said
+    place.run()
+    check_whole(place.outputs)
+    assert numbers(place.sweep) == expected[0]
+
+
+def jump():
+    """Has the clock of this process leap by a day, forwards and back."""
+    real, calls = time.time, iter(range(10**9))
+
+    def leaping():
+        return real() + 86400 * (next(calls) // 20 % 3 - 1)
+
+    time.time = leaping
+
+
+def test_a_clock_that_jumps_changes_nothing(place, expected):
+    place.run(before=jump)
+    check_whole(place.outputs)
+    assert numbers(place.sweep) == expected[0]
+    costs = [job["cost"] for job in results(place.sweep).values()]
+    assert all(0 <= cost["student_seconds"] < 3600 for cost in costs)
+
+
+def test_two_sweeps_on_one_folder_share_its_work(place, expected):
+    backwards = [*SWEEP[:-1], "loss.alpha=1,0.5"]
+    both = [place.start(*told) for told in (SWEEP, backwards)]
+    for command in both:
+        command.wait()
+    check_whole(place.outputs)
+    assert numbers(place.sweep) == expected[0]
+    said = "".join(command.said for command in both)
+    assert said.count("training the teacher") == 1
+    assert said.count("finished before, skipped") == 2
+
+
+def test_a_loader_whose_worker_dies_is_named_and_gone_on_behind(place, expected):
+    told = [*SWEEP, "data.num_workers=1"]
+    command = place.start(*told)
+    command.until(lambda: list(place.sweep.glob("*/checkpoints/last.ckpt")))
+    os.kill(children(command.process.pid)[0], signal.SIGKILL)
+    command.wait(expect=1)
+    assert "a process that brings examples (data.num_workers=1) was killed" in command.said
+    assert "going on from step" in place.run(*told)
+    check_whole(place.outputs)
+    found, wanted = (
+        sorted(one.values(), key=lambda job: job["key"])
+        for one in (numbers(place.sweep), expected[0])
+    )
+    assert found == wanted
+
+
+def test_a_lock_of_a_dead_process_on_this_machine_is_taken_over_at_once(halfway, expected):
+    place, _ = halfway
+    command = place.start()
+    lock = command.until(lambda: next(place.outputs.glob("artifacts/job/*.lock"), None))
+    command.signal(signal.SIGKILL)
+    command.wait(expect=None)
+    assert lock.exists()
+    start = time.monotonic()
+    place.run()
+    assert time.monotonic() - start < 40
+    assert numbers(place.sweep) == expected[0]

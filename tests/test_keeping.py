@@ -1,0 +1,157 @@
+"""A run that is asked to stop, once and twice."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import lightning as L
+import pytest
+import torch
+from conftest import TINY
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_distill.checkpoints import LAST, Checkpoints, step_of
+from lightning_distill.errors import Stopped
+from lightning_distill.keeping import Keeping
+from lightning_distill.models import sizes
+from lightning_distill.teacher import TeacherModule
+from lightning_distill.tracking import _keep_curves
+
+LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
+
+
+class AskedAt(Callback):
+    """Asks for an end during one step, as a signal would."""
+
+    def __init__(self, step, keeping):
+        self.step, self.keeping = step, keeping
+
+    def on_before_zero_grad(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            self.keeping.asked = signal.SIGTERM
+
+
+@pytest.fixture
+def train(make_data, tmp_path):
+    """Trains for 12 steps, with a validation every third; asked to stop during one of them."""
+    data = make_data()
+
+    def train(stop=None):
+        folder = tmp_path / str(stop)
+        torch.manual_seed(1)
+        module = TeacherModule(
+            sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
+            len(data.tokenizer),
+            lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
+            lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        )
+        data.train_on(None, seed=0)
+        keeping = Keeping(folder / LAST, 5, 10)
+        logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+        if (folder / LAST).exists():
+            _keep_curves(logger, step_of(folder / LAST))
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=12,
+            val_check_interval=3,
+            limit_val_batches=1,
+            log_every_n_steps=1,
+            logger=logger,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[keeping, AskedAt(stop, keeping)],
+            plugins=[Checkpoints()],
+        )
+        start = folder / LAST
+        trainer.fit(module, datamodule=data, ckpt_path=str(start) if start.exists() else None)
+        with (folder / "metrics.csv").open() as lines:
+            rows = list(csv.DictReader(lines))
+        names = ("train/loss", "validation/nll")
+        curves = {name: [(r["step"], r[name]) for r in rows if r.get(name)] for name in names}
+        return curves, module.model.state_dict()
+
+    return train
+
+
+def test_stopped_at_any_step_it_goes_on_to_the_same_curves_and_weights(train):
+    curves, weights = train()
+    assert [step for step, _ in curves["train/loss"]] == [str(step) for step in range(12)]
+    assert [step for step, _ in curves["validation/nll"]] == ["2", "5", "8", "11"]
+    for step in range(1, 13):
+        with pytest.raises(Stopped):
+            train(step)
+        again, found = train(step)
+        assert again == curves, step
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.fixture
+def start(text_file, tmp_path):
+    """Starts the command, and waits until it has trained for some steps. Returns its folder too."""
+
+    def start(**env):
+        where = [f"data.path={text_file}", f"paths.outputs={tmp_path}"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lightning_distill", *TINY, *LONG, *where],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **env},
+        )
+        until = time.monotonic() + 120
+        while not (found := list(tmp_path.rglob("last.ckpt"))) and time.monotonic() < until:
+            time.sleep(0.02)
+        return process, found[0].parent.parent
+
+    return start
+
+
+def student(folder):
+    found = json.loads((folder / "results.json").read_text())
+    assert found["status"] == "finished"
+    return found["student"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tmp_path):
+    process, folder = start()
+    same = [*LONG, "logger=csv", f"paths.outputs={tmp_path}"]
+    process.send_signal(signal.SIGSTOP)
+    in_process(*same)  # beside one that is alive
+    process.send_signal(signal.SIGCONT)
+    (undisturbed,) = set(folder.parent.iterdir()) - {folder}
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stopped by SIGINT at step" in said
+    assert "The same command goes on from there" in said
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(folder, tmp_path / "copy" / folder.name)
+    assert "going on from step" in in_process(*same).stdout
+    assert set(folder.parent.iterdir()) == {folder, undisturbed}
+    assert student(folder) == student(undisturbed)
+    shutil.rmtree(folder)
+    shutil.move(tmp_path / "copy" / folder.name, folder.parent)
+    assert "going on from step" not in in_process(*same, "trainer.resume=never").stdout
+    assert len(list(folder.parent.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_slurm_is_asked_to_start_a_job_again_that_it_warned(start, tmp_path):
+    told = tmp_path / "told"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    process, _ = start(SLURM_JOB_ID="12", PATH=path)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, said
+    assert told.read_text().split() == ["requeue", "12"]
