@@ -340,7 +340,8 @@ class Labels(DataModule):
     has_tokenizer = False
 
 
-def test_a_student_of_another_task_is_loaded_by_its_own_class(tmp_path):
+def test_a_student_of_another_task_is_loaded_by_its_own_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_DISTILL_ALLOW", __name__)
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8)
     config.update({"patch_size": 4, "intermediate_size": 16, "num_labels": 3})
     model = ViTForImageClassification(config)

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, targets
 from lightning_distill.artifacts import hash_of
 
 # What decides, beside its weights, what a model predicts.
@@ -95,6 +95,12 @@ def load_tokenizer(
     return _try(AutoTokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def saved(auto: Any, folder: Path) -> Any:
+    """A model, tokenizer or config that this program has left in a folder, or seems to have."""
+    weights = {} if auto in WHAT else {"use_safetensors": True}
+    return _try(auto, str(folder), trust_remote_code=False, **weights)
+
+
 def check_reading(
     theirs: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, texts: list[str]
 ) -> None:
@@ -147,6 +153,11 @@ def _try(auto: Any, name: str, **settings: Any) -> Any:
     what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"name={name}: there is no such folder.")
+    if settings["trust_remote_code"] and not targets.runs_code("trust_remote_code"):
+        raise ConfigError(
+            f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
+            f"if you trust the model, or allow it by {targets.ALLOW}=trust_remote_code."
+        )
     try:
         return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
     except (OSError, ValueError, ImportError, KeyError) as error:

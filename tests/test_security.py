@@ -1,0 +1,285 @@
+"""Nothing is let in: files of a stranger, each of which would leave a mark if it were believed."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import write_job
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from lightning_distill import ConfigError, targets
+from lightning_distill.errors import CONF
+
+ALLOW = "LIGHTNING_DISTILL_ALLOW"
+# That Hydra refuses some functions by itself is no help here.
+CALL = {"_target_": "os.makedirs", "name": "mark"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed(monkeypatch):
+    monkeypatch.setenv(ALLOW, "")
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """Is there once somebody has called what `call` says."""
+    return tmp_path / "mark"
+
+
+@pytest.fixture
+def call(mark):
+    return {**CALL, "name": str(mark)}
+
+
+@pytest.fixture
+def stranger(tmp_path, in_process):
+    """Runs the command with an experiment that somebody else has written."""
+
+    def run(settings, *overrides, expect=2):
+        folder = tmp_path / "theirs" / "experiment"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "their.yaml").write_text("# @package _global_\n" + yaml.safe_dump(settings))
+        own = (f"--config-dir={folder.parent}", "experiment=their")
+        return in_process(*own, f"paths.outputs={tmp_path / 'outputs'}", *overrides, expect=expect)
+
+    return run
+
+
+def nested(key, value):
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("key", "flags"),
+    [
+        ("hydra.callbacks.their", ()),
+        ("hydra.callbacks.their", ("-m",)),
+        ("hydra.sweeper.params.their", ("-m",)),
+        ("optimizer", ()),
+    ],
+)
+def test_a_file_calls_nothing_but_what_is_listed(stranger, call, mark, tmp_path, key, flags):
+    said = stranger(nested(key, call), *flags)
+    assert not mark.exists()
+    assert not (tmp_path / "outputs").exists()
+    (line,) = said.stderr.strip().splitlines()
+    assert f"{key}._target_=os.makedirs" in line
+    assert f"{ALLOW}=os.makedirs" in line
+
+
+def refused(settings):
+    """What is said of a composed configuration."""
+    with pytest.raises(ConfigError) as error:
+        targets.check(OmegaConf.create(settings))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"logger": {"their": CALL}}, "logger.their."),
+        ({"teacher": {"optimizer": CALL}}, "teacher.optimizer."),
+        ({"teacher": {"members": [{"schedule": CALL}]}}, "teacher.members[0].schedule."),
+        ({"trainer": {"callbacks": [CALL]}}, "trainer.callbacks[0]."),
+        ({"trainer": {"plugins": {"_args_": [CALL]}}}, "trainer.plugins._args_[0]."),
+        ({"hydra": {"launcher": {"one": {"two": CALL}}}}, "hydra.launcher.one.two."),
+        (CALL, ""),
+    ],
+)
+def test_all_places_are_looked_into(settings, key):
+    assert refused(settings).startswith(f"{key}_target_=os.makedirs: settings may not call this")
+
+
+@pytest.mark.parametrize("lookup", ["get_method", "get_class", "get_object", "get_static_method"])
+@pytest.mark.parametrize("given", [{"path": "os.makedirs"}, {"_args_": ["os.makedirs"]}])
+def test_a_file_looks_nothing_up_but_what_is_listed(lookup, given):
+    divergence = {"_target_": f"hydra.utils.{lookup}", **given}
+    said = refused({"loss": {"divergence": divergence}})
+    assert said.startswith("loss.divergence.path=os.makedirs: settings may not call this")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.optim.adam.torch.load",
+        "torch.optim.adam.torch.hub.load",
+        "lightning_distill.data.loading.torch.load",
+        "lightning.pytorch.loggers.csv_logs.os.makedirs",
+        "lightning.pytorch.plugins.TorchCheckpointIO.load_checkpoint",
+        "lightning.pytorch.strategies.DDPStrategy.load_checkpoint",
+        "lightning_distill.losses.Objective.__init__",
+        "transformers.get_cosine_schedule_with_warmup.__globals__",
+        "torch.optim.adamw",
+        "torch.optim.__loader__",
+        "lightning_distill.models.pretrained.load_tokenizer",
+        "lightning_distill.app.os.makedirs",
+        "lightning_distill.artifacts.write_whole",
+        "hydra.utils.instantiate",
+        "torch.load",
+        "wandb.init.__globals__",
+        "lightning.Trainer.fit",
+    ],
+)
+def test_what_is_listed_leads_to_nothing_else(name):
+    with pytest.raises(ConfigError, match="settings may not call this"):
+        targets._located(name)
+
+
+def test_another_thing_under_a_listed_name_is_refused_before_anything_is_trained(
+    stranger, tmp_path
+):
+    said = stranger({"schedule": {"_target_": "torch.optim.adam.torch.load"}})
+    assert "torch.optim.adam.torch.load is torch.serialization.load" in said.stderr
+    assert not (tmp_path / "outputs" / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"_target_": "${words}", "name": "${mark}"},
+        "${oc.create:{_target_:os.makedirs,name:${mark}}}",
+        "${oc.decode:'{_target_:os.makedirs,name:${mark}}'}",
+    ],
+)
+@pytest.mark.parametrize("key", ["hydra.callbacks.their", "trainer.callbacks"])
+def test_an_interpolation_calls_nothing_else_either(stranger, mark, theirs, key):
+    value = [theirs] if key == "trainer.callbacks" else theirs
+    words = {"words": "os.makedirs", "mark": str(mark)}
+    said = stranger(nested(key, value) | words, "stage=teacher", "teacher.max_steps=1")
+    assert "os.makedirs: settings may not call this" in said.stderr
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"handlers": {"console": {"class": "logging.handlers.HTTPHandler"}}},
+        {"handlers": {"console": {"()": "os.makedirs", "name": "mark"}}},
+        {"formatters": {"screen": {"()": "os.getcwd"}}},
+        {"handlers": {"console": {"class": "${words}"}}},
+        {"handlers": {"console": {"stream": "ext://antigravity.webbrowser"}}},
+        {"handlers": {"file": {"filename": "${words}"}}},
+        {"handlers": "${words}"},
+    ],
+)
+@pytest.mark.parametrize("log", ["job_logging", "hydra_logging"])
+def test_a_log_is_made_of_nothing_but_files_and_the_screen(theirs, log):
+    said = refused({"hydra": {log: theirs}})
+    assert said.startswith(f"hydra.{log}.{next(iter(theirs))}")
+    assert "is nothing that a log may be made with" in said
+
+
+def test_hydras_own_logs_are_let_through(in_process):
+    for name in ("default", "disabled", "none"):
+        in_process(f"hydra/job_logging={name}", f"hydra/hydra_logging={name}", "--cfg=job")
+    in_process("hydra/job_logging=stdout", "--cfg=job")
+
+
+@pytest.mark.parametrize("name", ["PYTHONPATH", "LD_PRELOAD", ALLOW, "HF_ENDPOINT"])
+def test_a_file_sets_no_environment_variable_that_leads_elsewhere(name):
+    said = refused({"hydra": {"job": {"env_set": {name: "theirs"}}}})
+    assert f"hydra.job.env_set.{name} may not be set here" in said
+
+
+def test_what_a_file_may_not_set_cannot_be_an_interpolation():
+    theirs = dict.fromkeys(("env_set", "name"), "${theirs}")
+    assert "hydra.job.env_set must be written out" in refused({"hydra": {"job": theirs}})
+    assert "hydra.job must be written out" in refused({"hydra": {"job": "${theirs}"}})
+    assert "hydra must be written out" in refused({"hydra": "${theirs}"})
+    assert "evaluate.task_path runs code" in refused({"evaluate": "${theirs}"})
+
+
+def test_a_variable_that_leads_nowhere_else_may_be_set(in_process):
+    in_process("+hydra.job.env_set.OMP_NUM_THREADS=1", "--cfg=job")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("export.converter", "theirs.py"),
+        ("evaluate.task_path", "theirs"),
+        ("hydra.launcher.setup", ["touch mark"]),
+        ("hydra.launcher.setup", "${theirs}"),
+    ],
+)
+def test_what_has_other_code_run_is_for_the_command_line(key, value):
+    assert f"{key} runs code that is not ours; give it on the" in refused(nested(key, value))
+
+
+def test_what_is_typed_is_the_users_own_word(in_process, tmp_path):
+    in_process("--cfg=job", f"evaluate.task_path={tmp_path}", "export.converter=mine.py")
+    setup = ("hydra/launcher=submitit_local", "hydra.launcher.setup=[module load cuda]")
+    in_process("--cfg=job", *setup)
+
+
+@pytest.mark.parametrize("setting", ["evaluate.run", "export.run"])
+def test_the_settings_of_a_run_are_read_as_carefully(in_process, call, mark, tmp_path, setting):
+    run = tmp_path / "run"
+    write_job(run, [], {"student": {"max_steps": 1}}, 1.0)
+    file = run / ".hydra" / "config.yaml"
+    noted = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(noted | {"data": call}))
+    stage = setting.split(".")[0]
+    outputs = f"paths.outputs={tmp_path / 'outputs'}"
+    said = in_process(f"stage={stage}", f"{setting}={run}", outputs, expect=2)
+    assert f"{setting}={run}: data._target_=os.makedirs" in said.stderr
+    assert not mark.exists()
+
+
+class Mine(Callback):
+    """What a user adds of their own."""
+
+    def on_fit_start(self, *_):
+        Path(os.environ["MINE"]).mkdir()
+
+
+def test_the_environment_allows_more(in_process, monkeypatch, mark, tmp_path):
+    monkeypatch.setenv("MINE", str(mark))
+    own = (f"+trainer.callbacks=[{{_target_: {__name__}.Mine}}]", "stage=teacher")
+    few = ("teacher.max_steps=1", f"paths.outputs={tmp_path / 'outputs'}")
+    said = in_process(*own, *few, expect=2)
+    assert f"trainer.callbacks[0]._target_={__name__}.Mine" in said.stderr
+    monkeypatch.setenv(ALLOW, f"other, {__name__}")
+    in_process(*own, *few)
+    assert mark.exists()
+
+
+def test_a_package_that_is_allowed_allows_no_other(monkeypatch):
+    monkeypatch.setenv(ALLOW, f"{__name__},js")
+    assert targets._located(f"{__name__}.Mine.on_fit_start")
+    for name in (f"{__name__}.os.makedirs", f"{__name__}s.Mine", "json.loads"):
+        with pytest.raises(ConfigError, match="settings may not call this"):
+            targets._located(name)
+
+
+def test_all_that_our_own_settings_call_is_listed():
+    files = sorted(CONF.rglob("*.yaml"))
+    assert len(files) > 80
+    for file in files:
+        settings = OmegaConf.load(file)
+        targets.check_targets(OmegaConf.to_container(settings), f"{file}: ")
+        targets.find(settings)
+
+
+def test_hydras_pickles_of_settings_are_not_read(in_process, tmp_path, mark):
+    pickled = tmp_path / "config.pickle"
+    pickled.write_bytes(marking(mark))
+    for flag in ("--experimental-rerun", "--exp"):
+        said = in_process(f"{flag}={pickled}", tiny=False, expect=2)
+        assert "reads a pickle" in said.stderr
+    assert not mark.exists()
+
+
+def marking(mark: Path) -> bytes:
+    """A pickle that leaves the mark when it is read."""
+    import pickle
+
+    class Their:
+        def __reduce__(self):
+            return os.makedirs, (str(mark),)
+
+    return pickle.dumps(Their())
