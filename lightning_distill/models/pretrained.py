@@ -1,6 +1,7 @@
 """Models that somebody else trained, from a local folder or the hub."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def _dtype(name: str, dtype: str) -> str:
     return dtype
 
 
+def _refuse_parts_elsewhere(name: str, folder: Path) -> None:
+    """Raises ConfigError where the index of weights in several files leads out of their folder."""
+    for index in folder.glob("*.index.json"):
+        try:
+            parts = {str(part) for part in json.loads(index.read_text())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ConfigError(f"name={name}: {index.name} is no index of weights.") from None
+        if elsewhere := sorted(part for part in parts if Path(part).name != part):
+            raise ConfigError(
+                f"name={name}: {index.name} names {elsewhere[0]}, which is not in its folder."
+            )
+
+
 def _try(auto: Any, name: str, **settings: Any) -> Any:
     folder = Path(name).expanduser()
     what = WHAT.get(auto, "weights (model.safetensors)")
@@ -158,6 +172,7 @@ def _try(auto: Any, name: str, **settings: Any) -> Any:
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
             f"if you trust the model, or allow it by {targets.ALLOW}=trust_remote_code."
         )
+    _refuse_parts_elsewhere(name, folder)
     try:
         return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
     except (OSError, ValueError, ImportError, KeyError) as error:
