@@ -28,7 +28,7 @@ from lightning_distill.devices import (
 from lightning_distill.errors import CONF, Refused, Stopped, explain, nearest
 from lightning_distill.plugins import put_ours_first
 from lightning_distill.results import Job, objectives, write_results
-from lightning_distill.settings import check
+from lightning_distill.settings import check, check_secrets
 from lightning_distill.stages import STAGES
 from lightning_distill.summary import end_what_broke_off
 from lightning_distill.sweep import job_folder, run_alone, run_folder, run_once, sweep_name
@@ -47,7 +47,7 @@ OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
 OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
 OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 put_ours_first()
-targets.install()
+targets.install(check_secrets)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

@@ -12,7 +12,7 @@ under a name, shows where Hydra turns names into objects, in `_located`; nothing
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -107,15 +107,19 @@ LOGGING = (
 )
 
 
-def install() -> None:
-    """Puts the checks where Hydra composes configurations and looks names up."""
+def install(*more: Callable[[DictConfig], None]) -> None:
+    """Puts the checks where Hydra composes configurations and looks names up.
+
+    more: what else a composed configuration has to pass before anything is written or made of it.
+    """
     if hydra.utils._locate is _located:
         return
     composed = ConfigLoaderImpl.load_configuration
 
     def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = composed(self, *args, **kwargs)
-        check(cfg)
+        for one in (check, *more):
+            one(cfg)
         return cfg
 
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
