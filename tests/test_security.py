@@ -1,9 +1,16 @@
 """Nothing is let in: files of a stranger, each of which would leave a mark if it were believed."""
 
+import io
+import json
 import os
+import pickle
+import shutil
+from contextlib import redirect_stdout
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import write_job
 from lightning.pytorch.callbacks import Callback
@@ -11,10 +18,21 @@ from omegaconf import OmegaConf
 
 from lightning_distill import ConfigError, targets
 from lightning_distill.errors import CONF
+from lightning_distill.summary import summarise
 
 ALLOW = "LIGHTNING_DISTILL_ALLOW"
 # That Hydra refuses some functions by itself is no help here.
 CALL = {"_target_": "os.makedirs", "name": "mark"}
+
+
+class Their:
+    """Leaves the mark when its pickle is read."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.makedirs, (self.mark,)
 
 
 @pytest.fixture(autouse=True)
@@ -267,19 +285,190 @@ def test_all_that_our_own_settings_call_is_listed():
 
 def test_hydras_pickles_of_settings_are_not_read(in_process, tmp_path, mark):
     pickled = tmp_path / "config.pickle"
-    pickled.write_bytes(marking(mark))
+    pickled.write_bytes(pickle.dumps(Their(mark)))
     for flag in ("--experimental-rerun", "--exp"):
         said = in_process(f"{flag}={pickled}", tiny=False, expect=2)
         assert "reads a pickle" in said.stderr
     assert not mark.exists()
 
 
-def marking(mark: Path) -> bytes:
-    """A pickle that leaves the mark when it is read."""
-    import pickle
+THEIRS = "</script></td>'\"><i-planted onx=1>&lt;"
 
-    class Their:
-        def __reduce__(self):
-            return os.makedirs, (str(mark),)
 
-    return pickle.dumps(Their())
+class Tags(HTMLParser):
+    """What a browser would make elements of, and the text that it would show."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found, self.text = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [tag, *(name for name, _ in attrs)]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_in_a_report_all_that_a_job_says_is_text(tmp_path, status):
+    """Its names and values, wherever a file of it has words."""
+    scores = {"tasks": {THEIRS: {f"{THEIRS},none": 0.5, "acc": 0.5}}, THEIRS: 1.0}
+    for number in (1, 2):
+        own = f"{THEIRS}{number}"
+        results = {"status": status, "error": own, "key": own, "started": own}
+        settings = {
+            "data": {"path": own, THEIRS: own},
+            "student": {"initialize": own, "hidden_size": own, THEIRS: number},
+            "optimizer": {"_target_": own, THEIRS: own},
+            "trainer": {"precision": own},
+            "transfer": {"_target_": own, "stored": own},
+        }
+        overrides = [f"name={own}", f"{THEIRS}={number}", f"loss.alpha={number}"]
+        folder = tmp_path / f"job {number}"
+        write_job(folder, overrides, settings, 4.0 + number, sample=own, **results)
+        known = json.loads((folder / "results.json").read_text())
+        if status == "finished":
+            for role in ("student", "teacher"):
+                known[role] |= scores
+            if number == 2:
+                known["same_as"] = own
+        (folder / "results.json").write_text(json.dumps(known))
+        (folder / "samples.json").write_text(json.dumps([{"prompt": own, "student": own}]))
+        curves = f"epoch,step,train/loss,{THEIRS}\n0,1,2.0,3.0\n0,2,2.0,{THEIRS}\n"
+        (folder / "metrics.csv").write_text(curves)
+    command = {"hydra": {"overrides": {"task": [f"name={THEIRS}"]}, "sweeper": {"_target_": "x"}}}
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(command))
+    with redirect_stdout(io.StringIO()):
+        summarise(tmp_path)
+    page = Tags((tmp_path / "report.html").read_text())
+    assert "i-planted" not in page.found
+    assert "onx" not in page.found
+    assert "".join(page.text).count("<i-planted onx=1>") >= 4
+
+
+@pytest.fixture(scope="module")
+def finished(in_process, tmp_path_factory):
+    """A run of a few steps, and its outputs; to be copied."""
+    outputs = tmp_path_factory.mktemp("finished") / "outputs"
+    in_process(*FEW, *where(outputs))
+    return outputs
+
+
+FEW = ("student.max_steps=1", "teacher.max_steps=1", "trainer.val_check_interval=1.0")
+
+
+def where(outputs):
+    return f"paths.outputs={outputs}", f"hydra.run.dir={outputs / 'run'}"
+
+
+@pytest.fixture
+def outputs(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "outputs"))
+
+
+def code_in(folder, mark):
+    """A model's folder whose Python code leaves the mark."""
+    (folder / "theirs.py").write_text(f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\n")
+    config = json.loads((folder / "config.json").read_text())
+    names = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "theirs.Theirs")
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": names} | UNKNOWN))
+    return folder
+
+
+UNKNOWN = {"model_type": "theirs", "architectures": ["Theirs"]}
+
+
+def code_in_tokenizer(folder, mark):
+    (folder / "theirs.py").write_text(f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\n")
+    file = folder / "tokenizer_config.json"
+    theirs = {"auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}, "tokenizer_class": "Theirs"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    return folder
+
+
+# The tokenizer can be read without its code, the model not.
+@pytest.mark.parametrize(("plant", "code"), [(code_in, 2), (code_in_tokenizer, 0)])
+def test_code_that_comes_with_a_model_is_run_for_who_says_so_alone(
+    in_process, stranger, outputs, mark, plant, code
+):
+    folder = plant(Path(shutil.copytree(outputs / "run" / "student", outputs / "model")), mark)
+    named = ("student=pretrained", f"student.name={folder}", "student.dtype=float32")
+    in_process(*named, *FEW, *where(outputs), expect=code)
+    theirs = {"student": {"trust_remote_code": True, "name": str(folder)}}
+    said = stranger(theirs, *named, *FEW, *where(outputs))
+    assert "trust_remote_code=true" in said.stderr
+    assert f"{ALLOW}=trust_remote_code" in said.stderr
+    assert not mark.exists()
+    with pytest.raises(AttributeError, match="Theirs"):
+        in_process(*named, "student.trust_remote_code=true", *FEW, *where(outputs))
+    assert mark.exists()  # it would have run
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+def test_code_in_the_student_of_a_run_is_not_run(in_process, outputs, mark, stage):
+    code_in(outputs / "run" / "student", mark)
+    asked = (f"stage={stage}", f"{stage}.run={outputs / 'run'}", f"paths.outputs={outputs}")
+    said = in_process(*asked, expect=2)
+    assert "cannot be loaded" in said.stderr
+    assert not mark.exists()
+
+
+def plant(folder, mark):
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    file = folder / "checkpoints" / "last.ckpt"
+    torch.save({"global_step": 1, "theirs": Their(mark)}, file)
+    return file
+
+
+def test_a_checkpoint_in_the_folder_of_a_run_runs_no_code(in_process, outputs, mark):
+    run = outputs / "run"
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"status": "running"}))
+    file = plant(run, mark)
+    said = in_process(*FEW, *where(outputs), expect=2)
+    assert f"{file} holds more than tensors and numbers" in said.stderr
+    assert not mark.exists()
+    torch.load(file, weights_only=False)
+    assert mark.exists()  # it would have run
+
+
+def test_a_checkpoint_in_an_unfinished_teacher_runs_no_code(in_process, outputs, mark):
+    (teacher,) = (outputs / "artifacts" / "teacher").iterdir()
+    unfinished = teacher.rename(teacher.with_name(f"{teacher.name}.partial"))
+    file = plant(unfinished, mark)
+    shutil.rmtree(outputs / "run")
+    said = in_process(*FEW, *where(outputs), expect=2)
+    assert f"{file} holds more than tensors and numbers" in said.stderr
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [[], {"files": []}, {"made_from": []}, {"made_from": {}}, {"content": []}, {"kind": 1}],
+)
+def test_a_cache_with_a_manifest_of_somebodys_is_refused_in_words(
+    in_process, outputs, tmp_path, theirs
+):
+    cache, victim = tmp_path / "cache", tmp_path / "victim"
+    cache.mkdir()
+    victim.write_text("years of work")
+    manifest = {"kind": "predictions", "made_from": {}, "content": {}}
+    manifest |= {"files": {"../victim": "0", str(victim): "0"}}
+    changed = manifest | theirs if isinstance(theirs, dict) else theirs
+    (cache / "manifest.json").write_text(json.dumps(changed))
+    asked = ("transfer=cached", f"transfer.cache={cache}")
+    said = in_process(*asked, *FEW, *where(outputs), expect=2)
+    assert f"transfer.cache={cache} is not the folder of a finished cache" in said.stderr
+    assert victim.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("part", ["../other.safetensors", "/tmp/other.safetensors", "a/b"])
+def test_the_parts_of_a_model_are_in_its_folder(in_process, outputs, part):
+    folder = outputs / "run" / "student"
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    asked = ("stage=evaluate", f"evaluate.run={folder.parent}", f"paths.outputs={outputs}")
+    said = in_process(*asked, expect=2)
+    assert f"model.safetensors.index.json names {part}" in said.stderr
