@@ -1,12 +1,15 @@
 """Nothing is let in: files of a stranger, each of which would leave a mark if it were believed."""
 
+import base64
 import io
 import json
 import os
 import pickle
 import shutil
+import threading
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -472,3 +475,78 @@ def test_the_parts_of_a_model_are_in_its_folder(in_process, outputs, part):
     asked = ("stage=evaluate", f"evaluate.run={folder.parent}", f"paths.outputs={outputs}")
     said = in_process(*asked, expect=2)
     assert f"model.safetensors.index.json names {part}" in said.stderr
+
+
+KEYS = {
+    "WANDB_API_KEY": "wandbplanted" + "0" * 28,
+    "HF_TOKEN": "hf_planted7361",
+    "OPENAI_API_KEY": "sk-planted-7361",
+}
+PASSWORD = "planted-pass"
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Refuses every key, and repeats it."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        key = self.headers["Authorization"]
+        said = json.dumps({"error": {"message": f"Incorrect API key provided: {key}"}}).encode()
+        self.send_response(401, f"not {key}")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def echo():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+class Breaks(Callback):
+    def on_fit_start(self, *_):
+        raise RuntimeError("in the middle")
+
+
+@pytest.mark.slow
+def test_no_key_is_said_or_written(in_process, outputs, tmp_path, monkeypatch, echo):
+    for name, key in {**KEYS, "WANDB_MODE": "offline", ALLOW: __name__}.items():
+        monkeypatch.setenv(name, key)
+    said = []
+
+    def run(*asked, code=0, few=(*FEW, f"paths.outputs={outputs}")):
+        done = in_process(*asked, *few, expect=code)
+        said.append(done.stdout + done.stderr)
+        return said[-1]
+
+    run("-m", "loss.alpha=0,1", "logger=wandb", "sweep.name=tracked")
+    broken = f"+trainer.callbacks=[{{_target_: {__name__}.Breaks}}]"
+    assert "in the middle" in run("-m", "seed=0", broken, "sweep.name=broken", code=1)
+    run("stage=doctor", few=(f"paths.outputs={outputs}",))
+    run("stage=plan")
+    run("--cfg=all")
+    run("stage=export", f"export.run={outputs / 'run'}")
+    run("name=${oc.env:HF_TOKEN}", code=2)
+    run("hydra.job.env_copy=[HF_TOKEN]", code=2)
+    served = ("teacher=served", "transfer=cached", "transfer.stored=topk", "transfer.k=2")
+    served += ("teacher.name=theirs", f"teacher.tokenizer={outputs / 'run' / 'student'}")
+    few = ("student.max_steps=1", "teacher.max_steps=0", f"paths.outputs={outputs}")
+    assert "***" in run(*served, f"teacher.url={echo}", code=2, few=few)
+    run(*served, f"teacher.url=http://me:{PASSWORD}@127.0.0.1/v1", code=2, few=few)
+    run(*served, f"teacher.url=http://127.0.0.1/v1?key={PASSWORD}", code=2, few=few)
+    run(*served, f"teacher.url={echo}", f"teacher.key_variable={PASSWORD}", code=2, few=few)
+
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.suffix == ".wandb" for file in files)
+    assert (outputs / "sweeps" / "broken" / "report.html") in files
+    everything = {str(file): file.read_bytes() for file in files} | {"said": "".join(said).encode()}
+    for key in (*KEYS.values(), PASSWORD):
+        for spelled in (key.encode(), base64.b64encode(f"api:{key}".encode())):
+            assert [where for where, data in everything.items() if spelled in data] == []
