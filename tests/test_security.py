@@ -327,7 +327,7 @@ def test_in_a_report_all_that_a_job_says_is_text(tmp_path, status):
             "trainer": {"precision": own},
             "transfer": {"_target_": own, "stored": own},
         }
-        overrides = [f"name={own}", f"{THEIRS}={number}", f"loss.alpha={number}"]
+        overrides = [f"data.path={own}", f"{THEIRS}={number}", f"loss.alpha={number}"]
         folder = tmp_path / f"job {number}"
         write_job(folder, overrides, settings, 4.0 + number, sample=own, **results)
         known = json.loads((folder / "results.json").read_text())
