@@ -117,7 +117,8 @@ def check_secrets(cfg: DictConfig) -> None:
     if not isinstance(teacher, dict) or "url" not in teacher:
         return
     given = OmegaConf.select(cfg, "hydra.overrides.task") or []
-    urls = [teacher["url"], *(one for one in given if "teacher.url=" in one)]
+    own = "" if OmegaConf.is_missing(cfg.teacher, "url") else teacher["url"]
+    urls = [own, *(one for one in given if "teacher.url=" in one)]
     variable = teacher.get("key_variable")
     known = None if variable is None or "${" in str(variable) else str(variable)
     _refuse([problem for url in urls for problem in secrets_of_server(str(url), known)])
