@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 ARGS ?=
+TOOLS := build/tools/bin
+# Of torch 2.13.0+cpu for Python 3.11 on Linux, which is in no index.
+CPU_TORCH := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 EXPERIMENTS := chat translation classification distilbert images
 
 help: ## list the targets
@@ -74,8 +77,27 @@ sync: $(INSTALLED) ## upload to W&B what was logged offline
 bench: $(INSTALLED) ## training steps against TRL and others, an hour: make bench ARGS="--rounds=1"
 	$(BIN)/python -m benchmarks $(ARGS)
 
+lock: $(TOOLS)/.installed ## requirements.lock: every file of every version in constraints.txt, by hash
+	@rm -f requirements.lock  # whose hashes it would keep
+	$(TOOLS)/uv pip compile --quiet --universal --no-deps --generate-hashes --python-version 3.11 \
+		--no-annotate --custom-compile-command "make lock" constraints.txt -o requirements.lock
+	sed -i 's|^torch==.*|&\n    --hash=sha256:$(CPU_TORCH) \\|' requirements.lock
+
+audit: $(TOOLS)/.installed ## known vulnerabilities of what is locked; fails where they cannot be asked for
+	$(TOOLS)/pip-audit --strict --progress-spinner off --disable-pip --no-deps -r requirements.lock
+
+sbom: $(INSTALLED) $(TOOLS)/.installed ## what is installed, as dist/sbom.json (CycloneDX)
+	mkdir -p dist
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		-o dist/sbom.json .venv
+
+$(TOOLS)/.installed:
+	@$(PYTHON) -m venv build/tools
+	@$(TOOLS)/python -m pip install --quiet --disable-pip-version-check uv pip-audit cyclonedx-bom
+	@touch $@
+
 clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all test-faults lint format teacher distill sweep plan doctor export report dashboard sync bench clean
+.PHONY: help setup demo experiments test test-all test-faults lint format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean

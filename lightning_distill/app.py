@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill import launch, ranks
+from lightning_distill import launch, ranks, targets
 from lightning_distill.devices import (
     LAUNCHERS,
     best_precision,
@@ -28,7 +28,7 @@ from lightning_distill.devices import (
 from lightning_distill.errors import CONF, Refused, Stopped, explain, nearest
 from lightning_distill.plugins import put_ours_first
 from lightning_distill.results import Job, objectives, write_results
-from lightning_distill.settings import check
+from lightning_distill.settings import check, check_secrets
 from lightning_distill.stages import STAGES
 from lightning_distill.summary import end_what_broke_off
 from lightning_distill.sweep import job_folder, run_alone, run_folder, run_once, sweep_name
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("oc.env", targets.environment, replace=True)
 OmegaConf.register_new_resolver("once", lambda v: list(v or []), replace=True, use_cache=True)
 OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(names), replace=True)
 OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
@@ -46,6 +47,7 @@ OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
 OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
 OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 put_ours_first()
+targets.install(check_secrets)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -95,11 +97,13 @@ def run(cfg: DictConfig, this: Job) -> Any:
 def main() -> None:
     """Exit code 0; 2 for what the user can mend, in a line or two; 1 for anything else."""
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    targets.allow_what_is_typed(sys.argv[1:])
     ranks.take_srun_for_torchrun()
     if not ranks.first():
         sys.argv += launch.keep_to_itself()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of exiting with 1
     try:
+        targets.check_flags(sys.argv[1:])
         job()
     except KeyboardInterrupt:
         sys.exit(130)

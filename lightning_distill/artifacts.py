@@ -51,8 +51,7 @@ class Artifact:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
-        return found
+        return read_manifest(self.folder)
 
 
 class Store:
@@ -108,11 +107,15 @@ class Store:
             if found := self._find(kind, made_from):  # made by another process while we waited
                 return found
             partial = folder.with_name(f"{folder.name}.partial")
+            if partial.is_symlink():  # to where nothing of ours is
+                partial.unlink()
             if folder.exists():
                 _set_aside(folder, partial)
             partial.mkdir(exist_ok=True)
-            for file in partial.glob("*.partial"):  # that a killed process was writing
-                file.unlink()
+            for file in partial.rglob("*"):
+                # What a killed process was writing, and links, which writing would go through.
+                if file.is_symlink() or (file.suffix == ".partial" and file.is_file()):
+                    file.unlink()
             start = time.perf_counter()
             content = make(partial)
             seconds = time.perf_counter() - start
@@ -190,15 +193,36 @@ def write_whole(file: Path, data: bytes) -> None:
 def damage(folder: Path) -> list[str]:
     """The files that are not what the manifest says; the manifest itself if it is not readable."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"].items()
-    except (OSError, ValueError, KeyError):
+        files = read_manifest(folder)["files"]
+    except (OSError, ValueError):
         return [MANIFEST]
-    return [name for name, digest in files if not _matches(folder / name, digest)]
+    return [name for name, digest in files.items() if not _matches(folder / name, digest)]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises OSError where there is none, ValueError where it is not as `write_manifest` writes
+    it: its files are the folder's own, by no way around."""
+    found = json.loads((folder / MANIFEST).read_text())
+    parts: dict[str, type] = {"kind": str, "made_from": dict, "content": dict, "files": dict}
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    for part, kind in parts.items():
+        if not isinstance(found.get(part), kind):
+            raise ValueError(f"its {part} is none")
+    here = folder.resolve()
+    for name, digest in found["files"].items():
+        whole = here / name
+        if not isinstance(digest, str) or "\0" in name or ".." in whole.parts:
+            raise ValueError(f"{name!r} is no file of it")
+        # A file may be a link: its content is compared. A folder that is one leads elsewhere.
+        if whole == here or whole.parent.resolve() != whole.parent or here not in whole.parents:
+            raise ValueError(f"{name!r} is not in its folder")
+    return found
 
 
 def _matches(file: Path, digest: str) -> bool:
     try:
-        return hash_of(file) == digest
+        return file.is_file() and hash_of(file) == digest
     except OSError:
         return False
 
@@ -208,12 +232,14 @@ def _set_aside(folder: Path, partial: Path) -> None:
     damaged = damage(folder)
     log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damaged))
     if MANIFEST in damaged:  # then nothing says which of the other files are whole
-        shutil.rmtree(folder)
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         return
     shutil.rmtree(partial, ignore_errors=True)
     # Before the folder is renamed: whoever goes on from an unfinished one takes it for whole.
-    for name in damaged:
-        (folder / name).unlink(missing_ok=True)
+    for file in (folder / name for name in damaged):
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        file.unlink(missing_ok=True)
     os.replace(folder, partial)
     (partial / MANIFEST).unlink()
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, models, ranks
+from lightning_distill import ConfigError, models, ranks, targets
 from lightning_distill.artifacts import Store, write_whole
 from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
@@ -34,7 +34,7 @@ from lightning_distill.evaluation import (
 from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.guard import SKIPPED
 from lightning_distill.jobs import job_folders
-from lightning_distill.models import adapters
+from lightning_distill.models import adapters, pretrained
 from lightning_distill.models.from_teacher import from_teacher
 from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """Everything needed, in order. Returns what `results.json` holds."""
+    targets.find(cfg)
     # What can be wrong with the settings shows before anything is trained.
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
     store = Store(cfg.paths.outputs)
@@ -113,7 +114,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     adapters.merge(module.model)
     save_trained(module.model, data, job.folder / "student")
     if isinstance(module.model, FSDPModule):  # whole again, for what comes now
-        module.model = data.auto.from_pretrained(job.folder / "student")
+        module.model = pretrained.saved(data.auto, job.folder / "student")
         if teacher:
             teacher.release()
     scores = measure(cfg, data, job.folder, module.model, teacher, loggers)
@@ -127,6 +128,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
+    targets.find(cfg)
     _, data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
     scores = measure(cfg, data, job.folder, None, teacher)
@@ -137,6 +139,7 @@ def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, which students then share."""
+    targets.find(cfg)
     transfer, store = instantiate(cfg.transfer), Store(cfg.paths.outputs)
     data, teacher_data = prepare_data(cfg)
     transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
@@ -189,9 +192,10 @@ def evaluate_run(
     if hardware is not None:
         for key in HARDWARE:
             cfg.trainer[key] = hardware[key]
+    targets.check(cfg, f"evaluate.run={folder}: ")
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
-    student = data.auto.from_pretrained(weights) if weights.exists() else None
+    student = pretrained.saved(data.auto, weights) if weights.exists() else None
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
@@ -266,7 +270,7 @@ def measure(
     trainer = make_trainer(cfg, folder, "on the test split")
     scores = evaluate(trainer, data, student, teacher)
     if is_sharding(trainer):  # which text is not written with
-        student = None if student is None else data.auto.from_pretrained(folder / "student")
+        student = None if student is None else pretrained.saved(data.auto, folder / "student")
         if teacher:
             teacher.release()
     if not ranks.first():  # what follows is text, which one of them writes

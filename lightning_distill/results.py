@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill import ConfigError, ranks
+from lightning_distill import ConfigError, ranks, targets
 from lightning_distill.artifacts import key_of, write_whole
 from lightning_distill.cost import Cost
 
@@ -235,6 +235,7 @@ def finished_run(setting: str, folder: Path) -> tuple[DictConfig, dict[str, Any]
         raise ConfigError(f"{state}; run its command again first.")
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(cfg, DictConfig)
+    targets.check_targets(OmegaConf.to_container(cfg), f"{setting}={folder}: ")
     return cfg, results
 
 

@@ -15,6 +15,7 @@ from lightning_distill.settings_of_models import (
     problems_of_quantization,
     problems_of_served,
     problems_of_server,
+    secrets_of_server,
 )
 
 # key: (whole numbers only, least value, whether that value itself is allowed)
@@ -107,6 +108,20 @@ def check(cfg: DictConfig) -> None:
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*problems_of_server(cfg.teacher), *problems_of_served(cfg)]
     _refuse(problems)
+
+
+def check_secrets(cfg: DictConfig) -> None:
+    """Raises ConfigError for keys among the settings, before Hydra notes those in files."""
+    teacher: Any = OmegaConf.to_container(cfg, resolve=False)
+    teacher = teacher.get("teacher")
+    if not isinstance(teacher, dict) or "url" not in teacher:
+        return
+    given = OmegaConf.select(cfg, "hydra.overrides.task") or []
+    own = "" if OmegaConf.is_missing(cfg.teacher, "url") else teacher["url"]
+    urls = [own, *(one for one in given if "teacher.url=" in one)]
+    variable = teacher.get("key_variable")
+    known = None if variable is None or "${" in str(variable) else str(variable)
+    _refuse([problem for url in urls for problem in secrets_of_server(str(url), known)])
 
 
 def check_sweep(cfg: DictConfig) -> None:

@@ -12,6 +12,8 @@ from lightning_distill.errors import nearest
 
 QUANTIZATION = ("int8", "int4")
 
+ADDRESS = "http://localhost:8000/v1"
+
 
 def problems_of_quantization(cfg: DictConfig) -> Iterator[str]:
     if "quantization" in cfg.student:
@@ -63,32 +65,39 @@ def problems_of_adapters(cfg: DictConfig) -> Iterator[str]:
             )
 
 
-def problems_of_server(teacher: DictConfig) -> Iterator[str]:
-    """Of where a served teacher is. What may hold a secret is not repeated."""
-    url = str(teacher.url)
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
-        parts, fits = urlsplit(""), False
+def secrets_of_server(url: str, variable: str | None) -> Iterator[str]:
+    """Which of these holds a key, that is to stand in neither. It is not repeated."""
     if "@" in url:
         yield (
             "teacher.url holds a user or a password; put the key into the environment variable "
             "that teacher.key_variable names"
         )
-    elif not fits or re.search(r"[\s?#]", url):
-        shown = url.partition("?")[0]
-        yield f"teacher.url={shown} must be an address such as http://localhost:8000/v1"
-    elif parts.path.rstrip("/").endswith("/completions"):
-        yield f"teacher.url={url} must end before /completions, as in http://localhost:8000/v1"
-    if not isinstance(teacher.name, str) or not teacher.name:
-        yield f"teacher.name={teacher.name} must be a model of the server, by its name there"
-    variable = teacher.key_variable
-    if variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", str(variable)):
+    elif "?" in url:
+        yield f"teacher.url={url.partition('?')[0]} must be an address such as {ADDRESS}"
+    if variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", variable):
         yield (
             "teacher.key_variable must be the name of an environment variable, as in "
             "OPENAI_API_KEY, and not the key itself"
         )
+
+
+def problems_of_server(teacher: DictConfig) -> Iterator[str]:
+    """Of where a served teacher is."""
+    url, variable = str(teacher.url), teacher.key_variable
+    yield from secrets_of_server(url, None if variable is None else str(variable))
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        parts, fits = urlsplit(""), False
+    if "@" in url or "?" in url:
+        pass  # said already
+    elif not fits or re.search(r"[\s#]", url):
+        yield f"teacher.url={url} must be an address such as {ADDRESS}"
+    elif parts.path.rstrip("/").endswith("/completions"):
+        yield f"teacher.url={url} must end before /completions, as in http://localhost:8000/v1"
+    if not isinstance(teacher.name, str) or not teacher.name:
+        yield f"teacher.name={teacher.name} must be a model of the server, by its name there"
 
 
 def problems_of_served(cfg: DictConfig) -> Iterator[str]:

@@ -177,12 +177,15 @@ def _index(cfg: DictConfig, job: Job) -> Path:
 
 
 def pointed_at(cfg: DictConfig, job: Job) -> Path | None:
-    """The folder in which the job of this key last began, where there is one."""
+    """The folder in which the job of this key last began, where there is one: below the outputs,
+    or beside this job's."""
     index = _index(cfg, job)
     try:
-        return (index.parent / json.loads(index.read_text())["folder"]).resolve()
-    except (OSError, ValueError, KeyError):
+        found = (index.parent / json.loads(index.read_text())["folder"]).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    roots = (Path(cfg.paths.outputs).resolve(), job.folder.parent.resolve())
+    return found if any(root in found.parents for root in roots) else None
 
 
 def results_in(folder: Path) -> dict[str, Any]:

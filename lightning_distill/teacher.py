@@ -126,7 +126,7 @@ def trained_here(cfg: DictConfig, store: Store, data: DataModule) -> dict[str, A
 
 
 def _trained(artifact: Artifact, data: DataModule) -> Found:
-    load = partial(data.auto.from_pretrained, artifact.folder)
+    load = partial(pretrained.saved, data.auto, artifact.folder)
     return load, pretrained.fingerprint(str(artifact.folder), None), artifact.seconds
 
 

@@ -189,3 +189,74 @@ def test_a_process_whose_lock_was_taken_over_does_not_finish(tmp_path, monkeypat
     with pytest.raises(RuntimeError, match="taken over by another process"):
         Store(tmp_path).get("teacher", MADE_FROM, make)
     assert Store(tmp_path).find("teacher", MADE_FROM) is None
+
+
+NO_MANIFESTS = {
+    "no object": [],
+    "no files": {"files": []},
+    "a list of files": {"files": ["weights"]},
+    "no checksum": {"files": {"weights": 1}},
+    "nothing": {"files": None},
+    "no name": {"files": {"": "0"}},
+    "a name with a zero": {"files": {"weights\0": "0"}},
+    "the folder itself": {"files": {".": "0"}},
+}
+
+
+@pytest.mark.parametrize("theirs", NO_MANIFESTS.values(), ids=NO_MANIFESTS)
+def test_a_manifest_that_is_none_has_it_made_again(tmp_path, made, theirs):
+    store = Store(tmp_path)
+    folder = store.get("teacher", MADE_FROM, write).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changed = theirs if isinstance(theirs, list) else manifest | theirs
+    (folder / "manifest.json").write_text(json.dumps(changed))
+    assert store.find("teacher", MADE_FROM) is None
+    assert (store.get("teacher", MADE_FROM, write).folder / "weights").read_text() == "1 2 3"
+    assert made() == ["made", "made"]
+
+
+@pytest.mark.parametrize("way", ["../../../of the user", "{root}/of the user", "link/of the user"])
+def test_a_manifest_deletes_nothing_outside_its_folder(tmp_path, made, way):
+    theirs = tmp_path / "of the user"
+    theirs.write_text("years of work")
+    store = Store(tmp_path)
+    folder = store.get("teacher", MADE_FROM, write).folder
+    (folder / "link").symlink_to(tmp_path)
+    assert (folder / way.format(root=tmp_path)).read_text() == "years of work"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][way.format(root=tmp_path)] = "another checksum"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert (store.get("teacher", MADE_FROM, write).folder / "weights").read_text() == "1 2 3"
+    assert theirs.read_text() == "years of work"
+    assert made() == ["made", "made"]
+
+
+def test_what_is_unfinished_is_written_through_no_link(tmp_path):
+    theirs = tmp_path / "of the user"
+    theirs.write_text("years of work")
+    partial = Store(tmp_path).folder("teacher", MADE_FROM)
+    partial = partial.with_name(f"{partial.name}.partial")
+    partial.mkdir(parents=True)
+    (partial / "weights").symlink_to(theirs)
+    assert (Store(tmp_path).get("teacher", MADE_FROM, write).folder / "weights").is_file()
+    assert theirs.read_text() == "years of work"
+
+
+def test_an_unfinished_one_that_is_a_link_is_not_written_into(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "text.partial").write_text("years of work")
+    folder = Store(tmp_path).folder("teacher", MADE_FROM)
+    folder.parent.mkdir(parents=True)
+    folder.with_name(f"{folder.name}.partial").symlink_to(theirs)
+    Store(tmp_path).get("teacher", MADE_FROM, write)
+    assert [file.name for file in theirs.iterdir()] == ["text.partial"]
+
+
+def test_a_file_that_became_a_folder_or_a_device_is_made_again(tmp_path):
+    folder = Store(tmp_path).get("teacher", MADE_FROM, write).folder
+    for change in (lambda file: file.mkdir(), lambda file: file.symlink_to("/dev/zero")):
+        (folder / "weights").unlink()
+        change(folder / "weights")
+        again = Store(tmp_path).get("teacher", MADE_FROM, write).folder / "weights"
+        assert again.read_text() == "1 2 3"

@@ -2,14 +2,17 @@
 
 import base64
 import json
+import re
 import shutil
 import threading
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, constants
+from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import (
@@ -122,6 +125,38 @@ def test_the_licence_is_left_to_the_user(run, call, tmp_path):
     assert yaml.safe_load(front)["license"] is None
     call(run, f"export.folder={tmp_path / 'b'}", "export.license=apache-2.0")
     assert ModelCard.load(tmp_path / "b" / "README.md").data.license == "apache-2.0"
+
+
+MARKUP = "</code></pre><script>alert(1)</script>![x](http://theirs/x)"
+BAD = f"{MARKUP} ``` | `\n---\n~~~\n```\n<img src=x>"
+
+
+def test_in_the_card_text_of_others_is_text(run, call, tmp_path):
+    """As a renderer shows it that lets all HTML through."""
+    theirs = tmp_path / "run"
+    shutil.copytree(run, theirs)
+    for name, change in (
+        (".hydra/config.yaml", {"name": BAD, "data": {"path": BAD, "subset": BAD}}),
+        (".hydra/config.yaml", {"loss": {"note": BAD}, "student": {"name": BAD}}),
+        (".hydra/hydra.yaml", {"hydra": {"runtime": {"choices": dict.fromkeys(CHOICES, BAD)}}}),
+        ("results.json", {"overrides": [BAD], "student": {"tasks": {BAD: {BAD: 1.0}}}}),
+    ):
+        file = theirs / name
+        known = OmegaConf.merge(OmegaConf.create(file.read_text()), change)
+        plain = OmegaConf.to_container(known)
+        file.write_text(json.dumps(plain) if name.endswith("json") else yaml.safe_dump(plain))
+    call(theirs, f"export.folder={tmp_path / 'out'}")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text)
+    found = re.findall(r"<(?!/)([a-z0-9]+)", page)
+    own = "h1 h2 p pre code table thead tbody tr th td ul li details summary"
+    assert set(found) <= set(own.split())
+    assert found.count("table") == 1
+    assert unescape(page).count("<script>alert(1)</script>") >= 6
+    assert card.data.library_name == "transformers"
+
+
+CHOICES = ("data", "student", "teacher", "transfer")
 
 
 def test_the_card_of_a_baseline_names_no_teacher(sweep, call, tmp_path):
@@ -340,7 +375,8 @@ class Labels(DataModule):
     has_tokenizer = False
 
 
-def test_a_student_of_another_task_is_loaded_by_its_own_class(tmp_path):
+def test_a_student_of_another_task_is_loaded_by_its_own_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_DISTILL_ALLOW", __name__)
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8)
     config.update({"patch_size": 4, "intermediate_size": 16, "num_labels": 3})
     model = ViTForImageClassification(config)

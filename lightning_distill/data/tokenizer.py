@@ -16,7 +16,7 @@ from transformers import (
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data.datamodule import sha256
-from lightning_distill.models import positions
+from lightning_distill.models import positions, pretrained
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -56,7 +56,7 @@ def obtain_tokenizer(
             train_tokenizer(texts(), vocab_size, special_tokens).save_pretrained(folder)
 
     if given is None:
-        given = AutoTokenizer.from_pretrained(store.get("tokenizer", made_from, make).folder)
+        given = pretrained.saved(AutoTokenizer, store.get("tokenizer", made_from, make).folder)
     for name in needs:
         if getattr(given, name) is None:
             raise ConfigError(

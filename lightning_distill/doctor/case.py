@@ -12,6 +12,7 @@ from lightning_distill import models
 from lightning_distill.artifacts import Store
 from lightning_distill.data import DataModule
 from lightning_distill.losses import Objective
+from lightning_distill.models import pretrained
 from lightning_distill.pipeline import prepare_data
 from lightning_distill.plan import needs
 from lightning_distill.results import Job
@@ -64,7 +65,7 @@ class Case:
         """What this job begins with, or has led to."""
         folder = pointed_at(self.cfg, self.job)
         if folder and (folder / "student").exists():
-            return "its finished student", self.data.auto.from_pretrained(folder / "student")
+            return "its finished student", pretrained.saved(self.data.auto, folder / "student")
         if self.cfg.student.initialize == "teacher_layers":
             raise LeftOutError("the student is a part of its teacher")
         L.seed_everything(self.cfg.seed, verbose=False)

@@ -4,7 +4,6 @@ All is written into `<folder>.partial/` and renamed when complete: what has the 
 A folder that holds anything else than what an export left there is never written over.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -18,7 +17,7 @@ from types import ModuleType
 from omegaconf import DictConfig, ListConfig
 
 from lightning_distill import ConfigError
-from lightning_distill.artifacts import MANIFEST, damage, locked, write_manifest
+from lightning_distill.artifacts import MANIFEST, damage, locked, read_manifest, write_manifest
 from lightning_distill.errors import nearest
 from lightning_distill.results import Job
 
@@ -123,7 +122,7 @@ def _check_ours(folder: Path) -> None:
 
 def ours(folder: Path) -> set[str]:
     """The files that an export left, by their names in the folder."""
-    return {*json.loads((folder / MANIFEST).read_text())["files"], MANIFEST}
+    return {*read_manifest(folder)["files"], MANIFEST}
 
 
 def _replace(partial: Path, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 import inspect
 import platform
+import re
 import shlex
+from html import escape
 from importlib.metadata import version
 from typing import Any
 
@@ -37,7 +39,7 @@ def write(run: Run, settings: DictConfig) -> str:
     alone = learns_alone({group: _plain(cfg[group]) for group in ("student", "transfer", "loss")})
     parts = [
         _front(run, settings, alone),
-        f"# {str(name).rpartition('/')[2]}",
+        f"# {_text(str(name).rpartition('/')[2])}",
         _opening(run, alone),
         task.use(run.task, settings.push or "."),
         "## Results",
@@ -50,7 +52,7 @@ def write(run: Run, settings: DictConfig) -> str:
         "" if alone else _objective(cfg),
         _details(cfg),
         "## The command",
-        f"```bash\n{shlex.join(['lightning-distill', *run.results['overrides']])}\n```",
+        _block("bash", shlex.join(["lightning-distill", *run.results["overrides"]])),
         "Exported with "
         + ", ".join(f"{one} {version(one)}" for one in PACKAGES)
         + f", Python {platform.python_version()}.",
@@ -105,7 +107,7 @@ def _table(run: Run) -> str:
     told = {
         key: SCORES.get(key, (key.removeprefix("tasks.").replace("_", " "), ".3f")) for key in keys
     }
-    lines = ["| | " + " | ".join(told[key][0] for key in keys) + " |"]
+    lines = ["| | " + " | ".join(_text(told[key][0]) for key in keys) + " |"]
     lines.append("| --- |" + " ---: |" * len(keys))
     for role, scores in roles.items():
         cells = [_cell(scores.get(key), told[key][1]) for key in keys]
@@ -138,21 +140,21 @@ def _making(run: Run, alone: bool) -> str:
         f"Student: {_model(cfg.student, chosen.get('student'))}, initialised by "
         f"`{cfg.student.initialize}`, {cfg.student.max_steps} steps of {step}, seed {cfg.seed}, "
         f"{cfg.trainer.precision}.",
-        f"Data: `{chosen.get('data', 'data')}`{_given(cfg.data, ('path', 'name', 'subset'))}"
+        f"Data: {_code(chosen.get('data', 'data'))}{_given(cfg.data, ('path', 'name', 'subset'))}"
         f"{blocks}.",
     ]
     if not alone:
         teachers = [_teacher(one.teacher, chosen.get("teacher")) for one in each_teacher(cfg)]
         items.append(f"Teacher: {'; '.join(dict.fromkeys(teachers))}.")
-        items.append(f"Transfer: `{chosen.get('transfer', cfg.transfer._target_)}`.")
+        items.append(f"Transfer: {_code(chosen.get('transfer', cfg.transfer._target_))}.")
     return "\n".join(f"- {item}" for item in items)
 
 
 def _model(node: DictConfig, choice: str | None) -> str:
     if "name" in node:
-        return f"`{node.name}`"
+        return _code(node.name)
     keys = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    return f"size `{choice or '?'}`{_given(node, keys)}"
+    return f"size {_code(choice or '?')}{_given(node, keys)}"
 
 
 def _teacher(node: DictConfig, choice: str | None) -> str:
@@ -162,7 +164,7 @@ def _teacher(node: DictConfig, choice: str | None) -> str:
 
 
 def _given(node: DictConfig, keys: tuple[str, ...]) -> str:
-    found = [f"{key} {node[key]}" for key in keys if node.get(key) is not None]
+    found = [f"{key} {_text(node[key])}" for key in keys if node.get(key) is not None]
     return f" ({', '.join(found)})" if found else ""
 
 
@@ -200,7 +202,7 @@ def _number(value: Any, key: str) -> str:
 def _divergence(loss: DictConfig) -> str:
     """The first sentence of its docstring, which is its formula."""
     if "divergence" not in loss:
-        return f"`{loss._target_}`"
+        return _code(loss._target_)
     function = instantiate(loss.divergence)
     first = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
     return f"`{function.__name__}`: {first.split('. ')[0].rstrip('.')}"
@@ -214,7 +216,33 @@ def _flow(node: Any) -> str:
 def _details(cfg: DictConfig) -> str:
     chosen = {group: _plain(cfg[group]) for group in SETTINGS}
     text = yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
-    return f"<details><summary>settings</summary>\n\n```yaml\n{text}```\n\n</details>"
+    block = _block("yaml", text.rstrip("\n"))
+    return f"<details><summary>settings</summary>\n\n{block}\n\n</details>"
+
+
+def _text(value: Any) -> str:
+    """Of the user's or of a stranger's, as text of a line of Markdown and nothing else."""
+    line = escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`\[\]|])", r"\\\1", line)
+
+
+def _code(value: Any) -> str:
+    """The same, between backticks."""
+    line = " ".join(str(value).split())
+    if "`" not in line:
+        return f"`{line}`"
+    ticks = _ticks(line, 1)
+    return f"{ticks} {line} {ticks}"
+
+
+def _block(language: str, text: str) -> str:
+    ticks = _ticks(text, 3)
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _ticks(text: str, least: int) -> str:
+    """More backticks than there are in a row in the text, which would end the code."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
 def _plain(node: Any) -> Any:
@@ -223,7 +251,7 @@ def _plain(node: Any) -> Any:
 
 def _licence(settings: DictConfig) -> str:
     if settings.license:
-        return f"{settings.license}."
+        return f"{_text(settings.license)}."
     return (
         "To be filled in, here and as `license:` above. What may be chosen depends on the licences "
         "of the teacher, of the data, and of a student that was pretrained."

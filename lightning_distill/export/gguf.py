@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedModel
 from lightning_distill import ConfigError
 from lightning_distill.export import gguf_tokenizer
 from lightning_distill.export.run import Run
+from lightning_distill.models import pretrained
 
 NEEDS = ("gguf",)
 
@@ -44,7 +45,7 @@ def check(run: Run, settings: DictConfig) -> None:
                 "convert_hf_to_gguf.py, or null."
             )
         return
-    config = AutoConfig.from_pretrained(run.student)
+    config = pretrained.saved(AutoConfig, run.student)
     name = (config.architectures or ["?"])[0]
     other = "Set export.converter to llama.cpp's convert_hf_to_gguf.py."
     if name not in ARCHITECTURES:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.data import DataModule
+from lightning_distill.models import pretrained
 from lightning_distill.models.head import INPUTS
 
 OUTPUT = "logits"
@@ -29,12 +30,12 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 
 def load(task: type[DataModule], folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = task.auto.from_pretrained(folder)
+    model: PreTrainedModel = pretrained.saved(task.auto, folder)
     return model.eval()
 
 
 def load_tokenizer(task: type[DataModule], folder: Path) -> PreTrainedTokenizerBase | None:
-    return AutoTokenizer.from_pretrained(folder) if task.has_tokenizer else None
+    return pretrained.saved(AutoTokenizer, folder) if task.has_tokenizer else None
 
 
 def kind(task: type[DataModule]) -> tuple[str, str | None]:

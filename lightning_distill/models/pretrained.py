@@ -1,6 +1,7 @@
 """Models that somebody else trained, from a local folder or the hub."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_distill import ConfigError
+from lightning_distill import ConfigError, targets
 from lightning_distill.artifacts import hash_of
 
 # What decides, beside its weights, what a model predicts.
@@ -95,6 +96,12 @@ def load_tokenizer(
     return _try(AutoTokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def saved(auto: Any, folder: Path) -> Any:
+    """A model, tokenizer or config that this program has left in a folder, or seems to have."""
+    weights = {} if auto in WHAT else {"use_safetensors": True}
+    return _try(auto, str(folder), trust_remote_code=False, **weights)
+
+
 def check_reading(
     theirs: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, texts: list[str]
 ) -> None:
@@ -142,11 +149,30 @@ def _dtype(name: str, dtype: str) -> str:
     return dtype
 
 
+def _refuse_parts_elsewhere(name: str, folder: Path) -> None:
+    """Raises ConfigError where the index of weights in several files leads out of their folder."""
+    for index in folder.glob("*.index.json"):
+        try:
+            parts = {str(part) for part in json.loads(index.read_text())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ConfigError(f"name={name}: {index.name} is no index of weights.") from None
+        if elsewhere := sorted(part for part in parts if Path(part).name != part):
+            raise ConfigError(
+                f"name={name}: {index.name} names {elsewhere[0]}, which is not in its folder."
+            )
+
+
 def _try(auto: Any, name: str, **settings: Any) -> Any:
     folder = Path(name).expanduser()
     what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"name={name}: there is no such folder.")
+    if settings["trust_remote_code"] and not targets.runs_code("trust_remote_code"):
+        raise ConfigError(
+            f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
+            f"if you trust the model, or allow it by {targets.ALLOW}=trust_remote_code."
+        )
+    _refuse_parts_elsewhere(name, folder)
     try:
         return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -1,6 +1,5 @@
 """The teacher labels the transfer set once; after that no student needs it."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_distill import ConfigError
-from lightning_distill.artifacts import MANIFEST, Store, damage
+from lightning_distill.artifacts import Store, damage, read_manifest
 from lightning_distill.data import DataModule
 from lightning_distill.errors import nearest
 from lightning_distill.losses import Objective
@@ -144,14 +143,14 @@ class Cached(Online):
             make = partial(self._make, data, teacher, make_trainer)
             artifact = store.get(KIND, self._made_from(data, teacher), make, True)
             self.folder, seconds = artifact.folder, artifact.seconds
-        content = _manifest(self.folder)["content"]
-        kl = content["kl"]  # None of a served teacher, whose true predictions are not known
+        content = read_manifest(self.folder)["content"]
+        kl = content.get("kl")  # None of a served teacher, whose true predictions are not known
         log.info(
             "predictions: %s%s; %s bytes a token%s",
             self.folder,
             "" if seconds else " (reused)",
-            content["bytes_per_token"],
-            "" if kl is None else f", KL(stored ‖ true) {kl:.4f} on held-out blocks",
+            content.get("bytes_per_token"),
+            "" if not isinstance(kl, float) else f", KL(stored ‖ true) {kl:.4f} on held-out blocks",
         )
         self.layout = self._layout(teacher.weights, data.num_classes)
         return seconds
@@ -258,9 +257,9 @@ def _refuse_another(cache: Path, ours: dict[str, Any]) -> None:
     """Raises ConfigError where a cache that the user names is not this run's, or not whole."""
     theirs = _made_from(cache)
     for name, value in ours.items():
-        if theirs[name] != value:
+        if theirs.get(name) != value:
             raise ConfigError(
-                f"transfer.cache={cache} was made from another {name}: {theirs[name]}; "
+                f"transfer.cache={cache} was made from another {name}: {theirs.get(name)}; "
                 f"this run's is {value}. Leave transfer.cache out to have its own made."
             )
     if damaged := damage(cache):
@@ -271,13 +270,8 @@ def _refuse_another(cache: Path, ours: dict[str, Any]) -> None:
 
 
 def _made_from(cache: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError, KeyError):
-        manifest = _manifest(cache)
+    with suppress(OSError, ValueError):
+        manifest = read_manifest(cache)
         if manifest["kind"] == KIND:
             return dict(manifest["made_from"])
     raise ConfigError(f"transfer.cache={cache} is not the folder of a finished cache.")
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return found
