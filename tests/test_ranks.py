@@ -84,6 +84,50 @@ def test_what_a_cache_holds_does_not_depend_on_who_wrote_it(command, outputs, on
     assert {file.name: file.read_bytes() for file in again.glob("shard-*")} == by_two
 
 
+TRANSFERS = {
+    "cached": [],
+    "sequence": ["transfer.prompt_length=4", "transfer.batch_size=16"],
+    "on_policy": ["transfer.prompt_length=4"],
+}
+
+
+def bytes_of(folder):
+    """What the teacher labelled or wrote."""
+    files = (f for glob in ("shard-*", "text-*") for f in folder.glob(f"artifacts/*/*/{glob}"))
+    return {file.relative_to(folder): file.read_bytes() for file in files}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_every_transfer_gives_two_devices_the_run_of_one(
+    command, in_process, text_file, outputs, one, transfer
+):
+    """With one teacher, and the same micro-batches, by which a student's dice fall."""
+    teacher = next(one.glob("artifacts/teacher/*/"))
+    tiny = [setting for setting in TINY if not setting.startswith("teacher")]
+    same = [
+        *(*tiny, *SAME, f"transfer={transfer}", *TRANSFERS[transfer], f"data.path={text_file}"),
+        *("teacher=pretrained", f"teacher.name={teacher}", "teacher.max_steps=0"),
+    ]
+
+    def run(way, name, *devices):
+        folder = outputs / transfer / name
+        where = [f"paths.outputs={folder}", f"hydra.run.dir={folder}"]
+        way(*same, *devices, *where, tiny=False)
+        return folder
+
+    halves = ["data.batch_size=2", "trainer.accumulate_grad_batches=4"]
+    alone = run(in_process, "alone", *halves)
+    for trainer in ("ddp", "fsdp"):
+        shared = run(command, trainer, f"trainer={trainer}", *TWO)
+        for name in ("train/loss", "train/gradient_norm", "validation/nll"):
+            assert curve(shared, name) == pytest.approx(curve(alone, name), rel=1e-5), name
+        for role, known in scores(alone).items():
+            assert scores(shared)[role] == pytest.approx(known, rel=1e-5), role
+        assert bytes_of(shared) == bytes_of(alone)
+    assert bool(bytes_of(alone)) == (transfer != "on_policy")
+
+
 @pytest.mark.slow
 def test_a_run_in_shards_that_was_stopped_goes_on_on_one_device(text_file, outputs, one, command):
     folder = outputs / "stopped"
