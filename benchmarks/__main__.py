@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.contenders import CUDA, liger_is_missing
 from benchmarks.overhead import table
 
-CUDA = torch.cuda.is_available()
 NAMES = {
     "ours": "lightning_distill",
     "unfused": "lightning_distill, `loss.fused=false`",
     "tutorial": "tutorial loop, `kl_div` on all logits",
+    "liger": "Liger, fused loss `beta=0` in that loop",
     "trl": "TRL GKDTrainer, `lmbda=0 beta=0`",
     "cross_entropy": "cross-entropy alone, no teacher",
 }
@@ -49,10 +50,12 @@ def measure(contender: str, **workload: int) -> dict[str, Any]:
 
 def steps(args: argparse.Namespace) -> list[str]:
     """Tokens a second, peak memory and utilisation of whole training steps."""
-    lines = []
+    missing = liger_is_missing()
+    names = [name for name in NAMES if name != "liger" or not missing]
+    lines = ["", f"Without Liger's fused loss: {missing}."] if missing else []
     for vocabulary in args.vocabularies:
         size = workload(args, vocabulary)
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         rates = []
         for _ in range(args.rounds):
             rates.append(measure("matrix_rate", **size)["rate"])

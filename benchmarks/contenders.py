@@ -11,6 +11,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,44 @@ def tutorial(work: Workload, clock: Clock) -> None:
     _loop(work, clock, loss)
 
 
+def liger(work: Workload, clock: Clock) -> None:
+    """Liger's fused loss, from hidden states to gradients in chunks, in the same bare loop."""
+    work.teacher.to(DEVICE)
+    _loop(work, clock, liger_loss(work.student, work.teacher))
+
+
+def liger_loss(
+    student: Any, teacher: Any, temperature: float = 1.0, compiled: bool = True
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The forward KL (beta=0) a target token, from the teacher alone. It lacks the T² of ours."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    divergence = LigerFusedLinearJSDLoss(0.0, 1.0, 0.0, -100, temperature, compiled)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            theirs = teacher.model(**inputs).last_hidden_state
+        own = student.model(**inputs).last_hidden_state
+        found: Tensor = divergence(
+            own[:, :-1].flatten(0, 1),
+            student.lm_head.weight,
+            theirs[:, :-1].flatten(0, 1),
+            teacher.lm_head.weight,
+            batch["labels"][:, 1:].flatten(),
+        )
+        return found
+
+    return loss
+
+
+def liger_is_missing() -> str | None:
+    """Why it cannot be measured here."""
+    if not CUDA:
+        return "it needs a GPU"
+    return None if find_spec("liger_kernel") else "liger_kernel is not installed"
+
+
 def trl(work: Workload, clock: Clock) -> None:
     """TRL's GKDTrainer on given text alone (lmbda=0), forward KL (beta=0)."""
     import tempfile
@@ -380,7 +419,7 @@ WITHOUT_TEACHER = {f.__name__ for f in (cross_entropy, labels_alone, *FROM_CACHE
 CONTENDERS = {
     f.__name__: f
     for f in (
-        *(ours, unfused, cross_entropy, tutorial, trl, loss_alone, unfused_loss_alone),
+        *(ours, unfused, cross_entropy, tutorial, liger, trl, loss_alone, unfused_loss_alone),
         *(labels_alone, *FROM_CACHE),
     )
 }

@@ -2,6 +2,7 @@
 write, and in what `evaluate` asks for."""
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -12,24 +13,79 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, harness, speed
-from lightning_distill.artifacts import Store
+from lightning_distill import ConfigError, harness, ranks, speed
+from lightning_distill.artifacts import Store, write_whole
 from lightning_distill.data import DataModule
 from lightning_distill.data.packing import IGNORED
+from lightning_distill.fitting import make_trainer
 from lightning_distill.losses.ensemble import mean_of
 from lightning_distill.metrics import Likeness
-from lightning_distill.models import Frozen, count_parameters
+from lightning_distill.models import Frozen, count_parameters, pretrained
 from lightning_distill.sharding import is_sharding, shard
 from lightning_distill.teacher import Teacher
+from lightning_distill.tracking import log_samples
 
 log = logging.getLogger(__name__)
 
 SIGHT = 2  # batches of the validation split that a teacher is judged by at first
 POSITIONS = 512  # whose logits are held at a time
+
+
+def measure(
+    cfg: DictConfig,
+    data: DataModule,
+    folder: Path,
+    student: PreTrainedModel | None,
+    teacher: Teacher | None,
+    loggers: list[Logger] | None = None,
+) -> dict[str, Any]:
+    """Scores on the test split, of what is written, and what else `evaluate` asks for; and samples
+    to read, in the log and in samples.json.
+
+    student: the one that is saved in the folder.
+    """
+    teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
+    trainer = make_trainer(cfg, folder, "on the test split")
+    student = _out_of_shards(trainer, data, folder, student, teacher)  # of the training
+    scores = evaluate(trainer, data, student, teacher)
+    student = _out_of_shards(trainer, data, folder, student, teacher)  # which write nothing
+    if not ranks.first():  # what follows is text, which one of them writes
+        ranks.together()
+        return scores
+    device = trainer.strategy.root_device
+    for role, more in score_writing(cfg.evaluate, data, student, teacher, device).items():
+        scores[role] = {**(scores[role] or {}), **more}
+    if student is not None:
+        samples = write_samples(data, student, teacher, cfg.seed)
+        text = json.dumps(samples, indent=2, ensure_ascii=False)
+        write_whole(folder / "samples.json", text.encode())
+        log_samples(loggers or [], samples)
+        for sample in samples:
+            log.info("%s", "\n".join(f"{who:>8}: {text!r}" for who, text in sample.items()))
+    ranks.together()
+    return scores
+
+
+def _out_of_shards(
+    trainer: L.Trainer,
+    data: DataModule,
+    folder: Path,
+    student: PreTrainedModel | None,
+    teacher: Teacher | None,
+) -> PreTrainedModel | None:
+    """The student, read anew where it lies in shards; its teacher is when it is next asked."""
+    if teacher and is_sharding(trainer):
+        teacher.release()
+    if isinstance(student, FSDPModule):
+        whole: PreTrainedModel = pretrained.saved(data.auto, folder / "student")
+        return whole
+    return student
 
 
 class Evaluation(L.LightningModule):

@@ -32,7 +32,6 @@ from lightning_distill.results import Job
 from lightning_distill.stages import STAGES
 
 TOGETHER = ("distill", "teacher", "transfer", "evaluate")  # stages that all devices take part in
-PATIENCE = 20.0  # seconds that ranks have to end in once one of them has failed
 LONGEST = 20_000  # characters of a traceback, which must fit into a pipe
 STOPS = (signal.SIGTERM, signal.SIGUSR1)  # which end a training at its next step
 WORST = ("refused", "stopped", "broken", "")  # of what ranks say when they end: the first counts
@@ -43,17 +42,18 @@ def run(cfg: DictConfig, job: Job) -> Any:
     if cfg.stage in TOGETHER and (problem := ranks.hardware_problem(cfg)):
         raise ConfigError(f"{problem}.")  # before there are processes that would all say so
     count = ranks.wanted(cfg) if cfg.stage in TOGETHER else 1
-    if ranks.several():
-        if cfg.stage in TOGETHER and count != ranks.world():
+    if ranks.several() and cfg.stage in TOGETHER:
+        if count != ranks.world():
             raise ConfigError(
                 f"{ranks.world()} processes were started, and trainer.devices="
                 f"{cfg.trainer.devices} on trainer.num_nodes={cfg.trainer.get('num_nodes', 1)} "
                 f"are {count}. Start one a device on each machine."
             )
-        if cfg.stage in TOGETHER:
-            ranks.join(cfg)
-            ranks.say((resolved(cfg), job))
-        return function_of(cfg)(cfg, job)
+        ranks.join(cfg)
+        ranks.say((resolved(cfg), job))
+        results = function_of(cfg)(cfg, job)
+        ranks.leave()
+        return results
     if count == 1:
         return function_of(cfg)(cfg, job)
     if (nodes := int(cfg.trainer.get("num_nodes", 1))) > 1:
@@ -112,7 +112,7 @@ def start(count: int, cfg: DictConfig, job: Job) -> Any:
             end.close()  # only the rank's own is left open, and closes with it
         _watch(started)
     except KeyboardInterrupt:  # which a terminal has sent to them too
-        _end(started, PATIENCE)
+        _end(started, ranks.PATIENCE)
         raise
     finally:
         for one, before in signals.items():
@@ -146,7 +146,7 @@ def _watch(started: list[Any]) -> None:
         for rank in [rank for rank in alive if not rank.is_alive()]:
             alive.remove(rank)
             if rank.exitcode and deadline is None:
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + ranks.PATIENCE
 
 
 def _end(started: list[Any], patience: float) -> None:
@@ -203,7 +203,6 @@ def _rank(rank: int, told: _Told, end: Any) -> None:
     try:
         ranks.join(told.cfg)
         end.send(("results", function_of(told.cfg)(told.cfg, told.job), time.time()))
-        ranks.together()
         ranks.leave()
     except Stopped as stop:
         end.send(("stopped", stop.number, time.time()))
@@ -247,3 +246,4 @@ def follow(cfg: DictConfig) -> None:
     if (told := ranks.say(None)) is not None:
         theirs, job = told
         function_of(theirs)(theirs, job)
+        ranks.leave()

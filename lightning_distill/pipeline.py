@@ -5,7 +5,6 @@ the student sees. The student is trained on that, saved for other tools to load,
 against its teacher on text that neither has seen.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,22 +14,14 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_distill import ConfigError, models, ranks, targets
-from lightning_distill.artifacts import Store, write_whole
+from lightning_distill.artifacts import Store
 from lightning_distill.cost import Cost
 from lightning_distill.data import DataModule, task_of
-from lightning_distill.evaluation import (
-    check_asked,
-    evaluate,
-    look_at,
-    score_writing,
-    write_samples,
-)
+from lightning_distill.evaluation import check_asked, look_at, measure
 from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.guard import SKIPPED
 from lightning_distill.jobs import job_folders
@@ -38,11 +29,10 @@ from lightning_distill.models import adapters, pretrained
 from lightning_distill.models.from_teacher import from_teacher
 from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
-from lightning_distill.sharding import is_sharding
 from lightning_distill.student import StudentModule
 from lightning_distill.sweep import results_in
 from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
-from lightning_distill.tracking import finish_loggers, log_samples, start_loggers
+from lightning_distill.tracking import finish_loggers, start_loggers
 from lightning_distill.transfer.writing import GENERATED
 
 log = logging.getLogger(__name__)
@@ -113,10 +103,6 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     trained = adapters.trainable(module.model)
     adapters.merge(module.model)
     save_trained(module.model, data, job.folder / "student")
-    if isinstance(module.model, FSDPModule):  # whole again, for what comes now
-        module.model = pretrained.saved(data.auto, job.folder / "student")
-        if teacher:
-            teacher.release()
     scores = measure(cfg, data, job.folder, module.model, teacher, loggers)
     if adapters.wanted(cfg.student):
         scores["student"]["trainable_parameters"] = trained
@@ -254,37 +240,3 @@ def outline_student(cfg: DictConfig, data: DataModule) -> PreTrainedModel:
         return models.outline(cfg.student, data)
     teacher = models.outline(each_teacher(cfg)[0].teacher, data)
     return from_teacher(teacher, cfg.student, [])
-
-
-def measure(
-    cfg: DictConfig,
-    data: DataModule,
-    folder: Path,
-    student: PreTrainedModel | None,
-    teacher: Teacher | None,
-    loggers: list[Logger] | None = None,
-) -> dict[str, Any]:
-    """Scores on the test split, of what is written, and what else `evaluate` asks for; and samples
-    to read, in the log and in samples.json."""
-    teacher = teacher if teacher and not teacher.served else None  # a served one gives no text
-    trainer = make_trainer(cfg, folder, "on the test split")
-    scores = evaluate(trainer, data, student, teacher)
-    if is_sharding(trainer):  # which text is not written with
-        student = None if student is None else pretrained.saved(data.auto, folder / "student")
-        if teacher:
-            teacher.release()
-    if not ranks.first():  # what follows is text, which one of them writes
-        ranks.together()
-        return scores
-    device = trainer.strategy.root_device
-    for role, more in score_writing(cfg.evaluate, data, student, teacher, device).items():
-        scores[role] = {**(scores[role] or {}), **more}
-    if student is not None:
-        samples = write_samples(data, student, teacher, cfg.seed)
-        text = json.dumps(samples, indent=2, ensure_ascii=False)
-        write_whole(folder / "samples.json", text.encode())
-        log_samples(loggers or [], samples)
-        for sample in samples:
-            log.info("%s", "\n".join(f"{who:>8}: {text!r}" for who, text in sample.items()))
-    ranks.together()
-    return scores

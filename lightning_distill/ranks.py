@@ -4,8 +4,9 @@ Rank 0 decides, writes and is listened to; the others hear from it what is to be
 imports torch before there are several.
 """
 
+import atexit
+import faulthandler
 import os
-import sys
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from lightning_distill.devices import BF16_SINCE, GPU, least_capability, visible
 # A rank may wait for as long as rank 0 needs to tokenize a large text. That one of them has died
 # is noticed by who started them.
 LONGEST_WAIT = timedelta(days=7)
+PATIENCE = 20.0  # seconds that ranks have to end in once one of them has failed
 
 ALL = ("auto", "-1")  # devices
 
@@ -145,14 +147,29 @@ def join(cfg: DictConfig) -> None:
         torch.cuda.set_device(devices[local] if isinstance(devices, ListConfig) else local)
         backend = "cpu:gloo,cuda:nccl"  # so that what is on the processor need not move
     dist.init_process_group(backend, timeout=LONGEST_WAIT)
+    atexit.register(_break_off)
 
 
 def leave() -> None:
-    if "torch" in sys.modules:
-        import torch.distributed as dist
+    """Parts from the other ranks, at the end of what all of them did."""
+    import torch.distributed as dist
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    together()  # one that goes ahead may close what another still reads from
+    dist.destroy_process_group()
+
+
+def _break_off() -> None:
+    """Parts from the other ranks where this process ends before `leave`.
+
+    PyTorch waits for what was begun with them, if not here then when Python ends. It never comes
+    where one of them hangs, so that after a while this process ends without.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
 
 
 def take_srun_for_torchrun() -> None:

@@ -1,12 +1,18 @@
-"""`make bench` on a workload of nothing: that every contender still runs, not how fast."""
+"""`make bench` on a workload of nothing: that every contender still runs, not how fast; and that
+Liger's loss, where it is installed, is ours."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, Workload, liger_is_missing, liger_loss
+from lightning_distill.data.packing import IGNORED
+from lightning_distill.losses import Objective
+from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.models.head import Predictions, find_head
 
 pytestmark = pytest.mark.slow
 
@@ -18,6 +24,8 @@ FIRST = ("ours", "trl", "cached_topk")
     "name", [pytest.param(n, marks=() if n in FIRST else pytest.mark.long) for n in CONTENDERS]
 )
 def test_every_contender_makes_its_steps(name):
+    if name == "liger" and (missing := liger_is_missing()):
+        pytest.skip(missing)
     workload = {"vocabulary": 97, "length": 16, "sequences": 2, "steps": 2, "cores": 1}
     options = [f"--{key}={value}" for key, value in workload.items()]
     command = [sys.executable, "-m", "benchmarks.contenders", name, *options]
@@ -27,3 +35,26 @@ def test_every_contender_makes_its_steps(name):
     assert found["tokens_per_second"] == pytest.approx(32 / found["seconds"])
     assert found["peak"] > found["added"] >= 0
     assert found["flops"] > 1e8
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_ligers_loss_is_ours_without_the_square_of_the_temperature(temperature):
+    pytest.importorskip("liger_kernel")
+    work = Workload(vocabulary=97, length=16, sequences=2, steps=1)
+    student, teacher = work.student.double(), work.teacher.double()
+    batch = {name: x.cpu() for name, x in next(work.batches()).items()}
+    labels = batch["labels"] = batch["labels"].clone()
+    labels[0, 5:9] = IGNORED
+    said = [
+        Predictions(one.model(batch["input_ids"]).last_hidden_state[:, :-1], find_head(one), 97)
+        for one in (student, teacher)
+    ]
+    objective = Objective(forward_kl, temperature, 1.0, 0.0, "labels")
+    terms = objective(said[0], said[1:], labels[:, 1:])
+    ours = terms.total / terms.tokens / temperature**2
+    theirs = liger_loss(student, teacher, temperature, compiled=False)(batch)
+    assert float(theirs) == pytest.approx(float(ours), rel=1e-6)  # which they sum in 32 bits
+    weights = list(student.parameters())
+    both = [torch.autograd.grad(loss, weights) for loss in (ours, theirs)]
+    for mine, other in zip(*both, strict=True):
+        torch.testing.assert_close(other, mine, rtol=1e-11, atol=1e-16)

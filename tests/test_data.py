@@ -9,10 +9,10 @@ from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
 from lightning_distill.data import Language
 from lightning_distill.data.chunks import pieces
-from lightning_distill.data.datamodule import HELD_OUT, SPLITS
 from lightning_distill.data.huggingface import HuggingFace
 from lightning_distill.data.loading import Order
 from lightning_distill.data.python_docs import PythonDocs
+from lightning_distill.data.splits import HELD_OUT, SPLITS
 from lightning_distill.data.text import Text
 from lightning_distill.data.tokenizer import tokenizer_hash, train_tokenizer
 

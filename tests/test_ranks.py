@@ -84,6 +84,50 @@ def test_what_a_cache_holds_does_not_depend_on_who_wrote_it(command, outputs, on
     assert {file.name: file.read_bytes() for file in again.glob("shard-*")} == by_two
 
 
+TRANSFERS = {
+    "cached": [],
+    "sequence": ["transfer.prompt_length=4", "transfer.batch_size=16"],
+    "on_policy": ["transfer.prompt_length=4"],
+}
+
+
+def bytes_of(folder):
+    """What the teacher labelled or wrote."""
+    files = (f for glob in ("shard-*", "text-*") for f in folder.glob(f"artifacts/*/*/{glob}"))
+    return {file.relative_to(folder): file.read_bytes() for file in files}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_every_transfer_gives_two_devices_the_run_of_one(
+    command, in_process, text_file, outputs, one, transfer
+):
+    """With one teacher, and the same micro-batches, by which a student's dice fall."""
+    teacher = next(one.glob("artifacts/teacher/*/"))
+    tiny = [setting for setting in TINY if not setting.startswith("teacher")]
+    same = [
+        *(*tiny, *SAME, f"transfer={transfer}", *TRANSFERS[transfer], f"data.path={text_file}"),
+        *("teacher=pretrained", f"teacher.name={teacher}", "teacher.max_steps=0"),
+    ]
+
+    def run(way, name, *devices):
+        folder = outputs / transfer / name
+        where = [f"paths.outputs={folder}", f"hydra.run.dir={folder}"]
+        way(*same, *devices, *where, tiny=False)
+        return folder
+
+    halves = ["data.batch_size=2", "trainer.accumulate_grad_batches=4"]
+    alone = run(in_process, "alone", *halves)
+    for trainer in ("ddp", "fsdp"):
+        shared = run(command, trainer, f"trainer={trainer}", *TWO)
+        for name in ("train/loss", "train/gradient_norm", "validation/nll"):
+            assert curve(shared, name) == pytest.approx(curve(alone, name), rel=1e-5), name
+        for role, known in scores(alone).items():
+            assert scores(shared)[role] == pytest.approx(known, rel=1e-5), role
+        assert bytes_of(shared) == bytes_of(alone)
+    assert bool(bytes_of(alone)) == (transfer != "on_policy")
+
+
 @pytest.mark.slow
 def test_a_run_in_shards_that_was_stopped_goes_on_on_one_device(text_file, outputs, one, command):
     folder = outputs / "stopped"
@@ -129,13 +173,25 @@ def test_what_a_rank_refuses_is_said_once(command):
     assert lines[0].startswith("lightning-distill: ")
 
 
+# What is registered first is called last.
+COMMAND = """
+import atexit, os, pathlib
+import torch.distributed as dist
+from lightning_distill.app import main
+note = pathlib.Path(f"rank-{os.environ['RANK']}")
+atexit.register(lambda: note.write_text(str(dist.is_initialized())))
+main()
+"""
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_same_run(text_file, outputs, one, tmp_path):
     folder = tmp_path / "run"
+    (tmp_path / "command.py").write_text(COMMAND)
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *("-m", "lightning_distill", *TINY, *SAME, "trainer=ddp", *TWO),
+            *("command.py", *TINY, *SAME, "trainer=ddp", *TWO),
             *(f"data.path={text_file}", f"paths.outputs={tmp_path}", f"hydra.run.dir={folder}"),
         ],
         check=True,
@@ -144,8 +200,83 @@ def test_torchrun_starts_the_same_run(text_file, outputs, one, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert not (tmp_path / "outputs").exists()  # from the rank that leads no run
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["False", "False"]
     for role, known in scores(one).items():
         assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
+
+
+# Two ranks for each way to end, forked from a process that imports torch once. Prints the exit code
+# of each, and whether it was still among the ranks.
+ENDS = """
+import atexit, json, os, signal, sys, time
+import torch, torch.distributed as dist
+from omegaconf import OmegaConf
+from lightning_distill import launch, ranks
+
+ranks.PATIENCE = 1.0
+
+def at_the_end(rank):
+    ranks.leave()
+
+def refused(rank):
+    ranks.together()
+    sys.exit(2)
+
+def one_refused(rank):
+    sys.exit(2) if rank else ranks.together()
+
+def one_killed(rank):
+    os.kill(os.getpid(), signal.SIGKILL) if rank else ranks.together()
+
+def one_hangs(rank):
+    if rank:
+        time.sleep(90)
+    dist.all_reduce(torch.ones(9), async_op=True)
+    raise RuntimeError("while the other is waited for")
+
+def play(way, rank, port, told):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }
+    atexit.register(lambda: os.write(told, b"in" if dist.is_initialized() else b"left"))
+    ranks.join(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    way(rank)
+    sys.exit()
+
+started, found = {}, {}
+for way in (one_hangs, at_the_end, refused, one_refused, one_killed):
+    port = launch._free_port()
+    for rank in range(2):
+        hears, told = os.pipe()
+        if not (pid := os.fork()):
+            play(way, rank, port, told)
+        os.close(told)
+        started[pid] = way, rank, hears
+while started:
+    if len(started) == 1:
+        os.kill(*started, signal.SIGKILL)
+    pid, status = os.wait()
+    way, rank, hears = started.pop(pid)
+    said = os.waitstatus_to_exitcode(status), os.read(hears, 9).decode()
+    found.setdefault(way.__name__, {})[rank] = said
+print(json.dumps(found, sort_keys=True))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_leave_on_every_way_out_and_wait_for_none_that_is_gone():
+    """Where one hangs with something begun, the other is ended after a while."""
+    run = [sys.executable, "-c", ENDS]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True)
+    gone = [-signal.SIGKILL, ""]
+    assert {way: [*both.values()] for way, both in json.loads(done.stdout).items()} == {
+        "at_the_end": [[0, "left"], [0, "left"]],
+        "refused": [[2, "left"], [2, "left"]],
+        "one_refused": [[1, "left"], [2, "left"]],
+        "one_killed": [[1, "left"], gone],
+        "one_hangs": [[1, ""], gone],
+    }
 
 
 SRUN = """

@@ -464,10 +464,9 @@ def assert_same(found, expected):
 
 
 @pytest.fixture(scope="module")
-def both(command, folder, running, text_file, tmp_path_factory):
-    """The same student of the same teacher, behind a server and here: results and folders."""
-    running.reset()
-    running.forbidden, running.write, running.key = [], "token_id:{}".format, KEY
+def distil(command, folder, running, text_file, tmp_path_factory):
+    """Runs the command with a teacher behind a server, or the same one here: the outputs, results
+    and what was said."""
     common = [
         "student=xs",
         "student.hidden_size=16",
@@ -490,21 +489,25 @@ def both(command, folder, running, text_file, tmp_path_factory):
         ],
         "here": ["teacher=pretrained", f"teacher.name={folder}", "logger=none"],
     }
-    found = {}
-    for name, teacher in teachers.items():
+
+    def run(name, *overrides):
+        running.reset()
+        running.forbidden, running.write, running.key = [], "token_id:{}".format, KEY
         path = tmp_path_factory.mktemp(name)
         env = {"OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"} if name == "served" else {}
-        done = command(
-            *common,
-            *teacher,
-            f"paths.outputs={path}",
-            f"hydra.run.dir={path}/run",
-            tiny=False,
-            **env,
-        )
-        found[name] = path, json.loads((path / "run" / "results.json").read_text()), done
+        where = [f"paths.outputs={path}", f"hydra.run.dir={path}/run"]
+        done = command(*common, *teachers[name], *where, *overrides, tiny=False, **env)
+        return path, json.loads((path / "run" / "results.json").read_text()), done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def both(distil, running):
+    """The same student of the same teacher, behind a server and here."""
+    found = {"served": distil("served")}
     running.asked_for_all = running.prompts
-    return found
+    return found | {"here": distil("here")}
 
 
 def test_a_served_teacher_makes_the_cache_that_it_makes_here(both):
@@ -519,6 +522,19 @@ def test_its_student_is_the_student_of_the_teacher_here(both):
     assert served["teacher"] is None
     assert here["teacher"]["nll"] > 0
     assert served["cost"]["transfer_seconds"] > 0
+
+
+@pytest.mark.long
+def test_it_labels_for_students_in_shards(both, distil, running):
+    """Each of two devices asks for its own part of the blocks."""
+    two = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
+    (alone, known, _), (shared, found, _) = both["served"], distil("served", *two)
+    assert found["student"] == pytest.approx(known["student"], rel=1e-5)
+    assert found["teacher"] is None
+    (fields, _), (expected, _) = cache(shared), cache(alone)
+    assert fields.keys() == expected.keys()
+    assert all(torch.equal(fields[name], expected[name]) for name in fields)
+    assert running.prompts == running.asked_for_all
 
 
 def test_every_block_is_asked_for_once_and_no_held_out_one(both, running):

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import PROMPTS, SPLITS, sha256, split_by_hash, spread
+from lightning_distill.data.datamodule import PROMPTS, spread
 from lightning_distill.data.language import Language
 from lightning_distill.data.packing import IGNORED, Blocks, whole_documents
+from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
 from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash
 from lightning_distill.data.turns import ROLES, TEMPLATE, Message, Turns
 from lightning_distill.metrics import rouge_l

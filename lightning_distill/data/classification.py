@@ -23,7 +23,8 @@ from transformers import (
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash, trimmed
+from lightning_distill.data.datamodule import DataModule, trimmed
+from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
 from lightning_distill.data.tokenizer import check_reads, frame, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import ClassQuality
 from lightning_distill.models.classifier import adapt_head

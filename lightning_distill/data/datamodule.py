@@ -4,10 +4,9 @@ source → examples, split by hash → batches. What was made of a source (a tok
 artifacts: made once, and shared by every job that agrees on them.
 """
 
-import hashlib
-from collections.abc import Iterable, Sized
-from itertools import count, islice
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Sized
+from itertools import count
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
@@ -15,17 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill import ConfigError
 from lightning_distill.artifacts import Artifact, Store
 from lightning_distill.data.loading import Loader, Order, Part, Share, start_method
 from lightning_distill.models.sizes import Size
 
-SPLITS = ("train", "validation", "test")
-HELD_OUT = 18  # one document in 18 is for validation, and one for the test
 AHEAD = 8  # batches at most that a trainer has fetched and not trained on
 PROMPTS = 3  # test examples that samples show
-
-Item = TypeVar("Item")
 
 
 class Examples(Protocol):
@@ -249,30 +243,6 @@ class DataModule(L.LightningDataModule):
         self.stream_state = state_dict.get("stream")
 
 
-def split_by_hash(
-    hashed: Iterable[tuple[str, Item]], what: str, held_out: int = HELD_OUT
-) -> dict[str, list[Item]]:
-    """Items to the splits that their hashes say, each in the order of these, none twice.
-
-    One in `held_out` is for validation, and one for the test; so neither the order of a source nor
-    one more item moves the others much. what: the items' name, for the message.
-    """
-    by_hash = dict(hashed)
-    items = iter([by_hash[key] for key in sorted(by_hash)])
-    sizes = split_sizes(len(by_hash), what, held_out)
-    return {split: list(islice(items, size)) for split, size in sizes.items()}
-
-
-def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, int]:
-    """How many of so many items each split has, in the order of their hashes."""
-    if count < len(SPLITS):
-        raise ConfigError(
-            f"The source holds {count} {what}; the {', '.join(SPLITS)} splits need one each."
-        )
-    held = -(-count // held_out)
-    return {"test": held, "validation": held, "train": count - 2 * held}
-
-
 def spread(count: int, wanted: int) -> list[int]:
     """Up to `wanted` of `count` numbers, at equal distances."""
     wanted = min(count, wanted)
@@ -285,11 +255,3 @@ def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
     longest = int(batch["attention_mask"].sum(-1).max())
     names = ("input_ids", "attention_mask")
     return batch | {name: batch[name][:, :longest].contiguous() for name in names}
-
-
-def sha256(text: str) -> str:
-    return digest(text.encode("utf-8", "surrogatepass")).hex()
-
-
-def digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()

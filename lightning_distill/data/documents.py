@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lightning_distill.data.datamodule import digest, split_sizes
+from lightning_distill.data.splits import digest, split_sizes
 
 COPIED = 2**24  # bytes at a time
 DTYPES = {"I32": np.dtype("<i4")}  # safetensors' names of them

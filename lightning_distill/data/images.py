@@ -16,7 +16,8 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash
+from lightning_distill.data.datamodule import DataModule
+from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
 from lightning_distill.errors import nearest
 from lightning_distill.metrics import ClassQuality
 from lightning_distill.models.classifier import adapt_head

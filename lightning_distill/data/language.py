@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule
+from lightning_distill.data.datamodule import DataModule
 from lightning_distill.data.documents import mapped, split_on_disk, write_tokens
 from lightning_distill.data.packing import IGNORED, Blocks, check_targets
 from lightning_distill.data.sources import EDITION as STREAMED
 from lightning_distill.data.sources import Source, check_streams, first_texts, held_out
+from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.streaming import Stream
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import Quality

@@ -19,10 +19,10 @@ from transformers import (
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS
 from lightning_distill.data.language import Language
 from lightning_distill.data.packing import IGNORED, LOOKED_AT
 from lightning_distill.data.sources import Source
+from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.tokenizer import MASK, frame
 from lightning_distill.metrics import Quality
 from lightning_distill.models.sizes import Size, encoder

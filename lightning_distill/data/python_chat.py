@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lightning_distill import ConfigError
-from lightning_distill.data.datamodule import sha256
 from lightning_distill.data.python_docs import modules
+from lightning_distill.data.splits import sha256
 from lightning_distill.data.turns import Message
 
 EDITION = 1  # raise it when this file starts to give other conversations

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from lightning_distill import ConfigError
 from lightning_distill.data.chunks import gathered
-from lightning_distill.data.datamodule import HELD_OUT, digest
+from lightning_distill.data.splits import HELD_OUT, digest
 
 EDITION = 1  # raise it when other documents are held out of a stream, or read of it
 

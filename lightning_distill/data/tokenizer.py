@@ -15,7 +15,7 @@ from transformers import (
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import sha256
+from lightning_distill.data.splits import sha256
 from lightning_distill.models import positions, pretrained
 
 END_OF_TEXT = "<|endoftext|>"

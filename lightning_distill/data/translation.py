@@ -15,10 +15,11 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
-from lightning_distill.data.datamodule import SPLITS, DataModule, sha256, split_by_hash, trimmed
+from lightning_distill.data.datamodule import DataModule, trimmed
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.data.pairs import Pair
 from lightning_distill.data.sentences import Sentences, joined
+from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
 from lightning_distill.metrics import Quality
 from lightning_distill.models.sizes import Size, encoder_decoder
