@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from lightning_distill import ConfigError
+from lightning_distill.losses import Terms
 from lightning_distill.losses.hidden import HiddenStates
 from lightning_distill.losses.inside import layer_map
 from lightning_distill.losses.relations import Relations
@@ -388,6 +389,21 @@ def test_the_gradient_norm_is_that_of_the_weighted_term_and_disturbs_nothing(bat
     student.zero_grad()
     run(term, student, teacher, ids, labels).backward()
     torch.testing.assert_close(student.model.embed_tokens.weight.grad, after, rtol=0, atol=0)
+
+
+def test_the_weighted_term_joins_the_others_and_its_gradient_norm_a_token_is_told(batch):
+    student, teacher = decoder(), decoder()
+    term = make(HiddenStates, student, teacher, weight=0.25)
+    value = run(term, student, teacher, *batch)
+    before = Terms(torch.tensor(2.0), {"hard": torch.tensor(2.0)}, torch.tensor(10), {"nll": 0.2})
+    after = before.plus("hidden", term, value, details=False)
+    torch.testing.assert_close(after.total, 2.0 + 0.25 * value)
+    assert after.total.requires_grad
+    assert after.parts == {"hard": 2.0, "hidden": value}
+    assert not after.parts["hidden"].requires_grad
+    assert (after.tokens, after.details) == (10, {"nll": 0.2})
+    told = before.plus("hidden", term, value, details=True).details
+    assert told == {"nll": 0.2, "hidden_gradient_norm": term.gradient_norm(value) / 10}
 
 
 @pytest.mark.parametrize("kind", [HiddenStates, Relations])
