@@ -31,6 +31,13 @@ test: $(INSTALLED) ## the tests, without those that take longest or need a GPU
 test-all: $(INSTALLED) ## all tests but those that need a GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
+coverage: $(INSTALLED) ## which lines the tests run: build/coverage/index.html
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' --cov --cov-report=term \
+		--cov-report=html:build/coverage $(ARGS)
+
+mutants: $(INSTALLED) ## whether tests notice changes of the arithmetic: make mutants ARGS="*.losses.fused.*"
+	$(BIN)/python tests/mutants.py $(ARGS)
+
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -74,4 +81,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all lint format teacher distill sweep plan doctor export report dashboard sync bench clean
+.PHONY: help setup demo experiments test test-all coverage mutants lint format teacher distill sweep plan doctor export report dashboard sync bench clean

@@ -197,6 +197,7 @@ def test_a_narrow_student_is_projected(batch, distance):
     term = make(HiddenStates, student, teacher, layers={1: 3, 2: 1}, distance=distance)
     weights = [p.detach() for p in term.parameters()]
     assert [tuple(w.shape) for w in weights] == [(24, 16), (24, 16)]
+    assert torch.stack(weights).std() == pytest.approx(16**-0.5, rel=0.1)
     both = states(student, ids, WHOLE), states(teacher, ids, WHOLE)
     expected = longhand_hidden(*both, labels, [(1, 3), (2, 1)], distance, weights)
     total = run(term, student, teacher, ids, labels)
@@ -513,11 +514,20 @@ def test_models_whose_relations_cannot_be_compared_are_refused(student, teacher,
         make(Relations, student(), teacher(), **settings)
 
 
-def test_a_model_without_decoder_layers_is_refused():
-    student = decoder()
-    student.config.num_hidden_layers = 5
-    with pytest.raises(ConfigError, match=r"the student, a LlamaFor.* no list of equal layers"):
-        make(HiddenStates, student, decoder())
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("kind", [HiddenStates, Relations])
+def test_a_model_without_decoder_layers_is_refused(kind, role):
+    models = {"student": decoder(), "teacher": decoder()}
+    models[role].config.num_hidden_layers = 5
+    key = f"loss.{'hidden' if kind is HiddenStates else 'relations'}"
+    message = f"^{key}: the {role}, a LlamaFor.* no list of equal layers .* Set {key}.weight=0"
+    with pytest.raises(ConfigError, match=message):
+        make(kind, models["student"], models["teacher"])
+
+
+def test_layers_of_hidden_states_that_do_not_exist_are_named():
+    with pytest.raises(ConfigError, match="^loss.hidden.layers={3: 1}: the student has"):
+        make(HiddenStates, decoder(), decoder(), layers={3: 1})
 
 
 def test_hydra_builds_both():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lightning_distill import ConfigError
 from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.losses.hidden import HiddenStates
 from lightning_distill.losses.logit_mse import logit_mse
 from lightning_distill.models.head import Predictions
 
@@ -226,6 +227,26 @@ def test_without_alpha_it_is_ordinary_training_and_needs_no_teacher(batch):
         student.flatten(0, 1), labels.flatten(), reduction="sum"
     )
     torch.testing.assert_close(objective(student, None, labels).total, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "compares", "needs"),
+    [
+        ({"alpha": 0}, False, False),
+        ({"alpha": 0, "hard_target": "teacher"}, True, True),
+        ({"hard_weight": 0}, True, True),
+        ({"hard_weight": 0, "hard_target": "teacher"}, True, True),
+        ({"alpha": {"start": 1, "end": 0}}, True, True),
+        ({"alpha": 0, "hidden": HiddenStates(1.0, "last", "mse")}, False, True),
+        ({"alpha": 0, "hidden": HiddenStates(0.0, "last", "mse")}, False, False),
+        ({"alpha": 1, "hidden": HiddenStates(0.0, "last", "mse")}, True, True),
+    ],
+)
+def test_a_teacher_is_needed_where_a_term_that_ever_weighs_looks_at_it(settings, compares, needs):
+    defaults = {"temperature": 1.0, "alpha": 1.0, "hard_weight": 1.0, "hard_target": "labels"}
+    objective = Objective(forward_kl, **{**defaults, **settings})
+    assert objective.compares_predictions is compares
+    assert objective.needs_teacher is needs
 
 
 @given(st.floats(0.3, 8), st.integers(0, 10_000))

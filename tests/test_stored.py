@@ -182,6 +182,39 @@ def test_hybrid_keeps_different_tokens_and_the_largest_first(r, k, draws, unifor
         assert (rate * r[0, ids[0, int(sure) :]] <= 1 + 1e-5).all()
 
 
+@pytest.mark.parametrize(("k", "draws"), [(1, 1), (1, 4), (3, 2), (2, 7)])
+def test_a_token_is_sure_until_the_largest_left_is_due_less_than_once(k, draws):
+    r = torch.rand(40, V, dtype=torch.double) ** torch.linspace(1, 12, 40)[:, None]
+    r[0, 2:] = 0  # fewer tokens than are to be kept: nothing is left to draw from
+    ids, sure, rate = largest_and_draws(r, k, draws, torch.rand(40))
+    assert len(set(sure.tolist())) > 1
+    for n in range(40):
+        left = sorted(r[n].tolist(), reverse=True)
+        number = k + draws
+        for _ in range(k):
+            left, number = left[1:], number - 1
+        while number and left[0] * number >= sum(left):
+            left, number = left[1:], number - 1
+        assert int(sure[n]) == k + draws - number
+        expected = number / sum(left) if sum(left) else math.inf
+        assert float(rate[n]) == pytest.approx(expected, rel=1e-9)
+        assert len(set(ids[n].tolist())) == k + draws
+
+
+def test_systematic_draws_lie_at_equal_distances_along_the_sizes():
+    r, uniform = torch.rand(9, V), torch.rand(9)
+    number = torch.tensor([1, 2, 3, 4, 5, 6, 1, 2, 7])
+    found = systematic(r, number, uniform, at_most=7)
+    assert found.shape == (9, 7)
+    for n, count in enumerate(number.tolist()):
+        alone = systematic(r[n : n + 1], count, uniform[n : n + 1])[0]
+        assert found[n, :count].tolist() == alone.tolist()
+        total = math.fsum(r[n].tolist())
+        for i, token in enumerate(alone.tolist()):
+            point = (i + float(uniform[n])) / count * total
+            assert sum(r[n, :token].tolist()) <= point < sum(r[n, : token + 1].tolist())
+
+
 @examples(deadline=None)
 @given(sizes, st.integers(1, 9), st.floats(0, 0.999))
 def test_systematic_draws_take_each_token_as_often_as_it_is_due(r, draws, uniform):

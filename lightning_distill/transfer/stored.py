@@ -151,12 +151,12 @@ def systematic(
     """
     width = int(draws) if at_most is None else at_most
     ends = r.double().cumsum(-1)  # a sum over 100,000 tokens, whose small steps 32 bits would lose
-    places = torch.arange(width, device=r.device, dtype=torch.double) + uniform.double()[:, None]
+    places = torch.arange(width, device=r.device) + uniform.double()[:, None]
     number = torch.as_tensor(draws, device=r.device).clamp(min=1).expand(len(r))
     total = ends[:, -1:]
     # Rounding must not put a point on the very end, behind the last token that can be drawn.
     points = (places / number[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(ends, points, right=True).clamp(max=r.shape[-1] - 1)
+    return torch.searchsorted(ends, points, right=True)
 
 
 def quantised(log_p: Tensor, bits: int) -> Tensor:
