@@ -58,8 +58,8 @@ def tell() -> list[str]:
         became = {name: status_by_exit_code[code] for name, code in file.exit_code_by_key.items()}
         became = {name: status for name, status in became.items() if status != "not checked"}
         if became:
-            counts = ", ".join(f"{n} {status}" for status, n in sorted(Counter(became.values()).items()))
-            print(f"{path}: {len(became)} mutants, {counts}")
+            counts = sorted(Counter(became.values()).items())
+            print(f"{path}: {len(became)} mutants,", ", ".join(f"{n} {s}" for s, n in counts))
         noticed = ("killed", "timeout", "segfault")
         survivors += [change_of(name) for name, status in became.items() if status not in noticed]
     return survivors
@@ -87,10 +87,10 @@ def undecorated(source: str) -> str:
             for decorator in reversed(node.decorator_list):
                 call = f"{ast.unparse(decorator)}({call})"
             line = f"{' ' * node.col_offset}{node.name} = {call}\n"
-            edits.append((node.decorator_list[0].lineno - 1, node.lineno - 1, node.end_lineno, line))
+            edits.append((node.decorator_list[0].lineno, node.lineno, node.end_lineno, line))
     for first, body, end, line in sorted(edits, reverse=True):
         lines.insert(end, line)
-        del lines[first:body]
+        del lines[first - 1 : body - 1]
     return "".join(lines)
 
 

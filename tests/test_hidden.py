@@ -62,6 +62,7 @@ def test_a_position_of_zeros_and_one_of_tiny_numbers_come_back(bits):
 def test_the_stated_size_is_that_of_the_fields(said, bits):
     kept, fields = stored(said, bits)
     assert sum(x.numel() * x.element_size() for x in fields.values()) == N * kept.bytes_per_token
+    assert type(kept.bytes_per_token) is int
 
 
 def test_states_come_back_in_the_heads_dtype_and_any_shape():

@@ -30,7 +30,7 @@ from transformers import (
 from lightning_distill import ConfigError
 from lightning_distill.losses import Terms
 from lightning_distill.losses.hidden import HiddenStates
-from lightning_distill.losses.inside import layer_map
+from lightning_distill.losses.inside import layer_map, summed
 from lightning_distill.losses.relations import Relations
 
 B, T = 2, 6
@@ -362,6 +362,18 @@ def test_in_bfloat16_it_is_close_and_in_32_bits(batch, kind):
     assert run(term, student, teacher, *batch).dtype == torch.float32
 
 
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_states_of_16_bits_are_compared_in_32(batch, distance):
+    ids, labels = batch
+    student, teacher = decoder().bfloat16(), decoder().bfloat16()
+    term = make(HiddenStates, student, teacher, distance=distance)
+    both = states(student, ids, WHOLE), states(teacher, ids, WHOLE)
+    expected = longhand_hidden(*both, labels, [(1, 1), (2, 2)], distance)
+    total = run(term, student, teacher, ids, labels)
+    assert total.dtype == torch.float32
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_autocast_does_not_round_relations(batch):
     ids, labels = batch
     student, teacher = decoder().float(), decoder().float()
@@ -526,7 +538,7 @@ def test_a_model_without_decoder_layers_is_refused(kind, role):
 
 
 def test_layers_of_hidden_states_that_do_not_exist_are_named():
-    with pytest.raises(ConfigError, match="^loss.hidden.layers={3: 1}: the student has"):
+    with pytest.raises(ConfigError, match=r"^loss.hidden.layers={3: 1}: the student has"):
         make(HiddenStates, decoder(), decoder(), layers={3: 1})
 
 
@@ -593,6 +605,64 @@ def test_where_a_text_has_one_label_its_value_is_the_mean_over_what_is_read_of_i
         for m in (student, teacher):
             m(input_ids=ids, attention_mask=read)
     torch.testing.assert_close(term(torch.tensor([2, 0]), None, read), expected + squares[1].mean())
+
+
+def test_without_a_mask_all_of_a_text_is_read():
+    values, labels = torch.rand(3, 4), torch.tensor([0, -100, 1])
+    torch.testing.assert_close(summed(values, labels, None), values[0].mean() + values[2].mean())
+
+
+@pytest.mark.parametrize("kind", [HiddenStates, Relations])
+def test_of_an_encoder_without_a_mask_everything_is_read(batch, kind):
+    ids, labels = batch
+    student, teacher = bert(), bert()
+    term = make(kind, student, teacher)
+    found = []
+    for read in (None, torch.ones_like(ids)):
+        with term.recording():
+            student(input_ids=ids)
+            teacher(input_ids=ids)
+        found.append(term(labels, None, read))
+    assert found[0] == found[1]
+
+
+def test_relations_of_a_text_with_one_label_are_the_mean_over_what_is_read_of_it(batch):
+    ids, _ = batch
+    read = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    student, teacher = (bert(BertForSequenceClassification) for _ in "12")
+    term = make(Relations, student, teacher)
+
+    def total(labels):
+        with term.recording():
+            for m in (student, teacher):
+                m(input_ids=ids, attention_mask=read)
+        return term(labels, None, read)
+
+    each = torch.full_like(ids, -100)
+    each[0, :4] = 0
+    first = total(each) / 4
+    torch.testing.assert_close(total(torch.tensor([2, -100])), first)
+    each[0], each[1] = -100, 0
+    torch.testing.assert_close(total(torch.tensor([2, 0])), first + total(each) / 6)
+
+
+def test_without_positions_a_row_is_one_document(batch):
+    student, teacher = decoder(), decoder()
+    term = make(Relations, student, teacher)
+    expected = run(term, student, teacher, *batch)
+    assert run(term, student, teacher, *batch, None) == expected
+
+
+def test_the_state_of_a_layer_that_returns_more_is_the_first():
+    term = HiddenStates(1.0, "last", "mse")
+    layers = nn.GRU(3, 3), nn.GRU(3, 3)
+    for role, layer in zip(("student", "teacher"), layers, strict=True):
+        term.record(role, layer, 1)
+    x = torch.randn(4, 2, 3)
+    with term.recording():
+        expected = [layer(x)[0] for layer in layers]
+    for found, state in zip(term.take(), expected, strict=True):
+        assert torch.equal(found[1], state)
 
 
 @pytest.mark.parametrize("kind", [bert, distilbert])

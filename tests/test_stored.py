@@ -155,6 +155,15 @@ def test_positions_are_picked_from_all_that_is_kept_of_them(kind):
         assert found.compare(forward_kl, q, 2.0).shape == (3,)
 
 
+def test_for_what_a_student_leaves_to_all_others_it_pays_as_if_it_were_a_ten_millionth():
+    p = torch.tensor([[0.5, 0.3, 0.1]])
+    kept = Sparse(torch.tensor([[4, 2, 7]]), p.log(), {1.0: torch.zeros(1)}, None)
+    z = torch.full((1, V), -60.0)
+    z[0, [4, 2, 7]] = torch.tensor([0.6, 0.3, 0.1]).log()
+    expected = 0.5 * math.log(0.5 / 0.6) + 0.1 * math.log(0.1 / 1e-7)
+    assert float(kept.compare(forward_kl, Student(z), 1.0)) == pytest.approx(expected, rel=1e-4)
+
+
 def test_hybrid_varies_less_than_sampled_at_equal_size(log_p):
     q = torch.randn(V)
     true = gradient(Dense([log_p.double()[None]], (1.0,)), q.double(), 1.0)
@@ -249,6 +258,13 @@ def test_an_id_has_room_for_the_last_token(vocab_size, size):
     assert layout("topk", vocab_size=vocab_size).id_bytes == size
 
 
+def test_what_a_cache_has_written_means_the_same_to_every_version():
+    """The square root of a share of 64 nats: a quarter, the whole, and what lies beyond."""
+    codes = quantised(torch.tensor([0.0, -4, -16, -64, -70, -torch.inf]), 8)
+    assert codes.tolist() == [0, 64, 128, 255, 255, 255]
+    assert restored(codes, 8)[3:].tolist() == [-64] * 3
+
+
 def test_a_log_probability_that_rounding_has_put_above_zero_is_zero():
     assert restored(quantised(torch.tensor([1e-7, 1e-3]), 16), 16).tolist() == [0, 0]
 
@@ -280,15 +296,16 @@ def test_teachers_are_stored_as_the_mean_of_their_probabilities_in_blocks_of_any
         torch.testing.assert_close(found[name].float(), expected.float(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(("kind", "k"), [("topk", 3), ("topk", V), ("sampled", 0), ("hybrid", 3)])
-def test_what_is_lost_is_the_divergence_of_what_is_kept_from_the_teacher(kind, k):
-    kept, teachers = layout(kind, k, temperatures=(1.0, 2.0)), said(5)
+def test_what_is_lost_is_the_divergence_of_what_is_kept_from_the_teacher(kind, k, bits):
+    kept, teachers = layout(kind, k, temperatures=(1.0, 2.0), bits=bits), said(5)
     fields = kept.encode(teachers, torch.rand(5))
     stored = kept.decode(fields)
     found = kept.kl(teachers, fields)
     for n in range(5):
         true = teachers[0].states[n, :V].double().softmax(-1).tolist()
-        ids, p = stored.ids[n].tolist(), as_stored(torch.tensor(true).log()).exp().tolist()
+        ids, p = stored.ids[n].tolist(), as_stored(torch.tensor(true).log(), bits).exp().tolist()
         total = sum(p)
         if kind == "topk":
             rest = max(0.0, 1 - sum(p[i] / total for i in ids))
