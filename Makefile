@@ -38,6 +38,13 @@ test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with
 	$(BIN)/pytest tests/faults $(ARGS)
 	$(BIN)/python tests/faults/kills.py --kills 200
 
+coverage: $(INSTALLED) ## which lines the tests run: build/coverage/index.html
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' --cov --cov-report=term \
+		--cov-report=html:build/coverage $(ARGS)
+
+mutants: $(INSTALLED) ## whether tests notice changes of the arithmetic: make mutants ARGS="*.losses.fused.*"
+	$(BIN)/python tests/mutants.py $(ARGS)
+
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -100,4 +107,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all test-faults lint format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean
+.PHONY: help setup demo experiments test test-all test-faults coverage mutants lint format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean

@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from lightning_distill import ConfigError
+from lightning_distill.losses import Terms
 from lightning_distill.losses.hidden import HiddenStates
-from lightning_distill.losses.inside import layer_map
+from lightning_distill.losses.inside import layer_map, summed
 from lightning_distill.losses.relations import Relations
 
 B, T = 2, 6
@@ -196,6 +197,7 @@ def test_a_narrow_student_is_projected(batch, distance):
     term = make(HiddenStates, student, teacher, layers={1: 3, 2: 1}, distance=distance)
     weights = [p.detach() for p in term.parameters()]
     assert [tuple(w.shape) for w in weights] == [(24, 16), (24, 16)]
+    assert torch.stack(weights).std() == pytest.approx(16**-0.5, rel=0.1)
     both = states(student, ids, WHOLE), states(teacher, ids, WHOLE)
     expected = longhand_hidden(*both, labels, [(1, 3), (2, 1)], distance, weights)
     total = run(term, student, teacher, ids, labels)
@@ -360,6 +362,18 @@ def test_in_bfloat16_it_is_close_and_in_32_bits(batch, kind):
     assert run(term, student, teacher, *batch).dtype == torch.float32
 
 
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_states_of_16_bits_are_compared_in_32(batch, distance):
+    ids, labels = batch
+    student, teacher = decoder().bfloat16(), decoder().bfloat16()
+    term = make(HiddenStates, student, teacher, distance=distance)
+    both = states(student, ids, WHOLE), states(teacher, ids, WHOLE)
+    expected = longhand_hidden(*both, labels, [(1, 1), (2, 2)], distance)
+    total = run(term, student, teacher, ids, labels)
+    assert total.dtype == torch.float32
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_autocast_does_not_round_relations(batch):
     ids, labels = batch
     student, teacher = decoder().float(), decoder().float()
@@ -388,6 +402,21 @@ def test_the_gradient_norm_is_that_of_the_weighted_term_and_disturbs_nothing(bat
     student.zero_grad()
     run(term, student, teacher, ids, labels).backward()
     torch.testing.assert_close(student.model.embed_tokens.weight.grad, after, rtol=0, atol=0)
+
+
+def test_the_weighted_term_joins_the_others_and_its_gradient_norm_a_token_is_told(batch):
+    student, teacher = decoder(), decoder()
+    term = make(HiddenStates, student, teacher, weight=0.25)
+    value = run(term, student, teacher, *batch)
+    before = Terms(torch.tensor(2.0), {"hard": torch.tensor(2.0)}, torch.tensor(10), {"nll": 0.2})
+    after = before.plus("hidden", term, value, details=False)
+    torch.testing.assert_close(after.total, 2.0 + 0.25 * value)
+    assert after.total.requires_grad
+    assert after.parts == {"hard": 2.0, "hidden": value}
+    assert not after.parts["hidden"].requires_grad
+    assert (after.tokens, after.details) == (10, {"nll": 0.2})
+    told = before.plus("hidden", term, value, details=True).details
+    assert told == {"nll": 0.2, "hidden_gradient_norm": term.gradient_norm(value) / 10}
 
 
 @pytest.mark.parametrize("kind", [HiddenStates, Relations])
@@ -497,11 +526,20 @@ def test_models_whose_relations_cannot_be_compared_are_refused(student, teacher,
         make(Relations, student(), teacher(), **settings)
 
 
-def test_a_model_without_decoder_layers_is_refused():
-    student = decoder()
-    student.config.num_hidden_layers = 5
-    with pytest.raises(ConfigError, match=r"the student, a LlamaFor.* no list of equal layers"):
-        make(HiddenStates, student, decoder())
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("kind", [HiddenStates, Relations])
+def test_a_model_without_decoder_layers_is_refused(kind, role):
+    models = {"student": decoder(), "teacher": decoder()}
+    models[role].config.num_hidden_layers = 5
+    key = f"loss.{'hidden' if kind is HiddenStates else 'relations'}"
+    message = f"^{key}: the {role}, a LlamaFor.* no list of equal layers .* Set {key}.weight=0"
+    with pytest.raises(ConfigError, match=message):
+        make(kind, models["student"], models["teacher"])
+
+
+def test_layers_of_hidden_states_that_do_not_exist_are_named():
+    with pytest.raises(ConfigError, match=r"^loss.hidden.layers={3: 1}: the student has"):
+        make(HiddenStates, decoder(), decoder(), layers={3: 1})
 
 
 def test_hydra_builds_both():
@@ -567,6 +605,64 @@ def test_where_a_text_has_one_label_its_value_is_the_mean_over_what_is_read_of_i
         for m in (student, teacher):
             m(input_ids=ids, attention_mask=read)
     torch.testing.assert_close(term(torch.tensor([2, 0]), None, read), expected + squares[1].mean())
+
+
+def test_without_a_mask_all_of_a_text_is_read():
+    values, labels = torch.rand(3, 4), torch.tensor([0, -100, 1])
+    torch.testing.assert_close(summed(values, labels, None), values[0].mean() + values[2].mean())
+
+
+@pytest.mark.parametrize("kind", [HiddenStates, Relations])
+def test_of_an_encoder_without_a_mask_everything_is_read(batch, kind):
+    ids, labels = batch
+    student, teacher = bert(), bert()
+    term = make(kind, student, teacher)
+    found = []
+    for read in (None, torch.ones_like(ids)):
+        with term.recording():
+            student(input_ids=ids)
+            teacher(input_ids=ids)
+        found.append(term(labels, None, read))
+    assert found[0] == found[1]
+
+
+def test_relations_of_a_text_with_one_label_are_the_mean_over_what_is_read_of_it(batch):
+    ids, _ = batch
+    read = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    student, teacher = (bert(BertForSequenceClassification) for _ in "12")
+    term = make(Relations, student, teacher)
+
+    def total(labels):
+        with term.recording():
+            for m in (student, teacher):
+                m(input_ids=ids, attention_mask=read)
+        return term(labels, None, read)
+
+    each = torch.full_like(ids, -100)
+    each[0, :4] = 0
+    first = total(each) / 4
+    torch.testing.assert_close(total(torch.tensor([2, -100])), first)
+    each[0], each[1] = -100, 0
+    torch.testing.assert_close(total(torch.tensor([2, 0])), first + total(each) / 6)
+
+
+def test_without_positions_a_row_is_one_document(batch):
+    student, teacher = decoder(), decoder()
+    term = make(Relations, student, teacher)
+    expected = run(term, student, teacher, *batch)
+    assert run(term, student, teacher, *batch, None) == expected
+
+
+def test_the_state_of_a_layer_that_returns_more_is_the_first():
+    term = HiddenStates(1.0, "last", "mse")
+    layers = nn.GRU(3, 3), nn.GRU(3, 3)
+    for role, layer in zip(("student", "teacher"), layers, strict=True):
+        term.record(role, layer, 1)
+    x = torch.randn(4, 2, 3)
+    with term.recording():
+        expected = [layer(x)[0] for layer in layers]
+    for found, state in zip(term.take(), expected, strict=True):
+        assert torch.equal(found[1], state)
 
 
 @pytest.mark.parametrize("kind", [bert, distilbert])

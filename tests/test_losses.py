@@ -129,6 +129,24 @@ def test_each_gradient_is_the_slope_of_its_formula(logits, function, settings, l
         assert float(z.grad[row, token]) == pytest.approx(slope, abs=1e-10)
 
 
+LIMITS = [(1, 0), (0, 1), (0.5, -0.5), (0, 0)]  # of alpha_beta
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        *((function, settings) for function, settings, _ in LONGHAND),
+        *((alpha_beta, {"ab_alpha": a, "ab_beta": b}) for a, b in LIMITS),
+        (logit_mse, {}),
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_each_takes_positions_of_any_shape(logits, function, settings):
+    q, p = logits.log_softmax(-1)
+    shaped = function(q.view(2, 3, V), p.view(2, 3, V), **settings)
+    same(shaped.flatten(), function(q, p, **settings))
+
+
 def test_the_gradient_of_adaptive_kl_is_the_mix_of_both_at_constant_weights(logits):
     z, y = logits
     z = z.requires_grad_()
@@ -180,7 +198,13 @@ def test_the_limits_of_each_family(logits):
     same(alpha_beta(q, p, 0.5, 0.5), 4 * hellinger)
 
 
-@pytest.mark.parametrize(("a", "b"), [(0.4, 0), (0, 0.6), (0.5, -0.5), (0, 0)])
+def test_a_head_of_the_whole_mass_holds_tokens_that_32_bits_lose_beside_1():
+    p, q = torch.tensor([[0.0, -30, -31], [0.0, 0.1, 0.2]]).log_softmax(-1)
+    assert p.exp().cumsum(-1)[0] == 1
+    same(adaptive_kl(q, p, head_mass=1), forward_kl(q, p), 1e-6)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.4, 0), (0, 0.6), (0.3, -0.3), (0, 0)])
 def test_alpha_beta_goes_on_smoothly_where_its_formula_divides_by_zero(logits, a, b):
     q, p = logits.log_softmax(-1)
     near = alpha_beta(q, p, a + 2e-5, b + 1e-5)
@@ -200,6 +224,7 @@ def test_universal_takes_two_vocabularies_of_different_size(logits):
     for row in range(N):
         p, q = softmax(y[row], -1).tolist(), softmax(z[row], -1).tolist()
         assert float(found[row]) == pytest.approx(sorted_difference(p, q), abs=1e-10)
+    same(universal(y.log_softmax(-1), z.log_softmax(-1)), found)
     shuffled = z[:, torch.randperm(V)]
     same(universal(shuffled.log_softmax(-1), y.log_softmax(-1)), found)
 
@@ -280,6 +305,8 @@ def test_every_loss_stays_finite_and_never_negative(name, seed, scale):
         ("skewed_reverse_kl", "loss.skew=2", "loss.skew=2"),
         ("adaptive_kl", "loss.head_mass=2", "loss.head_mass=2 must be a number from 0 to 1"),
         ("alpha_beta", "loss.ab_alpha=nan", "loss.ab_alpha=nan"),
+        ("alpha_beta", "loss.ab_alpha=1001", "loss.ab_alpha=1001 must be a number from -1000 to"),
+        ("alpha_beta", "loss.ab_beta=1001", "loss.ab_beta=1001 must be a number from -1000 to"),
         ("universal", "loss.hard_target=teacher", "needs a loss for one shared vocabulary"),
     ],
 )

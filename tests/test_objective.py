@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from lightning_distill import ConfigError
 from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.losses.hidden import HiddenStates
+from lightning_distill.losses.logit_mse import logit_mse
 from lightning_distill.models.head import Predictions
 
 B, T, V = 2, 3, 5
@@ -128,6 +130,89 @@ def test_padded_vocabularies_share_the_tokenizers(batch):
     assert not wide_student.grad[..., V:].any()
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.6])
+def test_label_smoothing_is_torchs_own(batch, smoothing):
+    student, teacher, labels = batch
+    expected = torch.nn.functional.cross_entropy(
+        student.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing
+    )
+    terms = make(label_smoothing=smoothing, hard_weight=0.5, temperature=2.0)(*batch, details=True)
+    torch.testing.assert_close(terms.parts["hard"], expected)
+    soft = longhand(student, teacher, labels, 2.0, 1.0, 0.0, "labels")
+    assert float(terms.total) == pytest.approx(0.5 * float(expected) + soft)
+    unsmoothed = longhand(student, teacher, labels, 1.0, 0.0, 1.0, "labels") / 4
+    assert float(terms.details["nll"]) == pytest.approx(unsmoothed)  # what is measured stays
+
+
+def of_two_teachers(batch, divergence=forward_kl, **settings):
+    """The soft term at T = 2 of a teacher and another that weighs three times as much, and both."""
+    student, teacher, labels = batch
+    other = torch.randn(B, T, V, dtype=torch.float64)
+    objective = Objective(divergence, 2.0, 1.0, 0.0, "labels", **settings)
+    objective.teacher_weights = (1.0, 3.0)
+    teachers = [Predictions(y, None, V) for y in (teacher, other)]
+    found = objective(Predictions(student, None, V), teachers, labels).parts["soft"]
+    return found, student[labels != -100], teacher[labels != -100], other[labels != -100]
+
+
+def test_two_teachers_are_the_weighted_mean_of_their_softened_probabilities(batch):
+    found, z, one, other = of_two_teachers(batch)
+    p = ((one / 2).softmax(-1) + 3 * (other / 2).softmax(-1)) / 4
+    expected = 4 * (p * (p.log() - (z / 2).log_softmax(-1))).sum()
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_where_logits_are_compared_two_teachers_are_the_weighted_mean_of_theirs(batch):
+    found, z, one, other = of_two_teachers(batch, logit_mse, compares="logits")
+    expected = (z - (one + 3 * other) / 4).square().sum() / V
+    torch.testing.assert_close(found, expected.detach())
+
+
+@pytest.mark.parametrize("hard_target", ["labels", "teacher"])
+def test_where_teachers_are_unknown_there_is_the_text_alone(batch, hard_target):
+    student, teacher, labels = batch
+    known = torch.tensor([[True, True, False], [True, False, True]])
+    terms = make(temperature=2.0, alpha=0.5, hard_target=hard_target)(
+        student, teacher, labels, known=known, details=True
+    )
+    both = labels.masked_fill(~known, -100)  # two of the four that count
+    soft = longhand(student, teacher, both, 2.0, 0.5, 0.0, "labels")
+    hard = labels if hard_target == "labels" else both
+    hard = longhand(student, teacher, hard, 1.0, 0.0, 1.0, hard_target)
+    assert float(terms.total) == pytest.approx(hard + soft)
+    assert float(terms.details["known"]) == 0.5
+    at_one = longhand(student, teacher, both, 1.0, 1.0, 0.0, "labels") / 4
+    assert float(terms.details["kl"]) == pytest.approx(at_one)
+
+
+def test_of_words_that_are_its_own_the_student_learns_from_the_teacher_alone(batch):
+    student, teacher, labels = batch
+    terms = make(temperature=2.0)(student, teacher, labels, truth=False, details=True)
+    assert list(terms.parts) == ["soft"]
+    assert set(terms.details) == {"kl", "soft_gradient_norm"}
+    expected = longhand(student, teacher, labels, 2.0, 1.0, 0.0, "labels")
+    assert float(terms.total) == pytest.approx(expected)
+
+
+def test_without_a_teacher_only_what_needs_none_is_told(batch):
+    student, _, labels = batch
+    terms = make(hard_target="teacher", hard_weight=0.5)(student, None, labels, details=True)
+    assert terms.parts == {}
+    assert set(terms.details) == {"nll"}
+    assert terms.total == 0
+
+
+def test_which_labels_count_can_be_given(batch):
+    kept = torch.tensor([2, 3])
+    terms = make(temperature=2.0)(*batch, kept=kept)
+    assert terms.tokens == 2
+    student, teacher, labels = batch
+    alone = torch.full_like(labels, -100)
+    alone[0, 2], alone[1, 0] = labels[0, 2], labels[1, 0]
+    expected = longhand(student, teacher, alone, 2.0, 1.0, 1.0, "labels")
+    assert float(terms.total) == pytest.approx(expected)
+
+
 def test_complement_is_the_convex_mix(batch):
     mixed = make(alpha=0.25, hard_weight="complement")(*batch)
     explicit = make(alpha=0.25, hard_weight=0.75)(*batch)
@@ -142,6 +227,26 @@ def test_without_alpha_it_is_ordinary_training_and_needs_no_teacher(batch):
         student.flatten(0, 1), labels.flatten(), reduction="sum"
     )
     torch.testing.assert_close(objective(student, None, labels).total, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "compares", "needs"),
+    [
+        ({"alpha": 0}, False, False),
+        ({"alpha": 0, "hard_target": "teacher"}, True, True),
+        ({"hard_weight": 0}, True, True),
+        ({"hard_weight": 0, "hard_target": "teacher"}, True, True),
+        ({"alpha": {"start": 1, "end": 0}}, True, True),
+        ({"alpha": 0, "hidden": HiddenStates(1.0, "last", "mse")}, False, True),
+        ({"alpha": 0, "hidden": HiddenStates(0.0, "last", "mse")}, False, False),
+        ({"alpha": 1, "hidden": HiddenStates(0.0, "last", "mse")}, True, True),
+    ],
+)
+def test_a_teacher_is_needed_where_a_term_that_ever_weighs_looks_at_it(settings, compares, needs):
+    defaults = {"temperature": 1.0, "alpha": 1.0, "hard_weight": 1.0, "hard_target": "labels"}
+    objective = Objective(forward_kl, **{**defaults, **settings})
+    assert objective.compares_predictions is compares
+    assert objective.needs_teacher is needs
 
 
 @given(st.floats(0.3, 8), st.integers(0, 10_000))
@@ -169,6 +274,10 @@ def test_what_is_logged_beside_the_terms(batch):
     student.grad = None
     (0.5 * make(temperature=2.0, hard_weight=0)(student, teacher, labels).total).backward()
     assert float(told["soft_gradient_norm"]) == pytest.approx(float(student.grad.norm()) / tokens)
+    assert set(told) == {"nll", "kl", "hard_gradient_norm", "soft_gradient_norm"}
+    student.grad = None
+    make(alpha=0)(student, teacher, labels).total.backward()
+    assert float(told["hard_gradient_norm"]) == pytest.approx(float(student.grad.norm()) / tokens)
 
 
 @pytest.mark.parametrize(

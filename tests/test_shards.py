@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from lightning_distill import ConfigError
 from lightning_distill.transfer import shards
-from lightning_distill.transfer.shards import Labelled, checksum, ranges, shard_file, write_shard
+from lightning_distill.transfer.shards import (
+    Batches,
+    Labelled,
+    checksum,
+    ranges,
+    shard_file,
+    write_shard,
+)
 
 
 @given(st.integers(1, 10**6), st.integers(2, 10**5))
@@ -19,6 +26,25 @@ def test_every_block_is_in_one_shard_and_no_shard_is_too_large(num_blocks, seque
     assert [found[0].start, found[-1].stop] == [0, num_blocks]
     assert all(a.stop == b.start for a, b in pairwise(found))
     assert all(0 < len(shard) * sequence_length <= shards.SHARD_TOKENS[1] for shard in found)
+
+
+def test_a_shard_has_some_thousand_tokens_and_one_block_at_least():
+    assert [len(shard) for shard in ranges(40, 1000)] == [8] * 5  # of 8,192 tokens at least
+    assert [len(shard) for shard in ranges(640, 1000)][:2] == [10, 10]  # 64 shards
+    assert [len(shard) for shard in ranges(3, 2**20)] == [1, 1, 1]
+    assert [len(shard) for shard in ranges(3, 10_000)] == [1, 1, 1]
+
+
+def test_a_checksum_changes_with_what_is_read_and_not_with_its_place():
+    block = {"input_ids": torch.arange(4), "labels": torch.arange(4), "pixels": torch.rand(2, 2)}
+    plain = checksum(block)
+    assert (plain.shape, plain.dtype) == ((8,), torch.uint8)
+    assert torch.equal(checksum({**block, "block": torch.tensor(3)}), plain)
+    assert torch.equal(checksum({**block, "labels": torch.arange(4).int()}), plain)
+    for name, x in block.items():
+        other = x.clone()
+        other[-1] += 0.25 if x.is_floating_point() else 1
+        assert not torch.equal(checksum({**block, name: other}), plain)
 
 
 @pytest.fixture
@@ -33,6 +59,23 @@ def labelled(make_data, tmp_path, monkeypatch):
     return Labelled(blocks, 30, tmp_path)
 
 
+def test_a_batch_ends_with_its_shard_and_devices_without_one_repeat_the_first_block():
+    blocks = [{"input_ids": torch.tensor([i, i])} for i in range(9)]
+    batches = Batches(blocks, [range(0, 5), range(5, 9)], 2)
+
+    def read():
+        return [batch["input_ids"][:, 1].tolist() for batch in batches]
+
+    own = [[0, 1], [2, 3], [4], [5, 6], [7, 8]]
+    assert len(batches) == 5
+    assert read() == own
+    batches.fill(4)
+    assert read() == own
+    batches.fill(7)
+    assert len(batches) == 7
+    assert read() == [*own, [0], [0]]
+
+
 def test_every_block_comes_with_its_own_labels(labelled):
     assert len(labelled) == 30
     for i in (29, 0, 8, 7, 15, 16):
@@ -41,7 +84,9 @@ def test_every_block_comes_with_its_own_labels(labelled):
 
 
 def test_another_process_opens_its_own_files(labelled):
+    unopened = len(pickle.dumps(labelled))
     labelled[3]
+    assert len(pickle.dumps(labelled)) == unopened
     copy = pickle.loads(pickle.dumps(labelled))
     assert torch.equal(copy[3]["stored"]["place"], labelled[3]["stored"]["place"])
 

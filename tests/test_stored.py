@@ -1,5 +1,8 @@
 """What a cache keeps of a distribution, against the distribution itself in float64."""
 
+import math
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +24,8 @@ from lightning_distill.transfer.stored import (
     systematic,
 )
 
+# The package holds a function of the same name as the module.
+fused = sys.modules["lightning_distill.losses.fused"]
 V = 23
 EVENLY = 20_000  # the uniform number at so many even places: an integral over it
 
@@ -119,6 +124,46 @@ def test_the_largest_are_kept_and_all_others_are_one(log_p):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_the_whole_vocabulary_as_the_largest_is_the_distribution_itself(temperature):
+    """Also at a temperature that was not named, where the largest are taken for all there is."""
+    log_p, z = (2 * torch.randn(2, 3, V)).log_softmax(-1)
+    kept = layout("topk", k=V)
+    stored = kept.decode(kept.fields(log_p, torch.zeros(3)))
+    found = stored.compare(forward_kl, Student(z), temperature)
+    expected = Dense([log_p.double()], (1.0,)).compare(forward_kl, Student(z.double()), temperature)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["topk", "hybrid"])
+def test_positions_are_picked_from_all_that_is_kept_of_them(kind):
+    kept = layout(kind, temperatures=(1.0, 2.0))
+    fields = kept.fields(torch.randn(6, V).log_softmax(-1), torch.rand(6))
+    flat = kept.decode(fields)
+    shaped = kept.decode({name: x.unflatten(0, (2, 3)) for name, x in fields.items()})
+    q = Student(torch.randn(3, V))
+    for positions in (torch.tensor([4, 0, 5]), slice(2, 5)):
+        found = shaped.at(positions)
+        assert torch.equal(found.ids, flat.ids[positions])
+        assert torch.equal(found.log_p, flat.log_p[positions])
+        assert {T: z.tolist() for T, z in found.log_z.items()} == {
+            T: z[positions].tolist() for T, z in flat.log_z.items()
+        }
+        assert (found.inverse is None) == (kind == "topk")
+        if kind == "hybrid":
+            assert torch.equal(found.inverse, flat.inverse[positions])
+        assert found.compare(forward_kl, q, 2.0).shape == (3,)
+
+
+def test_for_what_a_student_leaves_to_all_others_it_pays_as_if_it_were_a_ten_millionth():
+    p = torch.tensor([[0.5, 0.3, 0.1]])
+    kept = Sparse(torch.tensor([[4, 2, 7]]), p.log(), {1.0: torch.zeros(1)}, None)
+    z = torch.full((1, V), -60.0)
+    z[0, [4, 2, 7]] = torch.tensor([0.6, 0.3, 0.1]).log()
+    expected = 0.5 * math.log(0.5 / 0.6) + 0.1 * math.log(0.1 / 1e-7)
+    assert float(kept.compare(forward_kl, Student(z), 1.0)) == pytest.approx(expected, rel=1e-4)
+
+
 def test_hybrid_varies_less_than_sampled_at_equal_size(log_p):
     q = torch.randn(V)
     true = gradient(Dense([log_p.double()[None]], (1.0,)), q.double(), 1.0)
@@ -144,6 +189,39 @@ def test_hybrid_keeps_different_tokens_and_the_largest_first(r, k, draws, unifor
     assert set(r[0, ids[0, : int(sure)]].tolist()) == set(r[0].topk(int(sure)).values.tolist())
     if sure < k + draws:
         assert (rate * r[0, ids[0, int(sure) :]] <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize(("k", "draws"), [(1, 1), (1, 4), (3, 2), (2, 7)])
+def test_a_token_is_sure_until_the_largest_left_is_due_less_than_once(k, draws):
+    r = torch.rand(40, V, dtype=torch.double) ** torch.linspace(1, 12, 40)[:, None]
+    r[0, 2:] = 0  # fewer tokens than are to be kept: nothing is left to draw from
+    ids, sure, rate = largest_and_draws(r, k, draws, torch.rand(40))
+    assert len(set(sure.tolist())) > 1
+    for n in range(40):
+        left = sorted(r[n].tolist(), reverse=True)
+        number = k + draws
+        for _ in range(k):
+            left, number = left[1:], number - 1
+        while number and left[0] * number >= sum(left):
+            left, number = left[1:], number - 1
+        assert int(sure[n]) == k + draws - number
+        expected = number / sum(left) if sum(left) else math.inf
+        assert float(rate[n]) == pytest.approx(expected, rel=1e-9)
+        assert len(set(ids[n].tolist())) == k + draws
+
+
+def test_systematic_draws_lie_at_equal_distances_along_the_sizes():
+    r, uniform = torch.rand(9, V), torch.rand(9)
+    number = torch.tensor([1, 2, 3, 4, 5, 6, 1, 2, 7])
+    found = systematic(r, number, uniform, at_most=7)
+    assert found.shape == (9, 7)
+    for n, count in enumerate(number.tolist()):
+        alone = systematic(r[n : n + 1], count, uniform[n : n + 1])[0]
+        assert found[n, :count].tolist() == alone.tolist()
+        total = math.fsum(r[n].tolist())
+        for i, token in enumerate(alone.tolist()):
+            point = (i + float(uniform[n])) / count * total
+            assert sum(r[n, :token].tolist()) <= point < sum(r[n, : token + 1].tolist())
 
 
 @examples(deadline=None)
@@ -173,6 +251,24 @@ def test_ids_take_the_fewest_bytes_and_come_back(vocab_size):
     assert torch.equal(from_bytes(as_bytes(ids, size or 1)), ids)
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "size"), [(2, 1), (256, 1), (257, 2), (2**16, 2), (2**16 + 1, 3)]
+)
+def test_an_id_has_room_for_the_last_token(vocab_size, size):
+    assert layout("topk", vocab_size=vocab_size).id_bytes == size
+
+
+def test_what_a_cache_has_written_means_the_same_to_every_version():
+    """The square root of a share of 64 nats: a quarter, the whole, and what lies beyond."""
+    codes = quantised(torch.tensor([0.0, -4, -16, -64, -70, -torch.inf]), 8)
+    assert codes.tolist() == [0, 64, 128, 255, 255, 255]
+    assert restored(codes, 8)[3:].tolist() == [-64] * 3
+
+
+def test_a_log_probability_that_rounding_has_put_above_zero_is_zero():
+    assert restored(quantised(torch.tensor([1e-7, 1e-3]), 16), 16).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.13), (16, 6e-4)])
 def test_log_probabilities_are_rounded_finer_where_they_are_large(bits, error):
     log_p = -torch.linspace(0, 20, 5000)
@@ -181,11 +277,55 @@ def test_log_probabilities_are_rounded_finer_where_they_are_large(bits, error):
     assert restored(quantised(torch.tensor([0.0]), bits), bits) == 0
 
 
+def said(count, teachers=1):
+    """What teachers say of as many positions: logits, as there is no head."""
+    return [Predictions(2 * torch.randn(count, V + 2), None, V) for _ in range(teachers)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_teachers_are_stored_as_the_mean_of_their_probabilities_in_blocks_of_any_size(
+    monkeypatch, rows
+):
+    monkeypatch.setitem(fused.BLOCK, "cpu", rows * V)
+    kept = Listed("hybrid", 3, 4, (1.0, 2.0), 16, V, (1.0, 3.0))
+    teachers, uniform = said(7, 2), torch.rand(7)
+    one, other = (t.states[:, :V].softmax(-1) for t in teachers)
+    mean = (one / 4 + 3 * other / 4).log()
+    found = kept.encode(teachers, uniform)
+    for name, expected in kept.fields(mean, uniform).items():
+        torch.testing.assert_close(found[name].float(), expected.float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("kind", "k"), [("topk", 3), ("topk", V), ("sampled", 0), ("hybrid", 3)])
+def test_what_is_lost_is_the_divergence_of_what_is_kept_from_the_teacher(kind, k, bits):
+    kept, teachers = layout(kind, k, temperatures=(1.0, 2.0), bits=bits), said(5)
+    fields = kept.encode(teachers, torch.rand(5))
+    stored = kept.decode(fields)
+    found = kept.kl(teachers, fields)
+    for n in range(5):
+        true = teachers[0].states[n, :V].double().softmax(-1).tolist()
+        ids, p = stored.ids[n].tolist(), as_stored(torch.tensor(true).log(), bits).exp().tolist()
+        total = sum(p)
+        if kind == "topk":
+            rest = max(0.0, 1 - sum(p[i] / total for i in ids))
+            q = [p[i] / total if i in ids else rest / (V - k) for i in range(V)]
+        else:
+            q = [0.0] * V
+            for i, inverse in zip(ids, stored.inverse[n].tolist(), strict=True):
+                q[i] += p[i] * inverse
+        q = [x / sum(q) for x in q]
+        pairs = zip(q, true, strict=True)
+        expected = sum(x * (math.log(x) - math.log(y)) for x, y in pairs if x)
+        assert float(found[n]) == pytest.approx(expected, rel=1e-3, abs=2e-5)
+
+
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hybrid"])
 def test_the_stated_size_is_that_of_the_fields(log_p, kind):
     kept = layout(kind, temperatures=(1.0, 2.0))
     fields = kept.fields(log_p[None], torch.tensor([0.5]))
     assert sum(x.numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
+    assert type(kept.bytes_per_token) is int
 
 
 def test_the_objective_takes_what_is_stored_fused_and_unfused():

@@ -1,3 +1,5 @@
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,11 @@ def adaptive_kl(student: Tensor, teacher: Tensor, head_mass: float) -> Tensor:
     """
     require("loss.head_mass", head_mass, 0, 1)
     with torch.no_grad():
-        p, order = teacher.exp().sort(dim=-1, descending=True)
+        p, order = teacher.exp().sort(descending=True)
         gap = (p - student.exp().gather(-1, order)).abs()
         before = p.cumsum(-1) - p  # the mass of the tokens in front of each
-        head = before < head_mass if head_mass < 1 else torch.ones_like(p, dtype=torch.bool)
+        # By rounding, that mass can be 1 before the last token.
+        head = before < (head_mass if head_mass < 1 else math.inf)
         share = (gap * head).sum(-1) / gap.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)
     forward, reverse = forward_kl(student, teacher), reverse_kl(student, teacher)
     return share * forward + (1 - share) * reverse

@@ -65,7 +65,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(g if g is None else g.mul_(gradient.to(g.dtype)) for g in ctx.gradients), None)
+        return (*(g if g is None else g.mul_(gradient) for g in ctx.gradients), None)
 
 
 class _Walk:

@@ -148,7 +148,7 @@ def summed(values: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Ten
     """Values [B, T] of tokens over the labels that count, [B, T] or [B]; there a text's value is
     the mean over its tokens."""
     if labels.ndim == 1:
-        read = torch.ones_like(values) if attention_mask is None else attention_mask.to(values)
+        read = torch.ones_like(values) if attention_mask is None else attention_mask
         values = (values * read).sum(1) / read.sum(1)
     return values.masked_fill(labels == IGNORED, 0).sum()
 

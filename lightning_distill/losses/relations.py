@@ -129,7 +129,7 @@ def _visible(position_ids: Tensor) -> Tensor:
 
     A document ends where positions do not go on by one, which is transformers' rule.
     """
-    steps = position_ids.diff(prepend=position_ids[:, :1] - 1)
+    steps = position_ids.diff(prepend=position_ids[:, :1])
     documents = (steps != 1).cumsum(-1)
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril()

@@ -11,8 +11,8 @@ def universal(student: Tensor, teacher: Tensor) -> Tensor:
     the shorter one is filled up with zeros. Returns [...], from 0 to 2.
     Boizard et al. 2024, Towards Cross-Tokenizer Distillation.
     """
-    q = student.exp().sort(dim=-1, descending=True).values
-    p = teacher.exp().sort(dim=-1, descending=True).values
+    q = student.exp().sort(descending=True).values
+    p = teacher.exp().sort(descending=True).values
     width = max(q.shape[-1], p.shape[-1])
     q, p = (F.pad(x, (0, width - x.shape[-1])) for x in (q, p))
     return torch.abs(p - q).sum(-1)

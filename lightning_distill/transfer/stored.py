@@ -69,7 +69,7 @@ class Listed:
             r.addcdiv_(p, z)
         fields = {"log_z": torch.cat(log_z, -1)}
         if self.kind == "topk":
-            ids = log_p.topk(self.k, -1).indices
+            ids = log_p.topk(self.k).indices
         else:
             if self.kind == "sampled":
                 ids = systematic(r, self.draws, uniform)
@@ -124,7 +124,7 @@ def largest_and_draws(
     probability rate · r. Sizes that would make it more than 1 are among the sure ones.
     """
     count = k + draws
-    largest, ids = r.topk(count, -1)
+    largest, ids = r.topk(count)
     rest = r.scatter(-1, ids, 0.0).sum(-1, keepdim=True)
     # What is left behind the first 0, 1, … count - 1 of the largest, summed from the small end.
     left = rest + largest.flip(-1).cumsum(-1).flip(-1)
@@ -151,12 +151,12 @@ def systematic(
     """
     width = int(draws) if at_most is None else at_most
     ends = r.double().cumsum(-1)  # a sum over 100,000 tokens, whose small steps 32 bits would lose
-    places = torch.arange(width, device=r.device, dtype=torch.double) + uniform.double()[:, None]
+    places = torch.arange(width, device=r.device) + uniform.double()[:, None]
     number = torch.as_tensor(draws, device=r.device).clamp(min=1).expand(len(r))
     total = ends[:, -1:]
     # Rounding must not put a point on the very end, behind the last token that can be drawn.
     points = (places / number[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(ends, points, right=True).clamp(max=r.shape[-1] - 1)
+    return torch.searchsorted(ends, points, right=True)
 
 
 def quantised(log_p: Tensor, bits: int) -> Tensor:
