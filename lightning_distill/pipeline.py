@@ -29,6 +29,7 @@ from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
+from lightning_distill.optimizers import check_optimizers
 from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.sharding import is_sharding
@@ -45,6 +46,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """Everything needed, in order. Returns what `results.json` holds."""
     # What can be wrong with the settings shows before anything is trained.
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
+    check_optimizers(cfg)
     store = Store(cfg.paths.outputs)
     data, teacher_data = prepare_data(cfg)
     check_inside(cfg, data, teacher_data)
@@ -115,6 +117,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
+    check_optimizers(cfg, student=False)
     _, data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
     scores = measure(cfg, data, job.folder, None, teacher)
@@ -126,6 +129,7 @@ def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
 def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, which students then share."""
     transfer, store = instantiate(cfg.transfer), Store(cfg.paths.outputs)
+    check_optimizers(cfg, student=False)
     data, teacher_data = prepare_data(cfg)
     transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
     teacher = obtain_teacher(cfg, store, teacher_data, job)
