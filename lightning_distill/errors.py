@@ -84,8 +84,9 @@ def explain(error: BaseException) -> str | None:
         return f"{error.override}: {reason}. {hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         sweeps = str(error).startswith("Ambiguous value for argument")
-        key = getattr(error, "full_key", None)
-        where = f"{key}: " if key and str(key) not in first_line(error) else ""
+        full_key = getattr(error, "full_key", None)
+        told = full_key is None or str(full_key) in first_line(error)
+        where = "" if told else f"{full_key}: "
         return where + first_line(error) + "; -m sweeps over its values." * sweeps
     if isinstance(error, ValueError) and _raised_by(error, "hydra", "lightning", "optim"):
         return first_line(error)

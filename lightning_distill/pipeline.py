@@ -29,6 +29,7 @@ from lightning_distill.fitting import fit, make_trainer, save_trained
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters
 from lightning_distill.models.from_teacher import from_teacher
+from lightning_distill.models.pretrained import loaded
 from lightning_distill.optimizers import check_optimizers
 from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
@@ -183,7 +184,7 @@ def evaluate_run(
             cfg.trainer[key] = hardware[key]
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
-    student = data.auto.from_pretrained(weights) if weights.exists() else None
+    student = loaded(data.auto, str(weights), "evaluate.run") if weights.exists() else None
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")

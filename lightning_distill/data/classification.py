@@ -120,6 +120,9 @@ class Classification(DataModule):
 
     def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
         adapt_head(model, name, self.labels, trains)
+        config: Any = model.config
+        if getattr(config, "pad_token_id", None) is None:  # by which a decoder tells the last token
+            config.pad_token_id = self.filler
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)

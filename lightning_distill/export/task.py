@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.data import DataModule
 from lightning_distill.models.head import INPUTS
+from lightning_distill.models.pretrained import loaded
 
 OUTPUT = "logits"
 LOADED = """from transformers import {auto}, AutoTokenizer
@@ -29,12 +30,12 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 
 def load(task: type[DataModule], folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = task.auto.from_pretrained(folder)
+    model: PreTrainedModel = loaded(task.auto, str(folder), "export.run")
     return model.eval()
 
 
 def load_tokenizer(task: type[DataModule], folder: Path) -> PreTrainedTokenizerBase | None:
-    return AutoTokenizer.from_pretrained(folder) if task.has_tokenizer else None
+    return loaded(AutoTokenizer, str(folder), "export.run") if task.has_tokenizer else None
 
 
 def kind(task: type[DataModule]) -> tuple[str, str | None]:
