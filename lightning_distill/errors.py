@@ -74,8 +74,8 @@ def explain(error: BaseException) -> str | None:
         return f"{error.strerror}: {error.filename}; set paths.outputs to a folder."
     if isinstance(error, PermissionError) or getattr(error, "errno", None) in UNWRITABLE:
         return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else None
-    if "Config group override must be" in str(error):
-        return f"{' '.join(_nameless_choices())} must be the name of a choice."
+    if "Config group override must be" in str(error) and (nameless := _nameless_choices()):
+        return f"{' '.join(nameless)} must be the name of a choice."
     if isinstance(error, OverrideParseException):
         reason = (
             _one_line(error).partition(" See https:")[0].removeprefix("Error parsing override ")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -267,11 +268,16 @@ def _out_of_range(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}={value} must be a whole number of at most {most}"
 
 
+@cache
+def _committed() -> list[str]:
+    """The settings that every command has."""
+    return [key for key in keys_of(OmegaConf.load(CONF / "config.yaml")) if key[:5] != "hydra"]
+
+
 def _problems_of_nodes(cfg: DictConfig) -> Iterator[str]:
     """Of what is not there, of what is no single value, and of what names something."""
-    for key in keys_of(OmegaConf.load(CONF / "config.yaml")):
-        ours = not key.startswith("hydra")
-        if ours and OmegaConf.select(cfg, key, default=ABSENT) is ABSENT:
+    for key in _committed():
+        if OmegaConf.select(cfg, key, default=ABSENT) is ABSENT:
             yield f"{key} is not there any more; leave ~{key} out of the command"
     for key in NODES:
         value = OmegaConf.select(cfg, key, default=ABSENT)
