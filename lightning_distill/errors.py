@@ -2,15 +2,18 @@
 
 import difflib
 import errno
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -57,18 +60,36 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, OmegaConfBaseException) and any(u in str(link) for u in unknown):
             return _no_such_key(error, str(link.full_key))
         if type(link).__name__ == "MisconfigurationException":  # Lightning's; not imported here
-            return f"trainer: {_first_line(link)}"
+            return f"trainer: {first_line(link)}"
     if isinstance(error, InstantiationException):
         cause = error.__cause__ or error
-        key = str(error).rpartition("full_key: ")[2]
-        # What a constructor refuses came from its config.
-        return f"{key}: {_first_line(cause)}" if isinstance(cause, ValueError | TypeError) else None
+        _, said, key = str(error).rpartition("full_key: ")
+        # What a constructor refuses came from its config, and so did its name.
+        if not isinstance(cause, ValueError | TypeError | ImportError | InstantiationException):
+            return None
+        of_a_name = isinstance(cause, ImportError | InstantiationException)  # in several lines
+        reason = _one_line(cause).partition(" full_key:")[0] if of_a_name else first_line(cause)
+        return f"{key}: {reason}" if said else reason
+    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "mkdir":
+        return f"{error.strerror}: {error.filename}; set paths.outputs to a folder."
     if isinstance(error, PermissionError) or getattr(error, "errno", None) in UNWRITABLE:
         return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else None
+    if "Config group override must be" in str(error) and (nameless := _nameless_choices()):
+        return f"{' '.join(nameless)} must be the name of a choice."
+    if isinstance(error, OverrideParseException):
+        reason = (
+            _one_line(error).partition(" See https:")[0].removeprefix("Error parsing override ")
+        )
+        hint = "A value with spaces, commas, = or brackets is in quotes: \"data.path='a, b.txt'\"."
+        return f"{error.override}: {reason}. {hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _first_line(error)
+        sweeps = str(error).startswith("Ambiguous value for argument")
+        full_key = getattr(error, "full_key", None)
+        told = full_key is None or str(full_key) in first_line(error)
+        where = "" if told else f"{full_key}: "
+        return where + first_line(error) + "; -m sweeps over its values." * sweeps
     if isinstance(error, ValueError) and _raised_by(error, "hydra", "lightning", "optim"):
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -92,7 +113,7 @@ def _no_such_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     names = [str(name) for name in error.options or []]
     if not group:
-        return _first_line(error)
+        return first_line(error)
     return f"{group}={option} does not exist.{_did_you_mean(option, names)}"
 
 
@@ -108,7 +129,7 @@ def _no_such_key(error: BaseException, key: str) -> str:
 
 def _all_keys() -> Iterator[tuple[str, str]]:
     """Every dotted key that some choice of the committed configs has, and that choice."""
-    for key in _keys(OmegaConf.load(CONF / "config.yaml")):
+    for key in keys_of(OmegaConf.load(CONF / "config.yaml")):
         yield key, ""
     for file in CONF.rglob("*.yaml"):
         group = file.relative_to(CONF).parts[0]
@@ -118,17 +139,28 @@ def _all_keys() -> Iterator[tuple[str, str]]:
             for role in roles.get(group, (group,)):
                 choice = f"{role}={file.stem}"
                 yield role, ""
-                for key in _keys(OmegaConf.load(file), f"{role}."):
+                for key in keys_of(OmegaConf.load(file), f"{role}."):
                     yield key, choice
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+def keys_of(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
         for key in map(str, node):
             if key not in ("defaults", "_target_", "_partial_"):
                 yield f"{prefix}{key}"
                 if not OmegaConf.is_missing(node, key):
-                    yield from _keys(node._get_node(key), f"{prefix}{key}.")
+                    yield from keys_of(node._get_node(key), f"{prefix}{key}.")
+
+
+def _nameless_choices() -> list[str]:
+    """The overrides of this command that choose no name in a group: `loss=null`."""
+    groups = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
+    given = [one.partition("=") for one in sys.argv[1:]]
+    return [
+        f"{key}{equals}{value}"
+        for key, equals, value in given
+        if key.lstrip("+") in groups and not isinstance(yaml.safe_load(value), str)
+    ]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -137,6 +169,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else repr(error)

@@ -27,6 +27,7 @@ from lightning_distill.guard import SKIPPED
 from lightning_distill.jobs import job_folders
 from lightning_distill.models import adapters, pretrained
 from lightning_distill.models.from_teacher import from_teacher
+from lightning_distill.optimizers import check_optimizers
 from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
 from lightning_distill.settings import each_teacher
 from lightning_distill.student import StudentModule
@@ -43,6 +44,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     targets.find(cfg)
     # What can be wrong with the settings shows before anything is trained.
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
+    check_optimizers(cfg)
     store = Store(cfg.paths.outputs)
     data, teacher_data = prepare_data(cfg)
     check_inside(cfg, data, teacher_data)
@@ -115,6 +117,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
     targets.find(cfg)
+    check_optimizers(cfg, student=False)
     _, data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
     scores = measure(cfg, data, job.folder, None, teacher)
@@ -127,6 +130,7 @@ def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, which students then share."""
     targets.find(cfg)
     transfer, store = instantiate(cfg.transfer), Store(cfg.paths.outputs)
+    check_optimizers(cfg, student=False)
     data, teacher_data = prepare_data(cfg)
     transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
     teacher = obtain_teacher(cfg, store, teacher_data, job)
@@ -181,7 +185,9 @@ def evaluate_run(
     targets.check(cfg, f"evaluate.run={folder}: ")
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
-    student = pretrained.saved(data.auto, weights) if weights.exists() else None
+    student = None
+    if weights.exists():
+        student = pretrained.saved(data.auto, weights, "evaluate.run")
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")

@@ -20,6 +20,7 @@ LONGEST_WAIT = timedelta(days=7)
 PATIENCE = 20.0  # seconds that ranks have to end in once one of them has failed
 
 ALL = ("auto", "-1")  # devices
+PROCESSES = 8  # for each processor, of which more only wait
 
 Value = TypeVar("Value")
 
@@ -54,7 +55,8 @@ def on_this_machine(cfg: DictConfig) -> int:
 
 def wanted(cfg: DictConfig) -> int:
     """The processes that a job of this configuration is shared among."""
-    return on_this_machine(cfg) * int(cfg.trainer.get("num_nodes", 1))
+    nodes = cfg.trainer.get("num_nodes", 1)
+    return on_this_machine(cfg) * (nodes if isinstance(nodes, int) else 1)  # or it is refused yet
 
 
 def is_sharded(cfg: DictConfig) -> bool:
@@ -73,6 +75,10 @@ def hardware_problem(cfg: DictConfig) -> str | None:
             f"trainer.accelerator={trainer.accelerator}: there is no GPU; set trainer=cpu, or "
             "trainer.accelerator=auto"
         )
+    if listed and not all(isinstance(one, int) and one >= 0 for one in listed):
+        return f"trainer.devices={asked} must be a list of devices by their numbers, as in [0, 1]"
+    if not gpus and on_this_machine(cfg) > (most := PROCESSES * (os.cpu_count() or 1)):
+        return f"trainer.devices={asked} are as many processes on this machine; set {most} or fewer"
     highest = max(listed) if listed else on_this_machine(cfg) - 1
     if gpus and highest >= gpus:
         there = "is one GPU" if gpus == 1 else f"are {gpus} GPUs"

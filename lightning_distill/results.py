@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from lightning_distill import ConfigError, ranks, targets
 from lightning_distill.artifacts import key_of, write_whole
@@ -41,6 +42,9 @@ INPUTS = (
     ("student", "name"),
     ("transfer", "cache"),
 )
+
+# What a run's settings have for sure.
+GROUPS = {"data", "teacher", "student", "transfer", "loss", "trainer", "paths"}
 
 # Settings of data that count where it is streamed alone.
 OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
@@ -229,12 +233,20 @@ def finished_run(setting: str, folder: Path) -> tuple[DictConfig, dict[str, Any]
     for needed in (".hydra/config.yaml", RESULTS):
         if not (folder / needed).exists():
             raise ConfigError(f"{setting}={folder} is not the folder of a run: no {needed}.")
-    results = read_results(folder)
+    try:
+        needed = RESULTS
+        results = read_results(folder)
+        check_results(results)
+        needed = ".hydra/config.yaml"
+        cfg = OmegaConf.load(folder / needed)
+        if not isinstance(cfg, DictConfig) or not set(cfg) >= GROUPS:
+            raise ValueError(f"it lacks one of {', '.join(sorted(GROUPS))}")
+    except (OSError, ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{setting}={folder}: its {needed} cannot be read: {reason}.") from error
     if results["status"] != "finished":
         state = f"{setting}={folder} is {results['status']}"
         raise ConfigError(f"{state}; run its command again first.")
-    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    assert isinstance(cfg, DictConfig)
     targets.check_targets(OmegaConf.to_container(cfg), f"{setting}={folder}: ")
     return cfg, results
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightning_distill import ConfigError
-from lightning_distill.errors import nearest
+from lightning_distill.errors import CONF, keys_of, nearest
 from lightning_distill.results import scores
 from lightning_distill.settings_of_models import (
     problems_of_adapters,
@@ -17,6 +18,9 @@ from lightning_distill.settings_of_models import (
     problems_of_server,
     secrets_of_server,
 )
+
+ABSENT = object()  # in place of a setting that these choices have not
+MOST = 2**32 - 1  # that torch, NumPy and Lightning all take, as a seed
 
 # key: (whole numbers only, least value, whether that value itself is allowed)
 RANGES: dict[str, tuple[bool, float, bool]] = {
@@ -32,6 +36,7 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "data.tokenizer_mb": (False, 0, False),
     "data.image_size": (True, 4, True),
     "data.image_std": (False, 0, False),
+    "data.image_mean": (False, 0, True),
     "data.vocab_size": (True, 257, True),  # every byte, and the end of text
     "transfer.num_blocks": (True, 1, True),
     "transfer.k": (True, 1, True),
@@ -69,10 +74,52 @@ RANGES: dict[str, tuple[bool, float, bool]] = {
     "hydra.sweeper.n_trials": (True, 1, True),
     "trainer.accumulate_grad_batches": (True, 1, True),
     "trainer.num_nodes": (True, 1, True),
+    "trainer.val_check_interval": (False, 0, False),
+    "trainer.gradient_clip_val": (False, 0, True),
     "evaluate.limit": (True, 1, True),
     "evaluate.num_fewshot": (True, 0, True),
     "evaluate.batch_size": (True, 1, True),
 }
+
+# Where null says something of its own.
+OPEN = {
+    *("transfer.num_blocks", "transfer.num_sequences", "transfer.length"),
+    *("teacher.lora.rank", "teacher.lora.alpha", "student.lora.rank", "student.lora.alpha"),
+    *("trainer.val_check_interval", "trainer.gradient_clip_val"),
+    *("sweep.stop_after_failures", "evaluate.limit", "evaluate.num_fewshot"),
+}
+# Which need not be so much lower than MOST; a tokenizer's trainer ends the process for more.
+LARGEST = {"data.vocab_size": 10_000_000, "data.image_size": 10_000}
+
+# Names and paths: key, and whether null says something of its own.
+TEXTS = {
+    "paths.outputs": False,
+    "data.path": False,
+    "data.name": False,
+    "data.column": False,
+    "data.label_column": False,
+    "data.source_column": False,
+    "data.target_column": False,
+    "data.chat_template": True,
+    "teacher.name": True,
+    "student.name": True,
+    "transfer.cache": True,
+    "evaluate.task_path": True,
+    "export.run": True,
+    "export.folder": True,
+    "export.converter": True,
+    "export.push": True,
+    "logger.wandb.project": True,
+    "logger.wandb.entity": True,
+    "hydra.run.dir": False,
+    "hydra.sweep.dir": False,
+}
+
+# Of one value, text or not.
+SINGLE = ("stage", "trainer.accelerator", "trainer.precision", "teacher.device")
+
+# Nodes that hold settings of their own, which one value would replace.
+NODES = ("loss.hidden", "loss.relations", "teacher.lora", "student.lora", "paths", "evaluate")
 
 MATMUL = ("highest", "high", "medium")  # torch.set_float32_matmul_precision
 RESUME = ("auto", "never")
@@ -95,6 +142,8 @@ SWITCHES = (
 
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
+    _refuse([*_problems_of_nodes(cfg)])  # which all else looks into
+    _refuse([*_problems_of_outputs(Path(cfg.paths.outputs))])
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
     for one in each_teacher(cfg):
@@ -126,7 +175,9 @@ def check_secrets(cfg: DictConfig) -> None:
 
 def check_sweep(cfg: DictConfig) -> None:
     """Raises ConfigError for what is wrong with a sweep as a whole, before it has jobs."""
-    _refuse([*_out_of_range(cfg, ("sweep.", "hydra.")), *_problems_of_sweep(cfg)])
+    _refuse([*_problems_of_nodes(cfg)])
+    _refuse([*_problems_of_outputs(Path(cfg.paths.outputs))])
+    _refuse([*_out_of_range(cfg), *_problems_of_sweep(cfg)])
 
 
 def _refuse(problems: list[str]) -> None:
@@ -139,7 +190,8 @@ def each_teacher(cfg: DictConfig) -> list[DictConfig]:
     members = cfg.teacher.get("members")
     if not members:
         return [cfg]
-    if not all(isinstance(member, Mapping | DictConfig) for member in members):
+    listed = isinstance(members, list | ListConfig)
+    if not listed or not all(isinstance(member, Mapping | DictConfig) for member in members):
         raise ConfigError(
             f"teacher.members={members} must list what each teacher has of its own, as in "
             "'teacher.members=[{seed: 0}, {seed: 1}]'."
@@ -196,7 +248,8 @@ def _problems_of_sweep(cfg: DictConfig) -> Iterator[str]:
     rerun, name = cfg.sweep.rerun, cfg.sweep.name
     if rerun not in RERUN:
         yield str(nearest("sweep.rerun", rerun, RERUN)).rstrip(".")
-    if name is not None and not _is_below(Path(str(name))):
+    single = not isinstance(name, ListConfig | DictConfig)
+    if name is not None and not (single and _is_below(Path(str(name)))):
         yield f"sweep.name={name} must be the name of a folder below outputs/sweeps, or null"
     yield from _problems_of_objectives(cfg.sweep.objectives)
 
@@ -221,17 +274,54 @@ def _problems_of_tasks(names: Any) -> list[str]:
     return [f"evaluate.tasks: {name} is not the name of a task" for name in wrong]
 
 
-def _out_of_range(cfg: DictConfig, prefixes: tuple[str, ...] = ("",)) -> Iterator[str]:
+def _out_of_range(cfg: DictConfig) -> Iterator[str]:
     for key, (whole, least, inclusive) in RANGES.items():
-        if not key.startswith(prefixes):
+        value: Any = OmegaConf.select(cfg, key, default=ABSENT)
+        if value is ABSENT or (value is None and key in OPEN):
             continue
-        value: Any = OmegaConf.select(cfg, key)
-        if value is None:  # not a setting of these choices, or left open (transfer.num_blocks)
-            continue
+        most = LARGEST.get(key, MOST)
         if not _in_range(value, whole, least, inclusive):
             kind = "a whole number" if whole else "a number"
             bound = f"of at least {least}" if inclusive else f"above {least}"
             yield f"{key}={value} must be {kind} {bound}"
+        elif whole and value > most:
+            yield f"{key}={value} must be a whole number of at most {most}"
+
+
+@cache
+def _committed() -> list[str]:
+    """The settings that every command has."""
+    return [key for key in keys_of(OmegaConf.load(CONF / "config.yaml")) if key[:5] != "hydra"]
+
+
+def _problems_of_nodes(cfg: DictConfig) -> Iterator[str]:
+    """Of what is not there, of what is no single value, and of what names something."""
+    for key in _committed():
+        if OmegaConf.select(cfg, key, default=ABSENT) is ABSENT:
+            yield f"{key} is not there any more; leave ~{key} out of the command"
+    for key in NODES:
+        value = OmegaConf.select(cfg, key, default=ABSENT)
+        if not isinstance(value, DictConfig) and value is not ABSENT:
+            yield f"{key}={value} must be left to its own settings, as in {key}.<setting>=<value>"
+    for key in SINGLE:
+        if isinstance(value := OmegaConf.select(cfg, key), ListConfig | DictConfig):
+            yield f"{key}={value} must be a single value"
+    for key, open_ in TEXTS.items():
+        value = OmegaConf.select(cfg, key, default=ABSENT)
+        if value is ABSENT or (value is None and open_) or (isinstance(value, str) and value):
+            continue
+        hint = "is empty" if value == "" else "must be text"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            hint += f", in quotes where it is a number: {key}=\"'{value}'\""
+        yield f"{key}={value} {hint}"
+    if isinstance(cfg.name, ListConfig | DictConfig) or not _is_below(Path(str(cfg.name or ""))):
+        yield f"name={cfg.name} must be the name of a folder below {cfg.paths.outputs}/runs"
+
+
+def _problems_of_outputs(outputs: Path) -> Iterator[str]:
+    there = next(path for path in (outputs, *outputs.resolve().parents) if path.exists())
+    if not there.is_dir():
+        yield f"paths.outputs={outputs} must be a folder, and {there} is a file"
 
 
 def _problems(cfg: DictConfig) -> list[str]:
@@ -239,6 +329,9 @@ def _problems(cfg: DictConfig) -> list[str]:
     for key in SWITCHES:
         if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
             problems.append(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+    tags = OmegaConf.select(cfg, "logger.wandb.tags")
+    if tags is not None and not isinstance(tags, str | ListConfig):
+        problems.append(f"logger.wandb.tags={tags} must be a list, as in [mine]")
     for role in ("teacher", "student"):
         node = cfg[role]
         if node.get("initialize") == "teacher_layers":  # its heads are as wide as the teacher's

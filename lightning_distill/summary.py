@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,11 +14,11 @@ from omegaconf import DictConfig, flag_override
 from lightning_distill import ConfigError, ranks
 from lightning_distill.artifacts import locked
 from lightning_distill.comparison import Row, gather
-from lightning_distill.errors import Refused, nearest
+from lightning_distill.errors import Refused, explain, nearest
 from lightning_distill.jobs import job_folders, told_apart
 from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job
-from lightning_distill.settings import check_sweep
+from lightning_distill.settings import check, check_sweep
 from lightning_distill.stages import LOOKING, STAGES
 from lightning_distill.sweep import results_in
 
@@ -25,19 +26,19 @@ log = logging.getLogger(__name__)
 
 
 class Summary(Callback):
-    """Hydra calls it when all jobs of a sweep have ended: table, results.csv and report.html."""
+    """Hydra calls it before it makes a folder, and when all jobs of a sweep have ended: table,
+    results.csv and report.html."""
 
     under_way: "tuple[Summary, DictConfig] | None" = None
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if ranks.first():
+            _refuse_mistakes(config, check)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # What is wrong for all jobs is refused before each leaves a folder that failed.
-        try:
-            check_sweep(config)
-        except ConfigError as error:
-            raise Refused(str(error)) from error
+        _refuse_mistakes(config, check_sweep)
         check_plugins(config)
-        if config.stage not in STAGES:
-            raise Refused(str(nearest("stage", config.stage, STAGES)))
         if ranks.several():
             raise Refused(
                 "torchrun and srun start the processes of one run, and a sweep starts those of "
@@ -56,6 +57,11 @@ class Summary(Callback):
             from lightning_distill.report.planned import print_plan
 
             print_plan(self.folder)
+        elif not job_folders(self.folder):
+            raise Refused(
+                "the command sweeps over nothing, as glob(x*) and range(2, 1) do; see "
+                f"{self.folder / 'multirun.yaml'}."
+            )
         elif config.stage in ("distill", "teacher"):
             compare_with_late_teachers(self.folder, config.paths.outputs)
             summarise(self.folder)
@@ -71,6 +77,18 @@ class Summary(Callback):
             mendable = len(ended) == len(now) and all(f.get("mendable") for f in ended.values())
             # Hydra turns a callback's exceptions into warnings, this one excepted.
             sys.exit(2 if mendable else 1)
+
+
+def _refuse_mistakes(config: DictConfig, check: Callable[[DictConfig], None]) -> None:
+    """Past Hydra, which turns a callback's other exceptions into warnings."""
+    try:
+        if config.stage not in STAGES:
+            raise nearest("stage", config.stage, STAGES)
+        check(config)
+    except Exception as error:
+        if reason := explain(error):
+            raise Refused(reason) from error
+        # No mistake of the user's: the job comes upon it, and says more.
 
 
 def _look_from_outside(config: DictConfig) -> None:

@@ -72,14 +72,18 @@ def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
     run_id = None if _agents_sweep() else kept(id_file)
 
     def begin(mode: str) -> Any:
-        return instantiate(node, _partial_=True)(
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT),
-            reinit="finish_previous",  # a job that failed may have left its run open
-            **described,
-        )
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT)
+        try:
+            return instantiate(node, _partial_=True)(
+                id=run_id,
+                resume="allow",
+                mode=mode,
+                settings=settings,
+                reinit="finish_previous",  # a job that failed may have left its run open
+                **described,
+            )
+        except TypeError as error:
+            raise ConfigError(f"logger.wandb: {error}.") from error
 
     Path(described["dir"]).mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")

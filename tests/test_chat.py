@@ -5,6 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -177,7 +179,7 @@ def test_a_template_that_cannot_tell_the_assistants_tokens_is_refused(template, 
 
 
 def test_a_template_that_is_none_is_refused_with_its_line():
-    with pytest.raises(ConfigError, match=r"The chat template, line 2: .*endfor"):
+    with pytest.raises(ConfigError, match=r"data\.chat_template.* line 2: .*endfor"):
         Turns(tokenizer_of("{% for m in messages %}\n{% endif %}", ["<|im_end|>", "<|im_start|>"]))
 
 
@@ -284,6 +286,48 @@ def test_bytes_are_those_of_what_the_assistant_says(make_chat):
     said = [text.removesuffix("<|endoftext|>") for _, text in runs_of(data, "test")]
     tokens = sum(int((b["labels"] != IGNORED).sum()) for b in each(data.examples("test")))
     assert data.bytes_per_token("test") == pytest.approx(len("".join(said).encode()) / tokens)
+
+
+@pytest.mark.parametrize("family", ["ours", "chatml", "marked"])
+def test_of_any_conversation_exactly_what_the_assistant_says_is_learned(family):
+    template, special, _, closed = FAMILIES[family]
+    turns = Turns(tokenizer_of(template, special))
+    words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1)
+    said = words.filter(lambda text: text.strip() and not turns.control.search(text))
+
+    @given(st.lists(st.tuples(said, said), min_size=1, max_size=3), st.booleans())
+    @settings(max_examples=25, deadline=None)
+    def check(exchanges, unanswered):
+        messages = [
+            {"role": role, "content": text}
+            for exchange in exchanges
+            for role, text in zip(("user", "assistant"), exchange, strict=True)
+        ]
+        messages += [{"role": "user", "content": "and now?"}] * unanswered
+        assert learned(turns, messages) == [closed.format(answer) for _, answer in exchanges]
+
+    check()
+
+
+def test_of_what_a_model_completes_exactly_that_is_learned(make_data):
+    data = make_data(sequence_length=16)
+    parts = st.tuples(st.integers(1, 8), st.integers(1, 8))
+
+    @given(st.lists(parts, min_size=1, max_size=5), st.integers(0, 999))
+    @settings(max_examples=40, deadline=None)
+    def check(sizes, seed):
+        dice = torch.Generator().manual_seed(seed)
+        given_ids = [torch.randint(300, (size,), generator=dice) for size, _ in sizes]
+        new = [torch.randint(300, (size,), generator=dice).tolist() for _, size in sizes]
+        batch = data.completed(given_ids, new)
+        for row, (begin, end) in enumerate(zip(given_ids, new, strict=True)):
+            whole = [*begin.tolist(), *end]
+            assert batch["input_ids"][row, : len(whole) - 1].tolist() == whole[:-1]
+            kept = batch["labels"][row] != IGNORED
+            assert kept.nonzero()[:, 0].tolist() == list(range(len(begin) - 1, len(whole) - 1))
+            assert batch["labels"][row][kept].tolist() == end
+
+    check()
 
 
 def test_whole_documents_stay_whole_or_lose_their_end():

@@ -175,7 +175,7 @@ def test_a_bad_row_is_named_or_left_out(bad, message, prepare, tmp_path, caplog)
 
 
 def test_labels_that_cannot_be_learned_are_refused(prepare, tmp_path):
-    with pytest.raises(ConfigError, match="All texts have the label 'sea'"):
+    with pytest.raises(ConfigError, match="all texts have the label 'sea'"):
         prepare(write(tmp_path / "one.jsonl", rows(labels=["sea"])))
     data = prepare()
     held_out = data.tokenizer.decode(

@@ -319,3 +319,15 @@ def test_settings_out_of_range_are_refused_before_any_training(name, override, m
 def test_a_loss_that_does_not_return_one_value_a_position_is_refused():
     with pytest.raises(ConfigError, match=r"must make \[1\]"):
         Objective(lambda student, teacher: teacher - student, 1.0, 1.0, 1.0, "labels")
+
+
+@given(st.integers(0, 9999), st.floats(0.1, 10), st.floats(-50, 50))
+@examples(max_examples=30, deadline=None)
+def test_no_divergence_depends_on_the_order_of_tokens_or_on_a_constant(seed, scale, constant):
+    dice = torch.Generator().manual_seed(seed)
+    z, y = scale * torch.randn(2, N, V, dtype=torch.float64, generator=dice)
+    order = torch.randperm(V, generator=dice)
+    for function, settings, _ in LONGHAND:
+        before = function(z.log_softmax(-1), y.log_softmax(-1), **settings)
+        moved = (z + constant)[:, order].log_softmax(-1), (y - constant)[:, order].log_softmax(-1)
+        torch.testing.assert_close(function(*moved, **settings), before, rtol=1e-9, atol=1e-9)

@@ -302,3 +302,31 @@ def test_settings_out_of_range_are_named(settings, message):
 def test_all_problems_are_told_at_once():
     with pytest.raises(ConfigError, match=r"temperature.*alpha.*hard_target"):
         make(temperature=-1, alpha=-1, hard_target="x")
+
+
+@given(
+    st.integers(0, 9999),
+    st.integers(1, 5),
+    st.sampled_from(["labels", "teacher"]),
+    st.sampled_from([(1.0, 1.0, 1.0), (2.0, 0.5, "complement"), (4.0, 1.0, 0.0)]),
+)
+@settings(max_examples=40, deadline=None)
+def test_padding_changes_neither_loss_nor_gradient(seed, more, hard_target, balance):
+    temperature, alpha, hard_weight = balance
+    dice = torch.Generator().manual_seed(seed)
+    student, teacher = 3 * torch.randn(2, B, T + more, V, dtype=torch.float64, generator=dice)
+    labels = torch.randint(V, (B, T + more), generator=dice)
+    labels[:, T:] = -100
+    objective = make(
+        temperature=temperature, alpha=alpha, hard_weight=hard_weight, hard_target=hard_target
+    )
+    student.requires_grad_()
+    padded = objective(student, teacher, labels)
+    (gradient,) = torch.autograd.grad(padded.total, student)
+    cut = student[:, :T].detach().requires_grad_()
+    bare = objective(cut, teacher[:, :T], labels[:, :T])
+    (expected,) = torch.autograd.grad(bare.total, cut)
+    assert int(padded.tokens) == int(bare.tokens) == B * T
+    torch.testing.assert_close(padded.total, bare.total, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient[:, :T], expected, rtol=1e-12, atol=1e-12)
+    assert not gradient[:, T:].any()

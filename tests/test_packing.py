@@ -1,10 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_distill.data.packing import IGNORED, Blocks
+from lightning_distill.data.packing import IGNORED, Blocks, whole_documents
 from lightning_distill.models import sizes
 
 
@@ -80,3 +82,70 @@ def test_attention_stays_within_an_isolated_document(make_data, family):
     with torch.no_grad():
         alone = model(input_ids=block["input_ids"][None, begin:], use_cache=False).logits[0]
     torch.testing.assert_close(before[begin:], alone, rtol=1e-4, atol=1e-5)
+
+
+documents = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2**9)), min_size=1, max_size=12)
+
+
+@given(documents, st.integers(2, 8))
+@settings(max_examples=60, deadline=None)
+def test_whole_documents_are_in_one_block_each_once_and_in_their_order(given_documents, length):
+    counts = [count for count, _ in given_documents]
+    numbers = torch.cat([torch.full((count,), i) for i, count in enumerate(counts)])
+    bits = [[bool(mask >> t & 1) for t in range(count)] for count, mask in given_documents]
+    targets = torch.tensor([bit for document in bits for bit in document])
+    tokens = torch.arange(len(numbers)) + 1  # each its own, and none the filler's
+    packed, where, kept = whole_documents(tokens, numbers, targets, length)
+    assert len(packed) % length == 0
+    learned = {i for i, document in enumerate(bits) if any(document[1:length])}
+    assert set(where.tolist()) - {-1} == learned
+    for i in learned:
+        start = sum(counts[:i])
+        places = (where == i).nonzero()[:, 0]
+        expected = list(range(start + 1, start + 1 + min(counts[i], length)))
+        assert packed[places].tolist() == expected
+        assert places.tolist() == list(range(int(places[0]), int(places[0]) + len(expected)))
+        assert int(places[0]) // length == int(places[-1]) // length
+        assert kept[places].tolist() == targets[start : start + len(expected)].tolist()
+    assert not kept[where == -1].any()
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=12), st.integers(2, 7), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_only_targets_are_predicted_and_the_inputs_stay_as_they_are(lengths, length, seed):
+    plain = make(lengths, length, isolate=True)
+    targets = torch.rand(len(plain.tokens), generator=torch.Generator().manual_seed(seed)) < 0.5
+    some = dataclasses.replace(plain, targets=targets)
+    assert len(some) == len(plain)
+    for one, other in zip(map(some.__getitem__, range(len(some))), plain, strict=False):
+        assert torch.equal(one["input_ids"], other["input_ids"])
+        assert torch.equal(one["position_ids"], other["position_ids"])
+        wanted = (other["labels"] != IGNORED) & targets[other["labels"].clamp(min=0)]
+        assert torch.equal(one["labels"], other["labels"].where(wanted, IGNORED))
+
+
+def test_a_document_attends_to_nothing_outside_of_itself_wherever_it_lies():
+    torch.manual_seed(0)
+    width = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=32, num_attention_heads=2, num_key_value_heads=2, **width)
+    model = LlamaForCausalLM(config).eval()
+
+    @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(0, 999))
+    @settings(max_examples=25, deadline=None)
+    def check(lengths, seed):
+        total = sum(lengths)
+        block = make(lengths, total, isolate=True)[0]
+        dice = torch.Generator().manual_seed(seed)
+        ids = torch.randint(32, (total,), generator=dice)
+        positions = block["position_ids"]
+        with torch.no_grad():
+            whole = model(ids[None], position_ids=positions[None], use_cache=False).logits[0]
+            start = 0
+            for count in lengths:
+                part = slice(start, min(start + count, total - 1))  # the last one has no label
+                start += count
+                if part.stop > part.start:
+                    alone = model(ids[None, part], use_cache=False).logits[0]
+                    torch.testing.assert_close(whole[part], alone, rtol=1e-4, atol=1e-5)
+
+    check()

@@ -1,21 +1,31 @@
 """A job's key: what must change it, and what must not."""
 
+import copy
+import functools
 import os
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lightning_distill import app
+from lightning_distill.artifacts import key_of
 from lightning_distill.errors import CONF
-from lightning_distill.results import settings_key
+from lightning_distill.results import WITHOUT_EFFECT, settings_key
 
 
 @pytest.fixture(scope="module")
-def key():
+def composed():
     assert OmegaConf.has_resolver("job_folder"), app
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *overrides: settings_key(compose("config", list(overrides)))
+        yield lambda *overrides: compose("config", list(overrides))
+
+
+@pytest.fixture(scope="module")
+def key(composed):
+    return lambda *overrides: settings_key(composed(*overrides))
 
 
 SAME = [
@@ -100,3 +110,120 @@ def test_a_file_that_changed_under_its_name_changes_the_key(key, tmp_path):
     assert key(*named) != first
     (tmp_path / "b.txt").write_text("another")
     assert key("data=text", f"data.path={file}") != key(*named)
+
+
+@pytest.fixture(scope="module")
+def configurations(composed):
+    """Settings as jobs have them, by the overrides that make them."""
+    every = ([], ["transfer=cached", "trainer=ddp"], ["student.lora.rank=2"], STREAMED, INSIDE)
+    found = []
+    for overrides in every:
+        container = OmegaConf.to_container(composed(*overrides, "trainer.devices=1"), resolve=True)
+        found.append((overrides, {str(name): value for name, value in container.items()}))
+    return found
+
+
+STREAMED = ["data=text", "data.path=mine", "data.streaming=true"]
+INSIDE = ["loss.hidden.weight=1", "loss.relations.weight=1"]
+# What of a configuration has no effect on a job's numbers, and where only, by its beginning.
+IDLE = ("trainer.accelerator", "trainer.strategy", "teacher.device", "data.num_workers")
+IDLE_BUT = {
+    "data.streaming": STREAMED,  # which itself counts
+    "data.held_out_documents": STREAMED,
+    "data.tokenizer_mb": STREAMED,
+    "loss.hidden.": INSIDE,
+    "loss.relations.": INSIDE,
+    "student.lora.": ["student.lora.rank=2"],
+    "teacher.lora.": None,
+}
+
+
+def leaves(node, path=()):
+    """The paths of all single values, and of lists."""
+    for key, value in node.items():
+        here = (*path, key)
+        yield from leaves(value, here) if isinstance(value, dict) and value else [here]
+
+
+def other(value):
+    """A value that says something else."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, 7] if isinstance(value, list) else f"{value or ''}7"
+
+
+def shuffled(node, dice):
+    """The same, with its keys in another order and 2 as 2.0."""
+    if isinstance(node, dict):
+        keys = list(node)
+        dice.shuffle(keys)
+        return {key: shuffled(node[key], dice) for key in keys}
+    whole = isinstance(node, int) and not isinstance(node, bool)
+    return float(node) if whole and dice.random() < 0.5 else node
+
+
+def has_effect(path, overrides):
+    name = ".".join(path)
+    if path[0] in WITHOUT_EFFECT or name.startswith(IDLE):
+        return False
+    if name in ("data.streaming", "student.lora.rank", "teacher.lora.rank"):
+        return True  # they decide that the others count
+    if name.endswith(".weight") and path[0] == "loss":
+        return True
+    return all(overrides == needed for begin, needed in IDLE_BUT.items() if name.startswith(begin))
+
+
+def test_a_key_changes_with_every_setting_that_has_an_effect_and_with_no_other(configurations):
+    for overrides, before in configurations:
+        key = settings_key(OmegaConf.create(before))
+        for path in leaves(before):
+            after = copy.deepcopy(before)
+            *groups, last = path
+            node = functools.reduce(dict.__getitem__, groups, after)
+            node[last] = other(node[last])
+            changed = settings_key(OmegaConf.create(after)) != key
+            assert changed == has_effect(path, overrides), (path, overrides)
+
+
+def test_a_key_is_the_same_in_another_order_and_for_2_as_2_0(configurations):
+    @given(st.sampled_from(configurations), st.randoms(use_true_random=False))
+    @settings(max_examples=15, deadline=None)
+    def check(configuration, dice):
+        _, before = configuration
+        key = settings_key(OmegaConf.create(before))
+        # The batch is counted, and a count is no fraction.
+        after = shuffled(before, dice)
+        after["data"]["batch_size"] = before["data"]["batch_size"]
+        after["trainer"]["num_nodes"] = before["trainer"]["num_nodes"]
+        after["trainer"]["devices"] = before["trainer"]["devices"]
+        assert settings_key(OmegaConf.create(after)) == key
+
+    check()
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_a_key_is_the_same_on_any_devices_that_share_one_batch(key, devices):
+    shared = [f"trainer.devices={devices}", f"data.batch_size={8 // devices}"]
+    assert key(*shared) == key("data.batch_size=8")
+
+
+nested = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), nested, min_size=1), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_an_artifacts_key_knows_no_order_and_every_value(made_from, dice):
+    names = list(made_from)
+    dice.shuffle(names)
+    assert key_of({name: made_from[name] for name in names}) == key_of(made_from)
+    name = dice.choice(names)
+    assert key_of({**made_from, name: [made_from[name]]}) != key_of(made_from)
+    assert key_of({other: made_from[other] for other in names if other != name}) != key_of(
+        made_from
+    )

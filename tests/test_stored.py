@@ -14,7 +14,9 @@ from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.losses.jensen_shannon import jensen_shannon
 from lightning_distill.losses.targets import Dense, Sparse, Student
 from lightning_distill.models.head import Head, Predictions
+from lightning_distill.transfer.hidden import Hidden
 from lightning_distill.transfer.stored import (
+    REACH,
     Listed,
     as_bytes,
     from_bytes,
@@ -345,3 +347,82 @@ def test_the_objective_takes_what_is_stored_fused_and_unfused():
         found.append((terms.total, *torch.autograd.grad(terms.total, [states, linear.weight])))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+caches = st.tuples(
+    st.sampled_from(["topk", "sampled", "hybrid"]),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.sampled_from([(1.0,), (1.0, 2.0), (0.5, 1.0, 4.0)]),
+    st.sampled_from([8, 16]),
+    st.integers(12, 300),
+)
+distributions = st.tuples(st.integers(0, 9999), st.floats(0, 30))
+
+
+def drawn(distribution, rows, vocab_size):
+    """Log-probabilities [N, V], from nearly even ones to nearly certain ones."""
+    seed, scale = distribution
+    dice = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(rows, vocab_size, generator=dice)).log_softmax(-1)
+
+
+@examples(deadline=None, max_examples=80)
+@given(caches, distributions)
+def test_what_is_decoded_is_what_was_encoded_but_for_the_stated_rounding(cache, distribution):
+    kind, k, draws, temperatures, bits, vocab_size = cache
+    kept = layout(kind, k, draws, temperatures, bits, vocab_size)
+    log_p = drawn(distribution, 5, vocab_size)
+    uniform = torch.rand(5, generator=torch.Generator().manual_seed(distribution[0]))
+    fields = kept.fields(log_p, uniform)
+    stored = kept.decode(fields)
+    assert sum(x[0].numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
+    assert stored.ids.shape == (5, kept.k + kept.draws)
+    assert ((stored.ids >= 0) & (stored.ids < vocab_size)).all()
+    # Half a step, on the scale of the square root, on which all steps are of one size.
+    root = (-log_p.double().gather(-1, stored.ids) / REACH).clamp(0, 1).sqrt()
+    found = (-stored.log_p.double() / REACH).sqrt()
+    assert ((root - found).abs() <= 0.5 / (2**bits - 1) + 1e-6).all()
+    rounded = as_stored(log_p, bits)
+    for T, log_z in stored.log_z.items():
+        torch.testing.assert_close(
+            log_z.double(), (rounded / T).logsumexp(-1), rtol=1e-5, atol=1e-5
+        )
+    if kind != "sampled":  # the largest are there, but for those that are rounded alike
+        least = rounded.topk(kept.k, -1).values
+        listed = rounded.gather(-1, stored.ids[:, : kept.k]).sort(-1, descending=True).values
+        torch.testing.assert_close(listed, least, rtol=0, atol=0)
+
+
+@examples(deadline=None, max_examples=25)
+@given(caches.filter(lambda cache: cache[0] != "topk"), distributions, st.integers(0, 9999))
+def test_draws_expect_the_sum_over_the_vocabulary_of_anything(cache, distribution, seed):
+    kind, k, draws, temperatures, bits, _ = cache
+    kept = layout(kind, k, draws, temperatures, bits, V)
+    log_p = drawn(distribution, 1, V)
+    value = torch.rand(V, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+    stored = everywhere(kept, log_p[0])
+    rounded = as_stored(log_p[0], bits)
+    for T in temperatures:
+        p = [math.exp(x / T) for x in rounded.tolist()]
+        true = sum(a * b for a, b in zip(p, value.tolist(), strict=True)) / sum(p)
+        log_z = stored.log_z[T].double()[:, None]
+        weight = (stored.log_p.double() / T - log_z).exp()
+        if stored.inverse is not None:
+            weight = weight * stored.inverse
+        found = (weight * value[stored.ids]).sum(-1).mean()
+        assert float(found) == pytest.approx(true, abs=4e-3)
+
+
+@examples(deadline=None, max_examples=40)
+@given(st.integers(0, 9999), st.floats(1e-3, 1e3), st.sampled_from([8, 16, 32]))
+def test_hidden_states_come_back_within_half_a_step_of_their_largest(seed, scale, bits):
+    dice = torch.Generator().manual_seed(seed)
+    states = scale * torch.randn(6, 12, generator=dice)
+    linear = torch.nn.Linear(12, V, bias=False)
+    kept = Hidden([Head(linear, 1.0, None)], bits, V)
+    fields = kept.encode([Predictions(states, Head(linear, 1.0, None), V)], torch.zeros(6))
+    assert sum(x[0].numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
+    (found,) = kept.decode(fields)
+    step = states.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1) if bits < 32 else 0.0
+    assert ((found.states - states).abs() <= step * 0.5 * (1 + 1e-3)).all()

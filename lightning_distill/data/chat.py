@@ -194,7 +194,12 @@ class Chat(Language):
             path = Path(self.chat_template).expanduser()
             if not path.is_file():
                 raise ConfigError(f"data.chat_template={self.chat_template} is no file.")
-            return path.read_text(encoding="utf-8")
+            try:
+                return path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(
+                    f"data.chat_template={self.chat_template} is not UTF-8 text ({error})."
+                ) from error
         if built_in:
             return TEMPLATE
         try:

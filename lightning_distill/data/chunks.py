@@ -14,6 +14,9 @@ from lightning_distill import ConfigError
 CHUNK = 2**18  # characters or bytes, about; a document is never cut by it
 PIECE = 1500  # characters: a long text is cut up, because the splits are made by document
 
+# What json raises of a line: it is none, holds too long a number, or is nested too deeply.
+UNPARSED = (ValueError, RecursionError)
+
 Place = tuple[int, ...]
 Chunk = tuple[Place, list[tuple[str, Any]]]
 
@@ -77,7 +80,7 @@ def jsonl_chunks(file: Path, column: str, place: Place | None) -> Iterator[Chunk
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except UNPARSED as error:
         return error
 
 

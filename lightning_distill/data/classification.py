@@ -121,6 +121,9 @@ class Classification(DataModule):
 
     def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
         adapt_head(model, name, self.labels, trains)
+        config: Any = model.config
+        if getattr(config, "pad_token_id", None) is None:  # by which a decoder tells the last token
+            config.pad_token_id = self.filler
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)
@@ -171,17 +174,19 @@ class Classification(DataModule):
         """The texts of each split, with their labels."""
         hashed = ((sha256(text), (text, label)) for text, label in self.source.examples())
         splits = split_by_hash(hashed, "texts", self.held_out)
-        if lost := sorted(set(_names(splits)) - {label for _, label in splits["train"]}):
+        if len(names := _names(splits)) < 2:
             raise ConfigError(
-                f"The label {lost[0]!r} is on held-out texts alone, so that it cannot be learned. "
-                "Bring more texts of it, or leave it out."
+                f"data.label_column: all texts have the label {names[0]!r}; a classifier needs two."
+            )
+        if lost := sorted(set(names) - {label for _, label in splits["train"]}):
+            raise ConfigError(
+                f"data.label_column: {lost[0]!r} is on held-out texts alone, so that it cannot be "
+                "learned. Bring more texts of it, or leave it out."
             )
         return splits
 
     def _make_tokens(self, folder: Path) -> None:
         names = _names(self._splits)
-        if len(names) < 2:
-            raise ConfigError(f"All texts have the label {names[0]!r}; a classifier needs two.")
         tensors: dict[str, Tensor] = {}
         for split, examples in self._splits.items():
             ids: list[int] = []

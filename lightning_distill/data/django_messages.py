@@ -30,6 +30,8 @@ class DjangoMessages:
 
     def __init__(self, language: str | Sequence[str]) -> None:
         self.root = _django()
+        if not isinstance(language, str | Sequence):
+            raise ConfigError(f"data.language={language} must be a language or a list, [de, nl].")
         self.languages = [language] if isinstance(language, str) else list(language)
         there = sorted({file.parents[1].name for file in self._catalogues("*")} - {"en"})
         for name in self.languages:

@@ -234,7 +234,7 @@ class Images(DataModule):
     def _make(self, folder: Path) -> None:
         every = sorted({name for split in SPLITS for _, name in self._found[split]})
         if len(every) < 2:
-            raise ConfigError(f"The images are of one class alone, {', '.join(every)}.")
+            raise ConfigError(f"data.path: the images are of one class alone, {', '.join(every)}.")
         tensors: dict[str, Tensor] = {}
         for split in SPLITS:
             found = self._found[split]

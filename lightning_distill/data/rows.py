@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import hash_of
+from lightning_distill.data.chunks import UNPARSED
 from lightning_distill.data.huggingface import load
 
 log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
 Row = dict[str, Any]
+
+csv.field_size_limit(2**31 - 1)  # of characters in a column, which is 131,072 without it
 
 
 class Rows:
@@ -114,7 +117,7 @@ def _jsonl(file: Path, column: str | None) -> Iterator[tuple[str, Row | Exceptio
             where = f"{file}, line {number}"
             try:
                 yield where, json.loads(line)
-            except json.JSONDecodeError as error:
+            except UNPARSED as error:
                 yield where, error
 
 
@@ -139,13 +142,20 @@ def _csv(file: Path, column: str | None) -> Iterator[tuple[str, Row | Exception]
     how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     with file.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines, **how)
-        for row in reader:
+        for row in _whole(reader, file):
             where = f"{file}, line {reader.line_num}"
             if None in row or None in row.values():
                 count = len(reader.fieldnames or [])
                 yield where, ValueError(f"not {count} columns, as the first line has")
             else:
                 yield where, row
+
+
+def _whole(reader: Any, file: Path) -> Iterator[Row]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ConfigError(f"data.path: {file}, line {reader.line_num}: {error}.") from error
 
 
 # Where each row is, and the row, or what is wrong with it. Of Parquet one column can be read alone.

@@ -31,7 +31,8 @@ def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, in
     """How many of so many items each split has, in the order of their hashes."""
     if count < len(SPLITS):
         raise ConfigError(
-            f"The source holds {count} {what}; the {', '.join(SPLITS)} splits need one each."
+            f"data: its source holds {count} {what}; the {', '.join(SPLITS)} splits need "
+            "one each. Bring more."
         )
     held = -(-count // held_out)
     return {"test": held, "validation": held, "train": count - 2 * held}

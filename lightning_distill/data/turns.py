@@ -65,7 +65,7 @@ class Turns:
             tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
         except TemplateSyntaxError as error:
             raise ConfigError(
-                f"The chat template, line {error.lineno}: {error.message}."
+                f"data.chat_template, or the tokenizer's own, line {error.lineno}: {error.message}."
             ) from error
         except FAILURES:  # it may want more than this
             pass

@@ -30,12 +30,12 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 
 def load(task: type[DataModule], folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = pretrained.saved(task.auto, folder)
+    model: PreTrainedModel = pretrained.saved(task.auto, folder, "export.run")
     return model.eval()
 
 
 def load_tokenizer(task: type[DataModule], folder: Path) -> PreTrainedTokenizerBase | None:
-    return pretrained.saved(AutoTokenizer, folder) if task.has_tokenizer else None
+    return pretrained.saved(AutoTokenizer, folder, "export.run") if task.has_tokenizer else None
 
 
 def kind(task: type[DataModule]) -> tuple[str, str | None]:

@@ -89,7 +89,7 @@ class Balance:
                     "loss.hard_weight=complement is 1 − alpha: "
                     f"loss.alpha={alpha} must be at most 1"
                 )
-        elif isinstance(hard, bool | str) or not math.isfinite(hard) or hard < 0:
+        elif not _is_number(hard) or hard < 0:
             yield f"loss.hard_weight={hard} must be a number from 0, or complement"
 
 
@@ -114,7 +114,12 @@ def make_ramp(key: str, value: Any) -> Ramp:
     return Ramp(shape, start, _number(f"{key}.end", value["end"]), steps)
 
 
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise ConfigError(f"{key}={value} must be a number, or a schedule with an end.")
     return float(value)

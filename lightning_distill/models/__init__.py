@@ -137,7 +137,10 @@ def _own_tokenizer(role: str, node: DictConfig) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"{role}=pretrained needs {role}.name=<a local folder or a name on the hub>."
         )
-    return load_tokenizer(node.name, node.revision, node.trust_remote_code)
+    try:
+        return load_tokenizer(node.name, node.revision, node.trust_remote_code)
+    except ConfigError as error:
+        raise ConfigError(f"{role}.{error}") from error
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -44,7 +45,7 @@ def load(
     if attention:  # refused before the weights are read
         with torch.device("meta"):
             outline(name, revision, trust_remote_code, data, attn_implementation)
-    model: PreTrainedModel = _try(
+    model: PreTrainedModel = loaded(
         data.auto,
         name,
         revision=revision,
@@ -68,8 +69,8 @@ def outline(
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """The architecture alone, from its config."""
-    told = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = _try(AutoConfig, name, **told)
+    told: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = loaded(AutoConfig, name, **told)
     attention = _attention(attn_implementation)
     if "/" in (attn_implementation or "") and not trust_remote_code:
         raise ConfigError(
@@ -93,13 +94,17 @@ def outline(
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    return _try(AutoTokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
+    told: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer: PreTrainedTokenizerBase = loaded(AutoTokenizer, name, **told)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # of a model's type, made of nothing
+        raise ConfigError(f"name={name}: it holds no tokenizer (tokenizer.json).")
+    return tokenizer
 
 
-def saved(auto: Any, folder: Path) -> Any:
+def saved(auto: Any, folder: Path, key: str = "name") -> Any:
     """A model, tokenizer or config that this program has left in a folder, or seems to have."""
     weights = {} if auto in WHAT else {"use_safetensors": True}
-    return _try(auto, str(folder), trust_remote_code=False, **weights)
+    return loaded(auto, str(folder), key, trust_remote_code=False, **weights)
 
 
 def check_reading(
@@ -162,11 +167,13 @@ def _refuse_parts_elsewhere(name: str, folder: Path) -> None:
             )
 
 
-def _try(auto: Any, name: str, **settings: Any) -> Any:
+def loaded(auto: Any, name: str, key: str = "name", **settings: Any) -> Any:
+    """What transformers makes of a folder or a name on the hub, which `key` gives. Raises
+    ConfigError where it cannot."""
     folder = Path(name).expanduser()
     what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ConfigError(f"name={name}: there is no such folder.")
+        raise ConfigError(f"{key}={name}: there is no such folder.")
     if settings["trust_remote_code"] and not targets.runs_code("trust_remote_code"):
         raise ConfigError(
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
@@ -175,6 +182,6 @@ def _try(auto: Any, name: str, **settings: Any) -> Any:
     _refuse_parts_elsewhere(name, folder)
     try:
         return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"name={name}: its {what} cannot be loaded: {reason}") from error
+        raise ConfigError(f"{key}={name}: its {what} cannot be loaded: {reason}") from error
