@@ -296,13 +296,14 @@ def _committed() -> list[str]:
 
 def _problems_of_nodes(cfg: DictConfig) -> Iterator[str]:
     """Of what is not there, of what is no single value, and of what names something."""
-    for key in _committed():
-        if OmegaConf.select(cfg, key, default=ABSENT) is ABSENT:
-            yield f"{key} is not there any more; leave ~{key} out of the command"
-    for key in NODES:
-        value = OmegaConf.select(cfg, key, default=ABSENT)
+    whole = {key: OmegaConf.select(cfg, key, default=ABSENT) for key in NODES}
+    for key, value in whole.items():
         if not isinstance(value, DictConfig) and value is not ABSENT:
             yield f"{key}={value} must be left to its own settings, as in {key}.<setting>=<value>"
+    for key in _committed():
+        replaced = any(key.startswith(f"{node}.") and whole[node] is not ABSENT for node in NODES)
+        if not replaced and OmegaConf.select(cfg, key, default=ABSENT) is ABSENT:
+            yield f"{key} is not there any more; leave ~{key} out of the command"
     for key in SINGLE:
         if isinstance(value := OmegaConf.select(cfg, key), ListConfig | DictConfig):
             yield f"{key}={value} must be a single value"
