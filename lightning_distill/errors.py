@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -81,7 +82,9 @@ def explain(error: BaseException) -> str | None:
             _one_line(error).partition(" See https:")[0].removeprefix("Error parsing override ")
         )
         hint = "A value with spaces, commas, = or brackets is in quotes: \"data.path='a, b.txt'\"."
-        return f"{error.override}: {reason}. {hint}"
+        # A server's address may hold a key.
+        said = re.sub(r"^(teacher\.(?:url|key_variable)=).*", r"\1***", str(error.override))
+        return f"{said}: {reason}. {hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         sweeps = str(error).startswith("Ambiguous value for argument")
         full_key = getattr(error, "full_key", None)

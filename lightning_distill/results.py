@@ -239,15 +239,18 @@ def finished_run(setting: str, folder: Path) -> tuple[DictConfig, dict[str, Any]
         check_results(results)
         needed = ".hydra/config.yaml"
         cfg = OmegaConf.load(folder / needed)
+        if isinstance(cfg, DictConfig):
+            targets.check_targets(OmegaConf.to_container(cfg), f"{setting}={folder}: ")
         if not isinstance(cfg, DictConfig) or not set(cfg) >= GROUPS:
             raise ValueError(f"it lacks one of {', '.join(sorted(GROUPS))}")
+    except ConfigError:
+        raise
     except (OSError, ValueError, YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{setting}={folder}: its {needed} cannot be read: {reason}.") from error
     if results["status"] != "finished":
         state = f"{setting}={folder} is {results['status']}"
         raise ConfigError(f"{state}; run its command again first.")
-    targets.check_targets(OmegaConf.to_container(cfg), f"{setting}={folder}: ")
     return cfg, results
 
 

@@ -78,12 +78,12 @@ def job_folder(*, _root_: DictConfig) -> str:
     return name if there == key else f"{name}-{key[:8]}"
 
 
-def run_folder(new: str, *, _root_: DictConfig) -> str:
+def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
     """Where a single run writes: where one of its settings was interrupted, or a folder of its own.
 
     new: the name of the latter.
     """
-    runs = Path(_root_.paths.outputs) / "runs" / str(_root_.name)
+    runs = Path(outputs) / "runs" / str(_root_.name)
     if _root_.stage == "distill" and _root_.trainer.get("resume") == "auto":
         same = {"status": "running", "key": _key(_root_)}
         for checkpoints in sorted(runs.glob("*/checkpoints"), reverse=True):

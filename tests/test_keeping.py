@@ -107,7 +107,10 @@ def start(text_file, tmp_path):
             env={**os.environ, **env},
         )
         until = time.monotonic() + 120
-        while not (found := list(tmp_path.rglob("last.ckpt"))) and time.monotonic() < until:
+        while (
+            not (found := list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")))
+            and time.monotonic() < until
+        ):
             time.sleep(0.02)
         return process, found[0].parent.parent
 

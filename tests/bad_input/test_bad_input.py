@@ -35,8 +35,9 @@ LEFT = {
     # What Hydra writes before it knows that there are no jobs.
     "multirun.yaml": r"outputs/sweeps/[^/]+/multirun\.yaml",
 }
-# A tokenizer and tokens are whole, and what the mended command uses; so may be a teacher.
-MADE = re.compile(r"(outputs/artifacts/(?:tokenizer|tokens|teacher)/[0-9a-f]{16})/.*")
+# A tokenizer and tokens are whole, and what the mended command uses; so may be a teacher, and
+# what it was judged by.
+MADE = re.compile(r"(outputs/artifacts/(?:tokenizer|tokens|teacher|sight)/[0-9a-f]{16})/.*")
 
 
 def typed(command, monkeypatch, capsys):
