@@ -227,7 +227,7 @@ def test_labelling_that_was_killed_twice_ends_at_the_same_bytes(start, undisturb
     check_killed(start, undisturbed, tmp_path / "outputs", [20, 160])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", sorted(random.Random(0).sample(range(240), 10)))
 def test_killed_at_any_moment_it_ends_at_the_same_bytes(start, undisturbed, tmp_path, moment):
     check_killed(start, undisturbed, tmp_path / "outputs", [moment])

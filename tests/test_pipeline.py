@@ -196,6 +196,7 @@ def test_the_temperature_is_of_no_effect_without_the_teachers_term(sweep):
     assert compared == 2
 
 
+@pytest.mark.long
 def test_two_jobs_at_a_time_share_one_teacher_from_an_empty_start(command, tmp_path, sweep):
     command(
         "-m",

@@ -86,9 +86,8 @@ def steps_logged(folder):
     return {name[0]: len(rows) for name, rows in curves(folder).items() if name[1] == "train/loss"}
 
 
-@pytest.mark.parametrize(
-    ("jobs", "kills"), [(4, 2), pytest.param(12, 5, marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("jobs", "kills"), [(4, 2), (12, 5)])
 def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
     start, run, tmp_path, jobs, kills
 ):

@@ -146,7 +146,7 @@ def test_the_teachers_text_alone_needs_a_teacher_once(in_process, tmp_path):
     assert found[0]["student"]["nll"] != found[1]["student"]["nll"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_while_it_writes_and_started_again_it_writes_the_same(text_file, tmp_path):
     from conftest import TINY
 
