@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lightning_distill import app
 from lightning_distill.artifacts import Store
 from lightning_distill.data import Language
 from lightning_distill.data.text import Text
+from lightning_distill.keeping import Keeping
 
 # Two models of a few thousand weights, on a few kilobytes of text.
 TINY = [
@@ -118,6 +119,11 @@ def make_data(text_file, tmp_path_factory):
     return make
 
 
+def environment() -> dict[str, str]:
+    """This process's, without the service that W&B has begun in it, which may be gone by then."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
 @pytest.fixture(scope="session")
 def command(text_file, tmp_path_factory):
     """Runs the real command in a process of its own."""
@@ -130,7 +136,7 @@ def command(text_file, tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "-m", "lightning_distill", *flags, *settings, *overrides],
             cwd=here,
-            env={**os.environ, "NETRC": str(here / "no-netrc"), **env},
+            env={**environment(), "NETRC": str(here / "no-netrc"), **env},
             capture_output=True,
             text=True,
             timeout=500,
@@ -173,6 +179,14 @@ def in_process(text_file, tmp_path_factory):
         return done
 
     return run
+
+
+@contextmanager
+def without_its_end():
+    """What is run leaves the checkpoints of one that was killed behind its last step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeping, "on_train_epoch_end", lambda *_: None)
+        yield
 
 
 TEACHER = {

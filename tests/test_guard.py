@@ -54,10 +54,9 @@ def train(make_data, tmp_path):
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            log_every_n_steps=1,
             gradient_clip_val=1.0,
-            callbacks=[Poison(poisoned, value)],
-            **settings,
+            callbacks=[Poison(poisoned, value), *settings.pop("callbacks", [])],
+            **{"log_every_n_steps": 1} | settings,
         )
         trainer.fit(module, DataLoader([blocks[n] for n in numbers], batch_size=1))
         return module, trainer
@@ -105,6 +104,29 @@ def test_as_many_in_a_row_as_allowed_are_left_out_and_one_more_ends_it(train):
 def test_a_training_whose_end_is_no_number_has_not_ended_well(train):
     with pytest.raises(ConfigError, match=r"at 2 steps in a row, up to 6"):
         train(range(6), (5, 6))
+
+
+class Blind(Callback):
+    """Has a model say nothing that is a number during one step, whose loss is then none."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step + 1 == self.step:
+            self.kept = module.model.model.norm.weight.data.clone()
+            module.model.model.norm.weight.data.fill_(float("nan"))
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step + 1 == self.step:
+            module.model.model.norm.weight.data.copy_(self.kept)
+
+
+def test_what_was_left_out_is_in_no_logged_average(train):
+    _, with_it = train([0, 1, 2], callbacks=[Blind(2)], log_every_n_steps=3)
+    _, without = train([0, 2], log_every_n_steps=2)
+    for name in ("train/loss", "train/hard", "train/gradient_norm"):
+        assert with_it.logged_metrics[name] == without.logged_metrics[name], name
 
 
 @pytest.mark.slow

@@ -126,7 +126,10 @@ def configurations(composed):
 STREAMED = ["data=text", "data.path=mine", "data.streaming=true"]
 INSIDE = ["loss.hidden.weight=1", "loss.relations.weight=1"]
 # What of a configuration has no effect on a job's numbers, and where only, by its beginning.
-IDLE = ("trainer.accelerator", "trainer.strategy", "teacher.device", "data.num_workers")
+IDLE = (
+    *("trainer.accelerator", "trainer.strategy", "trainer.resume"),
+    *("teacher.device", "data.num_workers"),
+)
 IDLE_BUT = {
     "data.streaming": STREAMED,  # which itself counts
     "data.held_out_documents": STREAMED,

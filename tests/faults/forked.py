@@ -160,7 +160,12 @@ class Place:
         number = len(list(self.folder.glob("*.said")))
         said = self.folder / f"{number}.said"
         told = (list(argv) or SWEEP) + ["data.path=text.jsonl"]
-        env = {"WANDB_MODE": "offline", "NETRC": str(self.folder / "none"), **env}
+        env = {
+            "HYDRA_FULL_ERROR": "0",
+            "WANDB_MODE": "offline",
+            "NETRC": str(self.folder / "none"),
+            **env,
+        }
         process = FORK.Process(target=_run, args=(told, str(self.folder), str(said), env, before))
         said.touch()
         process.start()
