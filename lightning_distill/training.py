@@ -153,7 +153,7 @@ class TrainedModule(L.LightningModule):
         loss, tokens = self._over_all(*step["loss"])
         # Lightning divided by the number of micro-batches, the strategy by that of devices.
         factor = trainer.accumulate_grad_batches * trainer.world_size / UNIT / tokens.clamp(min=1)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
         torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
         self._norm = get_total_norm(gradients)
         norm = whole(self._norm)
@@ -180,7 +180,7 @@ class TrainedModule(L.LightningModule):
         # scaling of gradients that only 16-mixed has.
         if self.trainer.precision != "16-mixed" and gradient_clip_algorithm in (None, "norm"):
             if gradient_clip_val:
-                clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._norm)
+                clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._norm)
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -241,3 +241,8 @@ class TrainedModule(L.LightningModule):
         part = value * tokens
         total, count = self._over_all(part.square() if is_norm else part, tokens)
         return (total.sqrt() if is_norm else total) / count.clamp(min=1)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    """In its order, in which Lightning sums their norm up too."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
