@@ -168,12 +168,12 @@ def test_no_tensor_of_all_logits_is_ever_made(labels):
                     sizes.append(x.numel() // V)
             return found
 
-    objective = Objective(forward_kl, 2.0, 0.6, 0.4, "labels")
+    settings = forward_kl, 2.0, 0.6, 0.4, "labels"
     with Watch():
-        outcome(objective, *sides, labels, True)
+        Objective(*settings)(*sides, labels).total.backward()
     assert max(sizes) == 5  # a chunk's positions, of 15
     with Watch():
-        outcome(objective, *sides, labels, False)
+        Objective(*settings, fused=False)(*sides, labels).total.backward()
     assert max(sizes) == 15
 
 

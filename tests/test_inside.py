@@ -225,6 +225,7 @@ def test_projections_learn_and_are_all_that_a_checkpoint_holds(batch):
     [
         ("llama", ["qq", "kk", "vv"], None),
         ("llama", ["vv", "kv"], 8),
+        ("llama", ["kk"], 1),
         ("granite", ["qq", "vk"], 2),
     ],
 )
@@ -424,6 +425,9 @@ def test_what_runs_outside_recording_is_not_seen(batch, kind):
     ids, labels = batch
     student, teacher = decoder(), decoder()
     term = make(kind, student, teacher)
+    student(input_ids=ids)
+    with pytest.raises(AssertionError, match="run the student"):
+        term(labels, WHOLE)
     before = run(term, student, teacher, ids, labels)
     with term.recording():
         student(input_ids=ids, use_cache=False)

@@ -12,6 +12,7 @@ from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.losses.hidden import HiddenStates
 from lightning_distill.losses.logit_mse import logit_mse
+from lightning_distill.losses.relations import Relations
 from lightning_distill.models.head import Predictions
 
 B, T, V = 2, 3, 5
@@ -199,7 +200,25 @@ def test_without_a_teacher_only_what_needs_none_is_told(batch):
     terms = make(hard_target="teacher", hard_weight=0.5)(student, None, labels, details=True)
     assert terms.parts == {}
     assert set(terms.details) == {"nll"}
-    assert terms.total == 0
+    assert torch.equal(terms.total, torch.zeros((), dtype=torch.float64))
+
+
+def test_what_is_told_of_a_single_token_is_its_own(batch):
+    student, teacher, labels = batch
+    kept = torch.tensor([3])
+    terms = make()(student, teacher, labels, kept=kept, details=True)
+    assert terms.details["nll"] == terms.parts["hard"]
+    assert terms.details["kl"] == terms.parts["soft"]
+
+
+def test_terms_inside_the_network_are_known_by_name_and_those_without_weight_left_out():
+    hidden, relations = HiddenStates(1.0, "last", "mse"), Relations(2.0, "last", None, ["qq"])
+    settings = {"temperature": 1.0, "alpha": 1.0, "hard_weight": 1.0, "hard_target": "labels"}
+    objective = Objective(forward_kl, **settings, hidden=hidden, relations=relations)
+    assert objective.inside == {"hidden": hidden, "relations": relations}
+    unweighed = HiddenStates(0, "last", "mse")
+    objective = Objective(forward_kl, **settings, hidden=unweighed, relations=relations)
+    assert objective.inside == {"relations": relations}
 
 
 def test_which_labels_count_can_be_given(batch):
@@ -292,6 +311,11 @@ def test_what_is_logged_beside_the_terms(batch):
         ({"alpha": 0, "hard_weight": 0}, "nothing to learn from"),
         ({"hard_target": "label"}, "Did you mean labels"),
         ({"beta": 0.5}, "loss.beta is not a setting of this loss"),
+        ({"hard_weight": -1}, "loss.hard_weight=-1 must be a number from 0, or complement"),
+        ({"hard_weight": float("inf")}, "loss.hard_weight=inf must"),
+        ({"label_smoothing": 1}, "loss.label_smoothing=1 must be a number from 0 to below 1"),
+        ({"label_smoothing": 1.5}, "loss.label_smoothing=1.5 must be a number from 0 to below 1"),
+        ({"label_smoothing": 0.1, "hard_target": "teacher"}, "loss.label_smoothing is of labels"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):

@@ -28,6 +28,14 @@ def test_a_schedule_of_some_steps_stays_at_its_end():
     assert found == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]
 
 
+def test_a_schedule_of_one_step_is_at_its_end_after_it():
+    assert values({"start": 0, "end": 1, "steps": 1}, steps=[0, 1, 2]) == [0, 1, 1]
+
+
+def test_a_run_without_steps_is_at_the_end():
+    assert values({"start": 4, "end": 1}, max_steps=0, steps=[0]) == [1]
+
+
 def test_a_cosine_is_half_way_in_the_middle_and_flat_at_its_ends():
     found = values({"shape": "cosine", "start": 4, "end": 2})
     assert (found[0], found[5], found[10]) == pytest.approx((4, 3, 2))
@@ -51,7 +59,9 @@ def test_a_weight_that_is_zero_for_a_while_is_still_used():
     assert balance.weights["soft"] == 0
     assert balance.uses("soft")
     assert not balance.uses("hard")
-    assert not Balance(1.0, 1.0, "complement").uses("hard")
+    of_the_teacher_alone = Balance(1.0, 1.0, "complement")
+    assert of_the_teacher_alone.problems == []
+    assert not of_the_teacher_alone.uses("hard")
 
 
 @pytest.mark.parametrize(
@@ -61,8 +71,11 @@ def test_a_weight_that_is_zero_for_a_while_is_still_used():
         ({"shape": "linear", "end": None}, "schedule without an end"),
         ({"shape": "sudden", "end": 1}, "one of linear, cosine, warmup"),
         ({"end": 1, "steps": 0}, "steps must be a whole number"),
-        ({"end": 1, "after": 3}, "no after"),
+        ({"end": 1, "steps": 2.5}, "steps must be a whole number"),
+        ({"end": 1, "steps": True}, "steps must be a whole number"),
+        ({"end": 1, "after": 3}, "^loss.alpha={'end': 1, 'after': 3}: a schedule has .* no after"),
         ({"end": "far"}, r"loss.alpha.end=far must be a number"),
+        ({"start": "far", "end": 1}, r"loss.alpha.start=far must be a number"),
         (True, "must be a number"),
     ],
 )

@@ -37,8 +37,6 @@ class Student:
 
     def of(self, ids: Tensor, temperature: float) -> Tensor:
         """Those of some tokens, [N, K]."""
-        if temperature in self._log_q:
-            return self._log_q[temperature].gather(-1, ids)
         if temperature not in self._q:
             with torch.no_grad():
                 self._q[temperature] = F.softmax(self._softened(temperature), dim=-1)
