@@ -167,7 +167,10 @@ def _nameless_choices() -> list[str]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    """Each once: under a debugger or with OC_CAUSE=1, OmegaConf's errors cause themselves."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -50,6 +50,14 @@ def test_a_missing_extra_is_named(main, monkeypatch, package, extra, overrides):
     assert f"needs {package}: pip install 'lightning_distill[{extra}]'" in said
 
 
+def test_under_a_debugger_a_mistake_is_told_too(main, monkeypatch):
+    """OmegaConf's errors then name a cause, which is themselves."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    code, said = main("teacher.members=[{seed: 0}, {sed: 1}]", "logger=none")
+    assert code == 2
+    assert "There is no setting teacher.sed" in said
+
+
 def test_what_a_pretrained_model_has_not_is_refused_in_a_line(main, tmp_path, make_data, text_file):
     folder = tmp_path / "model"
     model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=8, n_layer=1, n_head=1))
