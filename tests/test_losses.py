@@ -225,6 +225,9 @@ def test_universal_takes_two_vocabularies_of_different_size(logits):
         p, q = softmax(y[row], -1).tolist(), softmax(z[row], -1).tolist()
         assert float(found[row]) == pytest.approx(sorted_difference(p, q), abs=1e-10)
     same(universal(y.log_softmax(-1), z.log_softmax(-1)), found)
+    q, p = (x.log_softmax(-1).unflatten(0, (2, 3)) for x in (z, y))
+    same(universal(q, p).flatten(), found)
+    same(universal(p, q).flatten(), found)
     shuffled = z[:, torch.randperm(V)]
     same(universal(shuffled.log_softmax(-1), y.log_softmax(-1)), found)
 
