@@ -31,6 +31,7 @@ def test_every_block_is_in_one_shard_and_no_shard_is_too_large(num_blocks, seque
 def test_a_shard_has_some_thousand_tokens_and_one_block_at_least():
     assert [len(shard) for shard in ranges(40, 1000)] == [8] * 5  # of 8,192 tokens at least
     assert [len(shard) for shard in ranges(640, 1000)][:2] == [10, 10]  # 64 shards
+    assert len(ranges(640, 2**18)[0]) == 4  # of a million at most
     assert [len(shard) for shard in ranges(3, 2**20)] == [1, 1, 1]
     assert [len(shard) for shard in ranges(3, 10_000)] == [1, 1, 1]
 
