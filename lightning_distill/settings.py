@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightning_distill import ConfigError
-from lightning_distill.errors import CONF, keys_of, nearest
+from lightning_distill.errors import nearest
 from lightning_distill.results import scores
 from lightning_distill.settings_of_models import (
     problems_of_adapters,
@@ -18,132 +17,25 @@ from lightning_distill.settings_of_models import (
     problems_of_server,
     secrets_of_server,
 )
-
-ABSENT = object()  # in place of a setting that these choices have not
-MOST = 2**32 - 1  # that torch, NumPy and Lightning all take, as a seed
-
-# key: (whole numbers only, least value, whether that value itself is allowed)
-RANGES: dict[str, tuple[bool, float, bool]] = {
-    "seed": (True, 0, True),
-    "checkpoint_every_n_steps": (True, 1, True),
-    "checkpoint_every_n_minutes": (False, 0, False),
-    "max_skipped_steps": (True, 0, True),
-    "data.sequence_length": (True, 2, True),
-    "data.batch_size": (True, 1, True),
-    "data.num_workers": (True, 0, True),
-    "data.held_out": (True, 3, True),
-    "data.held_out_documents": (True, 1, True),
-    "data.tokenizer_mb": (False, 0, False),
-    "data.image_size": (True, 4, True),
-    "data.image_std": (False, 0, False),
-    "data.image_mean": (False, 0, True),
-    "data.vocab_size": (True, 257, True),  # every byte, and the end of text
-    "transfer.num_blocks": (True, 1, True),
-    "transfer.k": (True, 1, True),
-    "transfer.draws": (True, 1, True),
-    "transfer.num_sequences": (True, 1, True),
-    "transfer.prompt_length": (True, 1, True),
-    "transfer.length": (True, 2, True),
-    "transfer.num_beams": (True, 1, True),
-    "transfer.batch_size": (True, 1, True),
-    "transfer.seed": (True, 0, True),
-    **{
-        f"{role}.{key}": (True, least, True)
-        for role in ("teacher", "student")
-        for key, least in (
-            ("max_steps", 0 if role == "teacher" else 1),
-            ("hidden_size", 1),
-            ("num_hidden_layers", 1),
-            ("num_attention_heads", 1),
-            ("max_position_embeddings", 1),
-            ("lora.rank", 0),
-        )
-    },
-    "teacher.lora.alpha": (False, 0, False),
-    "student.lora.alpha": (False, 0, False),
-    "teacher.seed": (True, 0, True),
-    "teacher.timeout": (False, 0, False),
-    "teacher.retries": (True, 0, True),
-    "teacher.connections": (True, 1, True),
-    "teacher.optimizer.lr": (False, 0, False),
-    "optimizer.lr": (False, 0, False),
-    "optimizer.weight_decay": (False, 0, True),
-    "trainer.log_every_n_steps": (True, 0, True),
-    "sweep.stop_after_failures": (True, 1, True),
-    "sweep.jobs_per_gpu": (True, 1, True),
-    "hydra.sweeper.n_trials": (True, 1, True),
-    "trainer.accumulate_grad_batches": (True, 1, True),
-    "trainer.num_nodes": (True, 1, True),
-    "trainer.val_check_interval": (False, 0, False),
-    "trainer.gradient_clip_val": (False, 0, True),
-    "evaluate.limit": (True, 1, True),
-    "evaluate.num_fewshot": (True, 0, True),
-    "evaluate.batch_size": (True, 1, True),
-}
-
-# Where null says something of its own.
-OPEN = {
-    *("transfer.num_blocks", "transfer.num_sequences", "transfer.length"),
-    *("teacher.lora.rank", "teacher.lora.alpha", "student.lora.rank", "student.lora.alpha"),
-    *("trainer.val_check_interval", "trainer.gradient_clip_val"),
-    *("sweep.stop_after_failures", "evaluate.limit", "evaluate.num_fewshot"),
-}
-# Which need not be so much lower than MOST; a tokenizer's trainer ends the process for more.
-LARGEST = {"data.vocab_size": 10_000_000, "data.image_size": 10_000}
-
-# Names and paths: key, and whether null says something of its own.
-TEXTS = {
-    "paths.outputs": False,
-    "data.path": False,
-    "data.name": False,
-    "data.column": False,
-    "data.label_column": False,
-    "data.source_column": False,
-    "data.target_column": False,
-    "data.chat_template": True,
-    "teacher.name": True,
-    "student.name": True,
-    "transfer.cache": True,
-    "evaluate.task_path": True,
-    "export.run": True,
-    "export.folder": True,
-    "export.converter": True,
-    "export.push": True,
-    "logger.wandb.project": True,
-    "logger.wandb.entity": True,
-    "hydra.run.dir": False,
-    "hydra.sweep.dir": False,
-}
-
-# Of one value, text or not.
-SINGLE = ("stage", "trainer.accelerator", "trainer.precision", "teacher.device")
-
-# Nodes that hold settings of their own, which one value would replace.
-NODES = ("loss.hidden", "loss.relations", "teacher.lora", "student.lora", "paths", "evaluate")
+from lightning_distill.settings_ranges import (
+    in_range,
+    is_below,
+    is_number,
+    no_switches,
+    out_of_range,
+    problems_of_nodes,
+    problems_of_outputs,
+)
 
 MATMUL = ("highest", "high", "medium")  # torch.set_float32_matmul_precision
 RESUME = ("auto", "never")
 INITIALIZE = ("random", "teacher_layers")
 RERUN = ("failed", "all", "none")
 
-SWITCHES = (
-    "data.streaming",
-    "data.isolate_documents",
-    "data.skip_bad_rows",
-    "teacher.trust_remote_code",
-    "student.trust_remote_code",
-    "loss.fused",
-    "evaluate.speed",
-    "trainer.compile",
-    "trainer.gradient_checkpointing",
-    "export.private",
-)
-
 
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError that names every setting out of its range, all at once."""
-    _refuse([*_problems_of_nodes(cfg)])  # which all else looks into
-    _refuse([*_problems_of_outputs(Path(cfg.paths.outputs))])
+    _check_nodes(cfg)
     problems = [problem for one in each_teacher(cfg) for problem in _problems(one)]
     problems += [*_problems_of_weights(cfg), *_problems_of_start(cfg)]
     for one in each_teacher(cfg):
@@ -175,9 +67,14 @@ def check_secrets(cfg: DictConfig) -> None:
 
 def check_sweep(cfg: DictConfig) -> None:
     """Raises ConfigError for what is wrong with a sweep as a whole, before it has jobs."""
-    _refuse([*_problems_of_nodes(cfg)])
-    _refuse([*_problems_of_outputs(Path(cfg.paths.outputs))])
-    _refuse([*_out_of_range(cfg), *_problems_of_sweep(cfg)])
+    _check_nodes(cfg)
+    _refuse([*out_of_range(cfg), *_problems_of_sweep(cfg)])
+
+
+def _check_nodes(cfg: DictConfig) -> None:
+    """What all else looks into."""
+    _refuse([*problems_of_nodes(cfg)])
+    _refuse([*problems_of_outputs(Path(cfg.paths.outputs))])
 
 
 def _refuse(problems: list[str]) -> None:
@@ -214,7 +111,7 @@ def _problems_of_weights(cfg: DictConfig) -> Iterator[str]:
             f"teacher.weights={weights} gives {given} for {count} "
             f"teacher{'s' if count > 1 else ''}; give one for each of teacher.members"
         )
-    elif not all(_in_range(weight, False, 0, False) for weight in weights):
+    elif not all(in_range(weight, False, 0, False) for weight in weights):
         yield f"teacher.weights={weights} must be numbers above 0"
 
 
@@ -249,13 +146,9 @@ def _problems_of_sweep(cfg: DictConfig) -> Iterator[str]:
     if rerun not in RERUN:
         yield str(nearest("sweep.rerun", rerun, RERUN)).rstrip(".")
     single = not isinstance(name, ListConfig | DictConfig)
-    if name is not None and not (single and _is_below(Path(str(name)))):
+    if name is not None and not (single and is_below(Path(str(name)))):
         yield f"sweep.name={name} must be the name of a folder below outputs/sweeps, or null"
     yield from _problems_of_objectives(cfg.sweep.objectives)
-
-
-def _is_below(path: Path) -> bool:
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _problems_of_objectives(names: Any) -> list[str]:
@@ -274,62 +167,8 @@ def _problems_of_tasks(names: Any) -> list[str]:
     return [f"evaluate.tasks: {name} is not the name of a task" for name in wrong]
 
 
-def _out_of_range(cfg: DictConfig) -> Iterator[str]:
-    for key, (whole, least, inclusive) in RANGES.items():
-        value: Any = OmegaConf.select(cfg, key, default=ABSENT)
-        if value is ABSENT or (value is None and key in OPEN):
-            continue
-        most = LARGEST.get(key, MOST)
-        if not _in_range(value, whole, least, inclusive):
-            kind = "a whole number" if whole else "a number"
-            bound = f"of at least {least}" if inclusive else f"above {least}"
-            yield f"{key}={value} must be {kind} {bound}"
-        elif whole and value > most:
-            yield f"{key}={value} must be a whole number of at most {most}"
-
-
-@cache
-def _committed() -> list[str]:
-    """The settings that every command has."""
-    return [key for key in keys_of(OmegaConf.load(CONF / "config.yaml")) if key[:5] != "hydra"]
-
-
-def _problems_of_nodes(cfg: DictConfig) -> Iterator[str]:
-    """Of what is not there, of what is no single value, and of what names something."""
-    whole = {key: OmegaConf.select(cfg, key, default=ABSENT) for key in NODES}
-    for key, value in whole.items():
-        if not isinstance(value, DictConfig) and value is not ABSENT:
-            yield f"{key}={value} must be left to its own settings, as in {key}.<setting>=<value>"
-    for key in _committed():
-        replaced = any(key.startswith(f"{node}.") and whole[node] is not ABSENT for node in NODES)
-        if not replaced and OmegaConf.select(cfg, key, default=ABSENT) is ABSENT:
-            yield f"{key} is not there any more; leave ~{key} out of the command"
-    for key in SINGLE:
-        if isinstance(value := OmegaConf.select(cfg, key), ListConfig | DictConfig):
-            yield f"{key}={value} must be a single value"
-    for key, open_ in TEXTS.items():
-        value = OmegaConf.select(cfg, key, default=ABSENT)
-        if value is ABSENT or (value is None and open_) or (isinstance(value, str) and value):
-            continue
-        hint = "is empty" if value == "" else "must be text"
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            hint += f", in quotes where it is a number: {key}=\"'{value}'\""
-        yield f"{key}={value} {hint}"
-    if isinstance(cfg.name, ListConfig | DictConfig) or not _is_below(Path(str(cfg.name or ""))):
-        yield f"name={cfg.name} must be the name of a folder below {cfg.paths.outputs}/runs"
-
-
-def _problems_of_outputs(outputs: Path) -> Iterator[str]:
-    there = next(path for path in (outputs, *outputs.resolve().parents) if path.exists())
-    if not there.is_dir():
-        yield f"paths.outputs={outputs} must be a folder, and {there} is a file"
-
-
 def _problems(cfg: DictConfig) -> list[str]:
-    problems = [*_out_of_range(cfg)]
-    for key in SWITCHES:
-        if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
-            problems.append(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+    problems = [*out_of_range(cfg), *no_switches(cfg)]
     tags = OmegaConf.select(cfg, "logger.wandb.tags")
     if tags is not None and not isinstance(tags, str | ListConfig):
         problems.append(f"logger.wandb.tags={tags} must be a list, as in [mine]")
@@ -351,15 +190,6 @@ def require(
     key: str, value: Any, least: float, most: float = math.inf, below: bool = False
 ) -> None:
     """Raises ConfigError unless value is a number from least to most; below: less than most."""
-    number = not isinstance(value, bool) and isinstance(value, int | float)
-    if not (number and math.isfinite(value) and least <= value <= most) or (
-        below and value == most
-    ):
+    if not (is_number(value) and least <= value <= most) or (below and value == most):
         end = "" if most == math.inf else f" {'to below' if below else 'to'} {most:g}"
         raise ConfigError(f"{key}={value} must be a number from {least:g}{end}.")
-
-
-def _in_range(value: Any, whole: bool, least: float, inclusive: bool) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return False
-    return math.isfinite(value) and (value >= least if inclusive else value > least)

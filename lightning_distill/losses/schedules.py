@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_distill import ConfigError
+from lightning_distill.settings_ranges import is_number
 
 SHAPES = ("linear", "cosine", "warmup")
 WARMUP = 0.1  # of the run, where `warmup` is given no steps
@@ -89,7 +90,7 @@ class Balance:
                     "loss.hard_weight=complement is 1 − alpha: "
                     f"loss.alpha={alpha} must be at most 1"
                 )
-        elif not _is_number(hard) or hard < 0:
+        elif not is_number(hard) or hard < 0:
             yield f"loss.hard_weight={hard} must be a number from 0, or complement"
 
 
@@ -114,12 +115,7 @@ def make_ramp(key: str, value: Any) -> Ramp:
     return Ramp(shape, start, _number(f"{key}.end", value["end"]), steps)
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
 def _number(key: str, value: Any) -> float:
-    if not _is_number(value):
+    if not is_number(value):
         raise ConfigError(f"{key}={value} must be a number, or a schedule with an end.")
     return float(value)
