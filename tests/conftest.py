@@ -56,15 +56,19 @@ def no_tracking_account(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    write_documents(path)
+    return path
+
+
+def write_documents(path: Path) -> None:
     """180 documents of sentences over a small vocabulary; the same in every session."""
     dice = random.Random(0)
     words = "a teacher student learns soft targets from temperature model small large"
-    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     with path.open("w") as file:
         for _ in range(180):
             text = " ".join(dice.choice(words.split()) for _ in range(dice.randint(10, 60)))
             file.write(json.dumps({"text": text}) + "\n")
-    return path
 
 
 @pytest.fixture(scope="session")

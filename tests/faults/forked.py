@@ -7,7 +7,6 @@ import csv
 import json
 import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conftest import write_documents
 from safetensors.torch import load_file
 
 from lightning_distill.artifacts import damage
@@ -55,14 +55,6 @@ SWEEP = [
     "transfer.k=20",
     "loss.alpha=0.5,1",
 ]
-
-
-def write_text(file: Path) -> None:
-    """180 documents, as in tests/conftest.py."""
-    dice = random.Random(0)
-    words = "a teacher student learns soft targets from temperature model small large"
-    rows = (" ".join(dice.choices(words.split(), k=dice.randint(10, 60))) for _ in range(180))
-    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
 
 
 def _run(argv: list[str], folder: str, said: str, env: dict[str, str], before: Any) -> None:
@@ -149,7 +141,7 @@ class Place:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.outputs = self.folder / "outputs"
         # In a folder of its own name in all places: the key of a job names the text.
-        write_text(self.folder / "text.jsonl")
+        write_documents(self.folder / "text.jsonl")
         os.utime(self.folder / "text.jsonl", (0, 0))
 
     @property
