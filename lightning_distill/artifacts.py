@@ -139,13 +139,11 @@ def _called(
 
 def is_held(file: Path) -> bool:
     """Whether a process that is alive, as far as can be told, holds this lock."""
-    lease = SoftFileLease(file, lease_duration=LEASE)
     try:
-        lease.acquire(timeout=0)
-    except Timeout:
+        with locked(file, str(file), wait=False):
+            return False
+    except ConfigError:
         return True
-    lease.release()
-    return False
 
 
 @contextmanager

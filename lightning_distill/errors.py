@@ -69,7 +69,7 @@ def explain(error: BaseException) -> str | None:
         if not isinstance(cause, ValueError | TypeError | ImportError | InstantiationException):
             return None
         of_a_name = isinstance(cause, ImportError | InstantiationException)  # in several lines
-        reason = _one_line(cause).partition(" full_key:")[0] if of_a_name else first_line(cause)
+        reason = one_line(cause).partition(" full_key:")[0] if of_a_name else first_line(cause)
         return f"{key}: {reason}" if said else reason
     if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "mkdir":
         return f"{error.strerror}: {error.filename}; set paths.outputs to a folder."
@@ -78,9 +78,7 @@ def explain(error: BaseException) -> str | None:
     if "Config group override must be" in str(error) and (nameless := _nameless_choices()):
         return f"{' '.join(nameless)} must be the name of a choice."
     if isinstance(error, OverrideParseException):
-        reason = (
-            _one_line(error).partition(" See https:")[0].removeprefix("Error parsing override ")
-        )
+        reason = one_line(error).partition(" See https:")[0].removeprefix("Error parsing override ")
         hint = "A value with spaces, commas, = or brackets is in quotes: \"data.path='a, b.txt'\"."
         # A server's address may hold a key.
         said = re.sub(r"^(teacher\.(?:url|key_variable)=).*", r"\1***", str(error.override))
@@ -175,7 +173,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -12,6 +12,7 @@ from yaml import YAMLError
 from lightning_distill import ConfigError, ranks, targets
 from lightning_distill.artifacts import key_of, write_whole
 from lightning_distill.cost import Cost
+from lightning_distill.errors import one_line
 
 RESULTS = "results.json"
 
@@ -79,8 +80,7 @@ class Job:
             before = read_results(self.folder)
         except (OSError, ValueError):
             return False
-        broke = before.get("status") == "failed" and before.get("mendable") is False
-        return (before.get("status") == "running" or broke) and before.get("key") == self.key
+        return stopped_half_way(before) and before.get("key") == self.key
 
     def results(self, cost: "Cost", scores: dict[str, Any]) -> dict[str, Any]:
         """The content of results.json for a job that came to its end."""
@@ -96,6 +96,13 @@ class Job:
             "started": self.started,
             **more,
         }
+
+
+def stopped_half_way(found: dict[str, Any]) -> bool:
+    """Whether these are the results of a run that can go on: one that was interrupted, or broke
+    by no mistake in its settings."""
+    broke = found.get("status") == "failed" and found.get("mendable") is False
+    return found.get("status") == "running" or broke
 
 
 def settings_key(cfg: DictConfig) -> str:
@@ -246,7 +253,7 @@ def finished_run(setting: str, folder: Path) -> tuple[DictConfig, dict[str, Any]
     except ConfigError:
         raise
     except (OSError, ValueError, YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"{setting}={folder}: its {needed} cannot be read: {reason}.") from error
     if results["status"] != "finished":
         state = f"{setting}={folder} is {results['status']}"

@@ -19,7 +19,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill.artifacts import is_held, locked, write_whole
-from lightning_distill.results import RESULTS, Job, read_results, settings_key, write_results
+from lightning_distill.results import (
+    RESULTS,
+    Job,
+    read_results,
+    settings_key,
+    stopped_half_way,
+    write_results,
+)
 from lightning_distill.stages import LOOKING
 
 log = logging.getLogger(__name__)
@@ -85,11 +92,11 @@ def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
     """
     runs = Path(outputs) / "runs" / str(_root_.name)
     if _root_.stage == "distill" and _root_.trainer.get("resume") == "auto":
-        same = {"status": "running", "key": _key(_root_)}
         for checkpoints in sorted(runs.glob("*/checkpoints"), reverse=True):
             folder = checkpoints.parent
-            stopped = results_in(folder).items() >= same.items() and any(checkpoints.glob("*.ckpt"))
-            if stopped and not is_held(folder / LOCK):
+            found = results_in(folder)
+            left = stopped_half_way(found) and any(checkpoints.glob("*.ckpt"))
+            if left and found.get("key", "") == _key(_root_) and not is_held(folder / LOCK):
                 return str(folder)
     return str(runs / new)
 

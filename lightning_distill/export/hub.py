@@ -7,6 +7,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import MANIFEST
+from lightning_distill.errors import one_line
 
 
 def check(name: str) -> None:
@@ -14,7 +15,7 @@ def check(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(
             f"export.push={name} is no name of a model on the hub, as in me/my-student: {reason}"
         ) from error

@@ -17,6 +17,7 @@ from transformers import (
 
 from lightning_distill import ConfigError, targets
 from lightning_distill.artifacts import hash_of
+from lightning_distill.errors import one_line
 
 # What decides, beside its weights, what a model predicts.
 DESCRIBED_BY = ("config.json", "tokenizer.json")
@@ -84,7 +85,7 @@ def outline(
     except (ValueError, ImportError) as error:
         if not attention:
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(
             f"attn_implementation={attn_implementation}, for name={name}: {reason}"
         ) from error
@@ -154,16 +155,16 @@ def _dtype(name: str, dtype: str) -> str:
     return dtype
 
 
-def _refuse_parts_elsewhere(name: str, folder: Path) -> None:
+def _refuse_parts_elsewhere(key: str, name: str, folder: Path) -> None:
     """Raises ConfigError where the index of weights in several files leads out of their folder."""
     for index in folder.glob("*.index.json"):
         try:
             parts = {str(part) for part in json.loads(index.read_text())["weight_map"].values()}
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise ConfigError(f"name={name}: {index.name} is no index of weights.") from None
+            raise ConfigError(f"{key}={name}: {index.name} is no index of weights.") from None
         if elsewhere := sorted(part for part in parts if Path(part).name != part):
             raise ConfigError(
-                f"name={name}: {index.name} names {elsewhere[0]}, which is not in its folder."
+                f"{key}={name}: {index.name} names {elsewhere[0]}, which is not in its folder."
             )
 
 
@@ -179,9 +180,9 @@ def loaded(auto: Any, name: str, key: str = "name", **settings: Any) -> Any:
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
             f"if you trust the model, or allow it by {targets.ALLOW}=trust_remote_code."
         )
-    _refuse_parts_elsewhere(name, folder)
+    _refuse_parts_elsewhere(key, name, folder)
     try:
         return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"{key}={name}: its {what} cannot be loaded: {reason}") from error
