@@ -41,7 +41,7 @@ class Guard:
     ) -> Tensor:
         """Whether the step counts, on the device. loss, norm: of all devices."""
         good = loss.isfinite() & norm.isfinite()
-        fused = optimizer.defaults.get("fused") and not sharded
+        fused = not sharded and optimizer.defaults.get("fused")
         self._pending.append((step, torch.stack([good, loss, norm]), self._examples))
         self._examples = []
         if fused:

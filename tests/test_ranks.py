@@ -26,6 +26,7 @@ SAME = [
     *("data.isolate_documents=true", "trainer.accumulate_grad_batches=2", "loss.temperature=2"),
     *("trainer.log_every_n_steps=1", "student.max_steps=12", "checkpoint_every_n_steps=5"),
 ]
+LONG = ["student.max_steps=150", *(setting for setting in SAME if "max_steps" not in setting)]
 
 
 def curve(folder, name):
@@ -51,7 +52,7 @@ def one(command, outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp", "deepspeed"])
 def test_two_devices_give_the_run_of_one(command, outputs, one, trainer):
     folder = outputs / trainer
     said = command(
@@ -118,7 +119,7 @@ def test_every_transfer_gives_two_devices_the_run_of_one(
 
     halves = ["data.batch_size=2", "trainer.accumulate_grad_batches=4"]
     alone = run(in_process, "alone", *halves)
-    for trainer in ("ddp", "fsdp"):
+    for trainer in ("ddp", "fsdp", "deepspeed"):
         shared = run(command, trainer, f"trainer={trainer}", *TWO)
         for name in ("train/loss", "train/gradient_norm", "validation/nll"):
             assert curve(shared, name) == pytest.approx(curve(alone, name), rel=1e-5), name
@@ -128,13 +129,32 @@ def test_every_transfer_gives_two_devices_the_run_of_one(
     assert bool(bytes_of(alone)) == (transfer != "on_policy")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(command, outputs, one):
+    folder = outputs / "undisturbed"
+    command(*LONG, f"paths.outputs={one}", f"hydra.run.dir={folder}")
+    return folder
+
+
+ALONE = ["trainer=cpu"]
+
+
 @pytest.mark.slow
-def test_a_run_in_shards_that_was_stopped_goes_on_on_one_device(text_file, outputs, one, command):
-    folder = outputs / "stopped"
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(["trainer=fsdp", *TWO], ALONE, id="fsdp"),
+        pytest.param(["trainer=deepspeed", *TWO], ALONE, id="deepspeed"),
+        pytest.param(ALONE, ["trainer=deepspeed", *TWO], id="to deepspeed"),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_on_other_devices(
+    text_file, outputs, one, undisturbed, command, before, after, tmp_path
+):
+    folder = tmp_path / "stopped"
     where = [f"paths.outputs={one}", f"hydra.run.dir={folder}", f"data.path={text_file}"]
-    long = ["student.max_steps=150", *(s for s in SAME if "max_steps" not in s)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lightning_distill", *TINY, *long, "trainer=fsdp", *TWO, *where],
+        [sys.executable, "-m", "lightning_distill", *TINY, *LONG, *before, *where],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -146,10 +166,8 @@ def test_a_run_in_shards_that_was_stopped_goes_on_on_one_device(text_file, outpu
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "stopped by SIGTERM at step" in said
-    said = command(*long, *where).stdout
+    said = command(*LONG, *after, *where).stdout
     assert "going on from step" in said
-    undisturbed = outputs / "undisturbed"
-    command(*long, f"paths.outputs={one}", f"hydra.run.dir={undisturbed}")
     for role, known in scores(undisturbed).items():
         assert scores(folder)[role] == pytest.approx(known, rel=1e-3), role
 
@@ -381,6 +399,9 @@ def config(device=None, **trainer):
     return OmegaConf.create({"trainer": node, "teacher": {"device": device}})
 
 
+ZERO = {"strategy": {"_target_": "lightning_distill.zero.Zero"}, "precision": "32-true"}
+
+
 @pytest.mark.parametrize(
     ("trainer", "gpus", "expected"),
     [
@@ -393,6 +414,13 @@ def config(device=None, **trainer):
             {"strategy": {"_target_": "lightning_distill.sharding.Sharded"}},
             "",
             "trainer=fsdp splits models up among several devices, and has one",
+        ),
+        (ZERO, "", "trainer=deepspeed shares the optimizer's state out among several devices"),
+        ({**ZERO, "devices": 2, "precision": "bf16-true"}, "", "set trainer.precision=bf16-mixed"),
+        (
+            {**ZERO, "devices": 2, "gradient_clip_algorithm": "value"},
+            "",
+            "trainer=deepspeed clips by the norm; set norm",
         ),
         ({"accelerator": "gpu", "precision": "bf16-mixed"}, "0", "does not compute in bf16"),
         ({"device": "cuda:1"}, "0", "teacher.device=cuda:1 is not there"),
