@@ -1,5 +1,6 @@
 """One training from its beginning or its last checkpoint to its end, on what `trainer` names."""
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning_distill.data import DataModule
 from lightning_distill.guard import SKIPPED
 from lightning_distill.keeping import Keeping
 from lightning_distill.sharding import gathered
-from lightning_distill.tracking import progress
+from lightning_distill.tracking import keep_curves, progress
 from lightning_distill.training import TrainedModule
 
 log = logging.getLogger(__name__)
@@ -36,24 +37,82 @@ def fit(
     loggers: list[Logger],
     role: str,
 ) -> None:
-    """Trains, from the folder's last checkpoint if an interrupted run left one."""
+    """Trains, from the folder's last checkpoint if an interrupted run left one.
+
+    Batches that the device's memory does not hold are divided into micro-batches, of which a step
+    takes as many more: it stays the same step.
+    """
     last = folder / "checkpoints" / LAST
-    kept = Keeping(last, cfg.checkpoint_every_n_steps, cfg.checkpoint_every_n_minutes)
-    trainer = make_trainer(cfg, folder, role, loggers, [kept], max_steps=max_steps)
     module.guard.most, module.guard.file = cfg.max_skipped_steps, folder / SKIPPED
     module.compiles = bool(cfg.trainer.get("compile"))
     if cfg.trainer.get("gradient_checkpointing"):
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
-    start = ranks.say(str(last) if last.exists() else None)
-    if start:
-        log.info("%s: going on from step %s, %s", role, step_of(last), last)
-    trainer.fit(module, datamodule=data, ckpt_path=start)
+    data.batch_size = cfg.data.batch_size
+    while True:
+        kept = Keeping(last, cfg.checkpoint_every_n_steps, cfg.checkpoint_every_n_minutes)
+        divided = _divided(cfg, cfg.data.batch_size // data.batch_size)
+        trainer = make_trainer(cfg, folder, role, loggers, [kept], max_steps=max_steps, **divided)
+        start = ranks.say(str(last) if last.exists() else None)
+        if start:
+            log.info("%s: going on from step %s, %s", role, step_of(last), last)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=start)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _divide(cfg, module, data, trainer, role, last)
+        trainer.strategy.optimizers = []
+        gc.collect()
+        torch.cuda.empty_cache()
+        if last.exists():
+            keep_curves(loggers, step_of(last))
     if cfg.trainer.get("gradient_checkpointing"):
         module.model.gradient_checkpointing_disable()
     if trainer.interrupted:
         raise KeyboardInterrupt
     if ranks.first():
         (last.parent / BEFORE).unlink(missing_ok=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, or of a processor as far as the system says so and does not end the process."""
+    gone = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return gone or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _divide(
+    cfg: DictConfig,
+    module: TrainedModule,
+    data: DataModule,
+    trainer: L.Trainer,
+    role: str,
+    last: Path,
+) -> None:
+    """Makes batches smaller. Raises ConfigError where that does not help, or loses steps."""
+    size, step = data.batch_size, trainer.global_step
+    lost = step > 0 and not last.exists()
+    if ranks.several() or size == 1 or lost:
+        raise ConfigError(
+            f"{role}: batches of {size} do not fit into the memory, at step {step + 1}. Set a "
+            "smaller data.batch_size, with trainer.accumulate_grad_batches for the same step; "
+            "trainer.gradient_checkpointing=true takes less as well."
+        )
+    data.batch_size = next(less for less in range(size - 1, 0, -1) if size % less == 0)
+    parts = cfg.data.batch_size // data.batch_size
+    log.warning(
+        "%s: batches of %s do not fit into the memory; %s micro-batches of %s make the same step",
+        role, size, parts, data.batch_size,
+    )  # fmt: skip
+    module.break_off()
+
+
+def _divided(cfg: DictConfig, parts: int) -> dict[str, Any]:
+    """What of a trainer's settings counts micro-batches, where each has become so many."""
+    found = {"accumulate_grad_batches": cfg.trainer.accumulate_grad_batches * parts}
+    if isinstance(every := cfg.trainer.get("val_check_interval"), int):
+        found["val_check_interval"] = every * parts
+    return found
 
 
 def save_trained(model: PreTrainedModel, data: DataModule, folder: Path) -> None:

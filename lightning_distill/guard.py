@@ -36,6 +36,10 @@ class Guard:
         if "block" in batch:
             self._examples.append(batch["block"])
 
+    def break_off(self) -> None:
+        """Forgets what is not settled."""
+        self._examples, self._pending = [], []
+
     def judge(
         self, step: int, optimizer: Optimizer, loss: Tensor, norm: Tensor, sharded: bool
     ) -> Tensor:

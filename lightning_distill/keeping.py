@@ -39,6 +39,11 @@ class Keeping(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = trainer.global_step, time.monotonic()
+        # What is gone on from may have had fewer micro-batches a step.
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        met = trainer.global_step * trainer.accumulate_grad_batches
+        for count in (progress.current, progress.total):
+            vars(count).update(dict.fromkeys(vars(count), met))
         if threading.current_thread() is threading.main_thread():
             self._before = {one: signal.signal(one, self._hear) for one in STOPS}
 

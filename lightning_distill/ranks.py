@@ -121,8 +121,6 @@ def _zero_problem(cfg: DictConfig) -> str | None:
             "trainer=deepspeed shares the optimizer's state out among several devices, and has "
             "one; set trainer.devices=2 or more, or trainer=auto"
         )
-    if find_spec("deepspeed") is None:
-        return "trainer=deepspeed needs: pip install 'lightning_distill[deepspeed]'"
     if (precision := str(cfg.trainer.get("precision"))) not in ("32-true", "bf16-mixed"):
         return (
             f"trainer.precision={precision}: trainer=deepspeed trains weights of 32 bits; set "
@@ -133,6 +131,8 @@ def _zero_problem(cfg: DictConfig) -> str | None:
             f"trainer.gradient_clip_algorithm={algorithm}: trainer=deepspeed clips by the norm; "
             "set norm"
         )
+    if find_spec("deepspeed") is None:
+        return "trainer=deepspeed needs the extra: pip install 'lightning_distill[deepspeed]'"
     return None
 
 

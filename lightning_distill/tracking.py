@@ -101,9 +101,7 @@ def start_loggers(
             loggers.append(StepLogger(experiment=run, save_dir=str(folder)))
     last = checkpoints / LAST
     if last.exists():
-        for logger in loggers:
-            if isinstance(logger, CSVLogger):
-                _keep_curves(logger, step_of(last))
+        keep_curves(loggers, step_of(last))
     return loggers
 
 
@@ -123,13 +121,17 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
             logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
 
 
-def _keep_curves(logger: CSVLogger, step: int) -> None:
+def keep_curves(loggers: list[Logger], step: int) -> None:
     """Leaves in metrics.csv what came before this step; Lightning would start an empty file."""
-    file = Path(logger.log_dir) / "metrics.csv"
-    if not file.exists():
-        return
-    with file.open() as lines:
-        rows = [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
-    before: list[Any] = [row for row in rows if int(row["step"]) < step]
-    logger.experiment.metrics = before
-    logger.save()
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            continue
+        file = Path(logger.log_dir) / "metrics.csv"
+        if not file.exists():
+            continue
+        with file.open() as lines:
+            rows = [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
+        before: list[Any] = [row for row in rows if int(row["step"]) < step]
+        logger.experiment.metrics = before
+        file.unlink(missing_ok=True)  # else they are added to what is in it
+        logger.save()

@@ -100,6 +100,14 @@ class TrainedModule(L.LightningModule):
         self._details = terms.details, terms.tokens
         return terms.total * UNIT
 
+    def break_off(self) -> None:
+        """Forgets the step that was being made, and those that are not saved."""
+        self.zero_grad()
+        self._step, self._sums, self.tokens_seen = {}, {}, 0
+        self._details, self._clock = ({}, 0), (time.perf_counter(), 0, 0.0)
+        self.guard.break_off()
+        self.validation_nll.reset()
+
     def on_fit_start(self) -> None:
         self._start = time.perf_counter()
 

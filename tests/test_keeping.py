@@ -21,7 +21,7 @@ from lightning_distill.errors import Stopped
 from lightning_distill.keeping import Keeping
 from lightning_distill.models import sizes
 from lightning_distill.teacher import TeacherModule
-from lightning_distill.tracking import _keep_curves
+from lightning_distill.tracking import keep_curves
 
 LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
 
@@ -55,7 +55,7 @@ def train(make_data, tmp_path):
         keeping = Keeping(folder / LAST, 5, 10)
         logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
         if (folder / LAST).exists():
-            _keep_curves(logger, step_of(folder / LAST))
+            keep_curves([logger], step_of(folder / LAST))
         trainer = L.Trainer(
             accelerator="cpu",
             max_steps=12,

@@ -1,0 +1,93 @@
+"""Batches that the memory does not hold."""
+
+import csv
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_distill.fitting import is_out_of_memory
+
+
+class Card(Callback):
+    """Stands in for a GPU that holds so many examples a batch, from a step of the student's on."""
+
+    def __init__(self, holds: int, since: int = 0) -> None:
+        self.holds, self.since = holds, since
+
+    def on_before_backward(self, trainer, module, loss):
+        size = trainer.datamodule.batch_size
+        student = type(module).__name__ == "StudentModule"
+        if size > self.holds and (trainer.global_step >= self.since if student else not self.since):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+EIGHT = [
+    *("data.batch_size=8", "data.isolate_documents=true", "loss.temperature=2", "logger=csv"),
+    *("trainer.log_every_n_steps=1", "checkpoint_every_n_steps=5", "student.max_steps=12"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(in_process, tmp_path_factory):
+    def run(*settings, card=None, expect=0):
+        folder = tmp_path_factory.mktemp("run")
+        where = [f"paths.outputs={folder}", f"hydra.run.dir={folder}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LIGHTNING_DISTILL_ALLOW", __name__)
+            node = f"{{_target_: {__name__}.Card, {card}}}"
+            cards = [f"+trainer.callbacks=[{node}]"] if card else []
+            said = in_process(*EIGHT, *settings, *where, *cards, expect=expect)
+        return folder, said.stdout + said.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    return run()[0]
+
+
+def curve(folder, name):
+    with (folder / "metrics.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get(name)]
+    return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
+
+
+def scores(folder):
+    found = json.loads((folder / "results.json").read_text())
+    return {role: found[role] for role in ("teacher", "student")}
+
+
+@pytest.mark.parametrize("card", ["holds: 8", "holds: 3", "{holds: 4, since: 7}", "holds: 1"])
+def test_batches_that_do_not_fit_are_divided_and_the_run_is_the_same(run, whole, card):
+    folder, said = run(card=card.strip("{}"))
+    for name in ("train/loss", "train/gradient_norm", "validation/nll"):
+        steps, values = curve(folder, name)
+        known_steps, known = curve(whole, name)
+        assert steps == known_steps
+        assert values == pytest.approx(known, rel=1e-5), name
+    for role, known in scores(whole).items():
+        assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
+    parts = {"holds: 8": 1, "holds: 3": 4, "{holds: 4, since: 7}": 2, "holds: 1": 8}[card]
+    each = f"{parts} micro-batches of {8 // parts} make the same step"
+    # The teacher's, then the student's.
+    assert said.count(each) == (0 if parts == 1 else 1 if "since" in card else 2)
+
+
+def test_what_does_not_fit_even_one_by_one_is_refused(run):
+    _, said = run(card="holds: 0", expect=2)
+    assert "teacher: batches of 1 do not fit into the memory, at step 1" in said
+
+
+def test_steps_that_are_not_saved_are_not_made_twice(run):
+    _, said = run("checkpoint_every_n_steps=50", card="holds: 4, since: 7", expect=2)
+    assert "student: batches of 8 do not fit into the memory, at step 8. Set a smaller" in said
+
+
+def test_a_processor_that_has_no_memory_left_says_so():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
