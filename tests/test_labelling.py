@@ -105,6 +105,15 @@ def trained(in_process, tmp_path_factory):
     return outputs, teacher
 
 
+def spoil(teacher, folder, place):
+    """A copy of a teacher with one weight that is no number, as the command asks for it."""
+    shutil.copytree(teacher, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights[f"{place}.weight"].view(-1)[3] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return "teacher=pretrained", f"teacher.name={folder}", "teacher.max_steps=0"
+
+
 FIRST = "predicts what is no number, first at block 0 of the transfer set"
 
 
@@ -119,18 +128,29 @@ def test_a_teacher_whose_predictions_are_no_numbers_leaves_no_cache(
     in_process, trained, tmp_path, stored, place, says
 ):
     outputs, teacher = trained
-    shutil.copytree(teacher, tmp_path / "broken")
-    weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights[f"{place}.weight"].view(-1)[3] = float("nan")
-    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    name = spoil(teacher, tmp_path / "broken", place)
     said = in_process(
-        "stage=transfer", "transfer=cached", f"transfer.stored={stored}", "teacher=pretrained",
-        f"teacher.name={tmp_path / 'broken'}", "teacher.max_steps=0", f"paths.outputs={outputs}",
-        expect=2,
+        "stage=transfer", "transfer=cached", f"transfer.stored={stored}",
+        *name, f"paths.outputs={outputs}", expect=2,
     ).stderr  # fmt: skip
     assert f"The teacher {tmp_path / 'broken'} {says}; nothing of it is stored" in said
     assert len(said.strip().splitlines()) == 1
     assert not [f for f in outputs.glob("artifacts/predictions/*") if f.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_a_teacher_writes_whose_predictions_are_no_numbers_is_not_kept(
+    in_process, trained, tmp_path, temperature
+):
+    outputs, teacher = trained
+    name = spoil(teacher, tmp_path / "broken", "model.norm")
+    said = in_process(
+        "stage=transfer", "transfer=sequence", f"transfer.temperature={temperature}",
+        *name, f"paths.outputs={outputs}", expect=2,
+    ).stderr  # fmt: skip
+    assert f"{tmp_path / 'broken'} predicts what is no number, first at sequences 0 to " in said
+    assert len(said.strip().splitlines()) == 1
+    assert not [f for f in outputs.glob("artifacts/text/*") if f.suffix != ".lock"]
 
 
 class LostFrom(Frozen):
