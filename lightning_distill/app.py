@@ -40,7 +40,10 @@ OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cach
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 OmegaConf.register_new_resolver("oc.env", targets.environment, replace=True)
-OmegaConf.register_new_resolver("once", lambda v: list(v or []), replace=True, use_cache=True)
+# A list of OmegaConf's own, which `--cfg job --resolve` can show.
+OmegaConf.register_new_resolver(
+    "once", lambda v: OmegaConf.create(list(v or [])), replace=True, use_cache=True
+)
 OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(names), replace=True)
 OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
 OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)

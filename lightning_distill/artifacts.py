@@ -117,7 +117,12 @@ class Store:
                 if file.is_symlink() or (file.suffix == ".partial" and file.is_file()):
                     file.unlink()
             start = time.perf_counter()
-            content = make(partial)
+            try:
+                content = make(partial)
+            except ConfigError:
+                if not any(partial.iterdir()):  # else the mended command goes on from it
+                    partial.rmdir()
+                raise
             seconds = time.perf_counter() - start
             held()
             write_manifest(partial, kind, made_from, content)

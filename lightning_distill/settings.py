@@ -41,6 +41,7 @@ def check(cfg: DictConfig) -> None:
     for one in each_teacher(cfg):
         problems += [*problems_of_quantization(one), *problems_of_adapters(one)]
     problems += [*_problems_of_sweep(cfg), *_problems_of_streaming(cfg)]
+    problems += _problems_of_callbacks(cfg.trainer)
     if (precision := cfg.trainer.get("matmul_precision", "highest")) not in MATMUL:
         problems.append(str(nearest("trainer.matmul_precision", precision, MATMUL)).rstrip("."))
     if (resume := cfg.trainer.get("resume", "auto")) not in RESUME:
@@ -49,6 +50,16 @@ def check(cfg: DictConfig) -> None:
     if "url" in set(cfg.teacher):  # a key that is not set is not `in` the node itself
         problems += [*problems_of_server(cfg.teacher), *problems_of_served(cfg)]
     _refuse(problems)
+
+
+def _problems_of_callbacks(trainer: DictConfig) -> Iterator[str]:
+    """Lightning would take a list of anything, and fail where it calls one of them."""
+    for key in ("callbacks", "plugins"):
+        given = trainer.get(key)
+        listed = list(given) if isinstance(given, ListConfig) else [given] * (given is not None)
+        nodes = [one for one in listed if isinstance(one, DictConfig) and "_target_" in one]
+        if len(nodes) < len(listed):
+            yield f"trainer.{key}={given} must be a list of nodes with a _target_"
 
 
 def check_secrets(cfg: DictConfig) -> None:

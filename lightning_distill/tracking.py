@@ -110,15 +110,17 @@ def finish_loggers(loggers: list[Logger], results: dict[str, Any]) -> None:
     sweep in this process does not go on writing into it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(results)
-            logger.experiment.finish()
+            wandb_runs.finish(logger.experiment, results)
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger) and samples:
             columns = list(samples[0])
-            logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
+            try:
+                logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
+            except Exception as error:  # for a table W&B asks its server first
+                log.warning("W&B: the samples are in samples.json alone: %s", error)
 
 
 def keep_curves(loggers: list[Logger], step: int) -> None:

@@ -23,6 +23,7 @@ from lightning_distill.results import Job, learns_alone, settings_key
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
+FINISH_TIMEOUT = 120  # seconds that the upload of what is left may take at a run's end
 ANSWER = 20  # seconds that it may take to say that it is there
 LONGEST_NAME = 128  # characters that W&B allows
 LONGEST_TAG = 64
@@ -73,6 +74,10 @@ def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
 
     def begin(mode: str) -> Any:
         settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT)
+        # At its end a run would wait for ever for a server that has gone away meanwhile.
+        settings.finish_timeout_raises = True
+        if not os.environ.get("WANDB_FINISH_TIMEOUT"):
+            settings.finish_timeout = FINISH_TIMEOUT
         try:
             return instantiate(node, _partial_=True)(
                 id=run_id,
@@ -102,6 +107,18 @@ def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
     elif run.url:
         log.info("W&B: %s", run.url)
     return run
+
+
+def finish(run: Any, results: dict[str, Any]) -> None:
+    """Ends a run with its final numbers. A server that is gone by now costs no job its results."""
+    run.summary.update(results)
+    try:
+        run.finish()
+    except TimeoutError:
+        log.warning(
+            "W&B's server does not take what is left of this run; it is kept, and can be uploaded "
+            "later with `wandb sync --include-online %s`", Path(run.dir).parent,
+        )  # fmt: skip
 
 
 def skips_teacher() -> bool:

@@ -50,6 +50,10 @@ def test_a_missing_extra_is_named(main, monkeypatch, package, extra, overrides):
     assert f"needs {package}: pip install 'lightning_distill[{extra}]'" in said
 
 
+def test_all_settings_can_be_shown_with_what_they_come_to(main):
+    assert main("--cfg=job", "--resolve") == (0, "")
+
+
 def test_under_a_debugger_a_mistake_is_told_too(main, monkeypatch):
     """OmegaConf's errors then name a cause, which is themselves."""
     monkeypatch.setenv("OC_CAUSE", "1")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_distill import artifacts
+from lightning_distill import ConfigError, artifacts
 from lightning_distill.artifacts import Store, key_of, locked
 
 MADE_FROM = {"steps": 3, "data": "abc"}
@@ -121,6 +121,19 @@ def test_a_failure_leaves_nothing_that_counts(tmp_path):
     with pytest.raises(RuntimeError):
         Store(tmp_path).get("teacher", MADE_FROM, fail)
     assert Store(tmp_path).find("teacher", MADE_FROM) is None
+
+
+@pytest.mark.parametrize("begun", [[], ["weights"]])
+def test_what_was_refused_leaves_no_empty_folder_but_keeps_what_was_begun(tmp_path, begun):
+    def refuse(folder):
+        for name in begun:
+            (folder / name).write_text("1 2 3")
+        raise ConfigError("no room")
+
+    with pytest.raises(ConfigError, match="no room"):
+        Store(tmp_path).get("teacher", MADE_FROM, refuse)
+    left = {file.name for file in tmp_path.glob("artifacts/teacher/*.partial")}
+    assert left == {f"{key_of(MADE_FROM)}.partial" for _ in begun}
 
 
 def test_the_manifest_says_what_it_was_made_from(tmp_path):

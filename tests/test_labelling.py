@@ -9,21 +9,32 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 from conftest import TINY
+from safetensors.torch import load_file, save_file
 
 from lightning_distill import ConfigError, app
+from lightning_distill.data.packing import IGNORED
 from lightning_distill.models import Frozen, sizes
 from lightning_distill.transfer import labelling, shards
+from lightning_distill.transfer.hidden import Hidden
 from lightning_distill.transfer.labelling import Labeller
 from lightning_distill.transfer.stored import Listed
 
 
 def contents(folder):
     return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def predict(labeller):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.predict(labeller, return_predictions=False)
 
 
 @pytest.fixture
@@ -38,9 +49,7 @@ def label(make_data, monkeypatch):
         folder.mkdir(exist_ok=True)
         train, validation = data.examples("train"), data.examples("validation")
         labeller = Labeller([teacher], layout, train, 64, validation, 3, folder)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-        trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
-        trainer.predict(labeller, return_predictions=False)
+        predict(labeller)
         return labeller.kl
 
     return run
@@ -85,6 +94,109 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_shard(in_process, tmp_path):
     assert contents(left) == {}
     in_process(*same)
     assert len(list(tmp_path.glob("artifacts/predictions/*/shard-*"))) == 2
+
+
+@pytest.fixture(scope="module")
+def trained(in_process, tmp_path_factory):
+    """Outputs with a teacher, and its folder."""
+    outputs = tmp_path_factory.mktemp("trained")
+    in_process("stage=teacher", f"paths.outputs={outputs}")
+    (teacher,) = outputs.glob("artifacts/teacher/*/")
+    return outputs, teacher
+
+
+def spoil(teacher, folder, place):
+    """A copy of a teacher with one weight that is no number, as the command asks for it."""
+    shutil.copytree(teacher, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights[f"{place}.weight"].view(-1)[3] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return "teacher=pretrained", f"teacher.name={folder}", "teacher.max_steps=0"
+
+
+FIRST = "predicts what is no number, first at block 0 of the transfer set"
+
+
+@pytest.mark.parametrize(
+    ("stored", "place", "says"),
+    [
+        *((stored, "model.norm", FIRST) for stored in ("topk", "sampled", "hybrid", "hidden")),
+        ("hidden", "model.embed_tokens", "has an output matrix with what is no number"),
+    ],
+)
+def test_a_teacher_whose_predictions_are_no_numbers_leaves_no_cache(
+    in_process, trained, tmp_path, stored, place, says
+):
+    outputs, teacher = trained
+    name = spoil(teacher, tmp_path / "broken", place)
+    said = in_process(
+        "stage=transfer", "transfer=cached", f"transfer.stored={stored}",
+        *name, f"paths.outputs={outputs}", expect=2,
+    ).stderr  # fmt: skip
+    assert f"The teacher {tmp_path / 'broken'} {says}; nothing of it is stored" in said
+    assert len(said.strip().splitlines()) == 1
+    assert not [f for f in outputs.glob("artifacts/predictions/*") if f.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_a_teacher_writes_whose_predictions_are_no_numbers_is_not_kept(
+    in_process, trained, tmp_path, temperature
+):
+    outputs, teacher = trained
+    name = spoil(teacher, tmp_path / "broken", "model.norm")
+    said = in_process(
+        "stage=transfer", "transfer=sequence", f"transfer.temperature={temperature}",
+        *name, f"paths.outputs={outputs}", expect=2,
+    ).stderr  # fmt: skip
+    assert f"{tmp_path / 'broken'} predicts what is no number, first at sequences 0 to " in said
+    assert len(said.strip().splitlines()) == 1
+    assert not [f for f in outputs.glob("artifacts/text/*") if f.suffix != ".lock"]
+
+
+class LostFrom(Frozen):
+    """Says nothing that is a number from one block on."""
+
+    def forward(self, batch):
+        said = super().forward(batch)
+        lost = (batch["block"] >= 21).view(-1, 1, 1)
+        return replace(said, states=said.states.masked_fill(lost, torch.nan))
+
+
+@pytest.mark.parametrize("stored", ["topk", "sampled", "hybrid", "hidden", "hidden in 32 bits"])
+def test_the_first_block_without_a_number_is_named_and_what_was_written_before_it_goes(
+    make_data, tmp_path, monkeypatch, stored
+):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", (128, 2**20))
+    data = make_data()
+    vocabulary = len(data.tokenizer)
+    teacher = LostFrom(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), vocabulary)
+    if "hidden" in stored:
+        layout = Hidden([teacher.predict.head], 32 if "32" in stored else 16, vocabulary)
+    else:
+        k, draws = {"topk": (8, 0), "sampled": (0, 8), "hybrid": (4, 4)}[stored]
+        layout = Listed(stored, k, draws, (1.0, 2.0), 16, vocabulary)
+    train, validation = data.examples("train"), data.examples("validation")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="no number, first at block 21 of the transfer set"):
+        predict(Labeller([teacher], layout, train, 64, validation, 3, folder))
+    assert contents(folder) == {}
+
+
+class Rows(list):
+    positions = 32
+
+
+def test_what_is_no_number_where_nothing_is_to_be_learned_is_no_hindrance(make_data, tmp_path):
+    data = make_data()
+    vocabulary = len(data.tokenizer)
+    teacher = LostFrom(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), vocabulary)
+    rows = Rows(data.examples("train")[i] for i in range(24))
+    for row in rows[21:]:
+        row["labels"] = torch.full_like(row["labels"], IGNORED)
+    layout = Listed("topk", 4, 0, (1.0,), 16, vocabulary)
+    predict(Labeller([teacher], layout, rows, 24, data.examples("validation"), 3, tmp_path))
+    assert list(contents(tmp_path)) == ["shard-00000.safetensors"]
 
 
 TWO_DEVICES = """

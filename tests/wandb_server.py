@@ -7,9 +7,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """`history` and `runs`: by the id of a run; `views`: what was saved, in order."""
+    """`history` and `runs`: by the id of a run; `views`: what was saved, in order.
+
+    fault: None, or what becomes of every request from now on: `hang`, `close`.
+    """
 
     daemon_threads = True
+    fault = None
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -19,6 +23,12 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, *_):
         """A client that hangs up is no error."""
+
+    def fail(self, fault):
+        self.fault = fault
+        if fault == "close":
+            self.shutdown()
+            self.server_close()
 
     def answer(self, query, asked):
         if "upsertBucket" in query:
@@ -95,6 +105,10 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({})
 
     def body(self):
+        if self.server.fault == "hang":
+            threading.Event().wait()
+        if self.server.fault == "close":
+            raise ConnectionAbortedError
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return gzip.decompress(sent) if self.headers.get("Content-Encoding") == "gzip" else sent
 

@@ -42,6 +42,11 @@ class Frozen(nn.Module):
                 moves = replace(head, linear=copy.deepcopy(head.linear))
                 object.__setattr__(self, "head", moves)
 
+    @property
+    def name(self) -> str:
+        """Where its weights were read."""
+        return str(self.model.name_or_path)
+
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> Predictions:
         if self.place is None:

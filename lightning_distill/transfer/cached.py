@@ -203,6 +203,12 @@ class Cached(Online):
                     "transfer.stored=hidden needs logits that are a product with an output "
                     "matrix, and this teacher's are more. Choose transfer.stored=hybrid."
                 )
+            for model, head in zip(teacher.models, heads, strict=True):
+                if head and not all(x.isfinite().all() for x in head.linear.parameters()):
+                    raise ConfigError(
+                        f"The teacher {model.name_or_path} has an output matrix with what is no "
+                        "number; nothing of it is stored. Look at its weights."
+                    )
             save_heads(folder, [head for head in heads if head])
         layout = self._layout(teacher.weights, data.num_classes, folder)
         labeller = Labeller(

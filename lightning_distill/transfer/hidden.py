@@ -48,6 +48,13 @@ class Hidden:
             fields[f"scale_{i}"] = scale
         return fields
 
+    def broken(self, fields: dict[str, Tensor]) -> Tensor:
+        """At which positions what was encoded is no number, or has no end."""
+        kept = [x for name, x in fields.items() if name.startswith(("states", "scale"))]
+        shape = fields["states_0"].shape[:-1]
+        each = [x.isfinite().view(*shape, -1).all(-1) for x in kept if x.is_floating_point()]
+        return ~torch.stack(each).all(0)
+
     def decode(self, fields: dict[str, Tensor]) -> list[Predictions]:
         """What `encode` has made, of any leading shape."""
         found = []

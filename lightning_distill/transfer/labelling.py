@@ -35,6 +35,9 @@ class Layout(Protocol):
     def encode(self, said: Sequence[Predictions], uniform: Tensor) -> dict[str, Tensor]:
         """Of each teacher [N, ...], uniform: numbers [N] to draw with. Fields [N, ...]."""
 
+    def broken(self, fields: dict[str, Tensor]) -> Tensor:
+        """At which positions what was encoded is no number."""
+
     def kl(self, said: Sequence[Predictions], fields: dict[str, Tensor]) -> Tensor:
         """KL(stored ‖ true) of each position, [N]."""
 
@@ -131,6 +134,7 @@ class Labeller(L.LightningModule):
         if dataloader_idx:
             self._compare(batch, fields)
             return
+        self._refuse_broken(batch, fields)
         rows = [{k: v[i].cpu() for k, v in batch.items()} for i in range(len(batch["block"]))]
         fields[shards.CHECKSUM] = torch.stack([shards.checksum(row) for row in rows])
         self._done.append(fields)
@@ -138,6 +142,22 @@ class Labeller(L.LightningModule):
         if int(batch["block"][-1]) == self.ranges[number][-1]:
             shards.write_shard(shards.shard_file(self.folder, number), self._done)
             self.missing, self._done = self.missing[1:], []
+
+    def _refuse_broken(self, batch: dict[str, Tensor], fields: dict[str, Tensor]) -> None:
+        """Raises ConfigError where a prediction is no number, and leaves none of those before."""
+        broken = self.layout.broken(fields) & (batch["labels"] != IGNORED)
+        found = broken.view(len(batch["block"]), -1).any(1).tolist()
+        if not any(found):
+            return
+        block = int(batch["block"][found.index(True)])
+        for file in self.folder.iterdir():
+            file.unlink()
+        named = " or ".join(one.name for one in self.teachers)
+        raise ConfigError(
+            f"The teacher {named} predicts what is no number, first at block {block} of the "
+            "transfer set; nothing of it is stored. Look at its weights, or set "
+            "trainer.precision=32-true."
+        )
 
     def on_predict_epoch_end(self) -> None:
         """Over all devices, as long as the numbers are still on them."""

@@ -57,7 +57,9 @@ class Listed:
 
     def fields(self, log_p: Tensor, uniform: Tensor) -> dict[str, Tensor]:
         """Of log-probabilities [N, V]."""
-        codes = quantised(log_p, self.bits)
+        # All of a row is no number, or none of it. As a code it would be one, of any size.
+        broken = log_p[:, :1].isnan()
+        codes = quantised(log_p, self.bits).masked_fill_(broken, 0)
         # Everything else follows from the rounded values, which are all that the reader will see.
         log_p = restored(codes, self.bits)
         # Sizes that sum to 1 at each temperature; log_p is at most 0, so nothing can overflow.
@@ -67,7 +69,7 @@ class Listed:
             z = p.sum(-1, keepdim=True)
             log_z.append(z.log())
             r.addcdiv_(p, z)
-        fields = {"log_z": torch.cat(log_z, -1)}
+        fields = {"log_z": torch.cat(log_z, -1).masked_fill_(broken, torch.nan)}
         if self.kind == "topk":
             ids = log_p.topk(self.k).indices
         else:
@@ -79,6 +81,10 @@ class Listed:
         fields["ids"] = as_bytes(ids, self.id_bytes)
         fields["log_p"] = as_bytes(codes.gather(-1, ids), self.bits // 8)
         return fields
+
+    def broken(self, fields: dict[str, Tensor]) -> Tensor:
+        """At which positions what was encoded is no number."""
+        return fields["log_z"].isnan().any(-1)
 
     def kl(self, said: Sequence[Predictions], fields: dict[str, Tensor]) -> Tensor:
         """KL(stored ‖ true) of each position, [N]: at T = 1, normalised."""

@@ -20,7 +20,7 @@ from lightning_distill.artifacts import write_whole
 from lightning_distill.models import pretrained
 from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
-from lightning_distill.transfer.writing import Sampling, seed_of, write
+from lightning_distill.transfer.writing import Numbers, Sampling, seed_of, write
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Writer(L.LightningModule):
         # Of the files that are not there yet, a device may have none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.teachers: Any = nn.ModuleList()
+        self.numbers: list[Numbers] = []
         self.data, self.tokenizer = teacher.data, teacher.data.tokenizer
         self.source: Any = source
         self.plan, self.folder = plan, folder
@@ -72,9 +73,10 @@ class Writer(L.LightningModule):
             teacher.release()
         else:
             self.teachers.extend(teacher.frozen())
+            self.numbers = [Numbers() for _ in self.teachers]
             self.writers = [
-                partial(write, one.model, self.tokenizer, stops=self.data.stops)
-                for one in self.teachers
+                partial(write, one.model, self.tokenizer, stops=self.data.stops, watch=numbers)
+                for one, numbers in zip(self.teachers, self.numbers, strict=True)
             ]
 
     def configure_model(self) -> None:
@@ -106,12 +108,29 @@ class Writer(L.LightningModule):
     def predict_step(self, number: int, _: int) -> None:
         beginnings = self.prompts(number)
         found = self.write(beginnings, self.plan.length, number)
+        self._refuse_broken(number)
         lines = []
         for own, new in zip(beginnings, found, strict=True):
             prompt, text = self.tokenizer.decode(own), self.tokenizer.decode(new, True)
             lines.append({"prompt": prompt, "text": text, "prompt_ids": own.tolist(), "ids": new})
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_whole(_file(self.folder, number), data.encode())
+
+    def _refuse_broken(self, number: int) -> None:
+        """Raises ConfigError where no numbers were behind what is written, and leaves none of it.
+
+        vLLM does not say.
+        """
+        for one, numbers in zip(self.teachers, self.numbers, strict=True):
+            if numbers.all is None or numbers.all:
+                continue
+            for file in self.folder.iterdir():
+                file.unlink()
+            raise ConfigError(
+                f"The teacher {one.name} predicts what is no number, first at sequences "
+                f"{self.plan.batches[number][0]} to {self.plan.batches[number][-1]}; nothing of "
+                "it is stored. Look at its weights, or set trainer.precision=32-true."
+            )
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier("written")

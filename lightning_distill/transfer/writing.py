@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 
 from lightning_distill import ConfigError, ranks
 from lightning_distill.data import DataModule
@@ -39,6 +44,18 @@ class Sampling:
             )
 
 
+class Numbers(LogitsProcessor):
+    """Notes on the device whether all that is predicted is numbers, and goes on with some."""
+
+    def __init__(self) -> None:
+        self.all: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        good = (scores < torch.inf).all()  # tokens that must not come are at minus infinity
+        self.all = good if self.all is None else self.all & good
+        return scores.nan_to_num(0.0, 0.0, -torch.inf)
+
+
 def refuse_silent(data: DataModule, transfer: str) -> None:
     """Raises ConfigError where models of the task write nothing."""
     if not data.writes:
@@ -56,6 +73,7 @@ def write(
     sampling: Sampling,
     seed: int,
     stops: Sequence[int] | None = None,
+    watch: LogitsProcessor | None = None,
 ) -> list[list[int]]:
     """What a causal language model puts behind each beginning, which is [P] token ids: up to
     `length` tokens in all, or up to the first of `stops`, which is the end-of-text token unless
@@ -94,6 +112,7 @@ def write(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=settings,
+            logits_processor=LogitsProcessorList([watch] if watch else []),
             # A model in shards is put together by all devices for each token.
             synced_gpus=ranks.several() and isinstance(model, FSDPModule),
         )

@@ -1,16 +1,22 @@
 """Real commands whose disk, files, clock, workers and signals fail them: each says so, leaves
 nothing half-written, and ends at the numbers of an undisturbed one when it is given again."""
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from forked import EVERY, SWEEP, Place, check_whole, children, numbers, results
+from conftest import environment
+from forked import EVERY, STEPS, SWEEP, Place, check_whole, children, numbers, results
+from wandb_server import Server
 
+from lightning_distill import wandb_runs
 from lightning_distill.checkpoints import BEFORE, LAST
 
 pytestmark = pytest.mark.slow
@@ -192,6 +198,38 @@ def test_a_loader_whose_worker_dies_is_named_and_gone_on_behind(place, expected)
         for one in (numbers(place.sweep), expected[0])
     )
     assert found == wanted
+
+
+def be_impatient():
+    """Of a server that is asked for a new run, or to take what an old one has left."""
+    wandb_runs.INIT_TIMEOUT = wandb_runs.FINISH_TIMEOUT = 5
+
+
+@pytest.mark.parametrize("fault", ["hang", "close"])
+def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
+    place, expected, wandb_server, fault
+):
+    server, key = wandb_server
+    told = [*SWEEP, "logger=wandb"]
+    command = place.start(*told, before=be_impatient, WANDB_MODE="online", **key)
+    command.until(lambda: len(steps(place)) > EVERY)
+    server.fail(fault)
+    command.wait(timeout=90)
+    assert numbers(place.sweep) == expected[0]
+    assert "the samples are in samples.json alone" in command.said
+
+    (later,) = re.findall(r"this run; it .* later with `(wandb sync .*)`", command.said)
+    healthy = Server()
+    sent = subprocess.run(
+        [sys.executable, "-m", *later.split()],
+        env={**environment(), **key, "WANDB_BASE_URL": healthy.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    ((_, lines),) = healthy.history.items()
+    assert [json.loads(line)["_step"] for line in lines] == list(range(STEPS))
 
 
 def test_a_lock_of_a_dead_process_on_this_machine_is_taken_over_at_once(halfway, expected):
