@@ -59,9 +59,8 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=start)
             break
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not _divide(cfg, module, data, trainer, role, last):
                 raise
-            _divide(cfg, module, data, trainer, role, last)
         trainer.strategy.optimizers = []
         gc.collect()
         torch.cuda.empty_cache()
@@ -88,23 +87,24 @@ def _divide(
     trainer: L.Trainer,
     role: str,
     last: Path,
-) -> None:
-    """Makes batches smaller. Raises ConfigError where that does not help, or loses steps."""
+) -> bool:
+    """Makes batches smaller. Returns whether training can go on with that, and no step is lost."""
     size, step = data.batch_size, trainer.global_step
-    lost = step > 0 and not last.exists()
-    if ranks.several() or size == 1 or lost:
-        raise ConfigError(
-            f"{role}: batches of {size} do not fit into the memory, at step {step + 1}. Set a "
-            "smaller data.batch_size, with trainer.accumulate_grad_batches for the same step; "
-            "trainer.gradient_checkpointing=true takes less as well."
-        )
+    if ranks.several() or size == 1 or (step and not last.exists()):
+        log.error(
+            "%s: a batch of %s does not fit into the memory, at step %s. Set a smaller "
+            "data.batch_size, with trainer.accumulate_grad_batches for the same step, or "
+            "trainer.gradient_checkpointing=true", role, size, step + 1,
+        )  # fmt: skip
+        return False
     data.batch_size = next(less for less in range(size - 1, 0, -1) if size % less == 0)
     parts = cfg.data.batch_size // data.batch_size
     log.warning(
-        "%s: batches of %s do not fit into the memory; %s micro-batches of %s make the same step",
+        "%s: a batch of %s does not fit into the memory; %s micro-batches of %s make the same step",
         role, size, parts, data.batch_size,
     )  # fmt: skip
     module.break_off()
+    return True
 
 
 def _divided(cfg: DictConfig, parts: int) -> dict[str, Any]:

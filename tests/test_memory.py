@@ -31,14 +31,14 @@ EIGHT = [
 
 @pytest.fixture(scope="module")
 def run(in_process, tmp_path_factory):
-    def run(*settings, card=None, expect=0):
-        folder = tmp_path_factory.mktemp("run")
+    def run(*settings, card=None, folder=None):
+        folder = folder or tmp_path_factory.mktemp("run")
         where = [f"paths.outputs={folder}", f"hydra.run.dir={folder}"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LIGHTNING_DISTILL_ALLOW", __name__)
             node = f"{{_target_: {__name__}.Card, {card}}}"
             cards = [f"+trainer.callbacks=[{node}]"] if card else []
-            said = in_process(*EIGHT, *settings, *where, *cards, expect=expect)
+            said = in_process(*EIGHT, *settings, *where, *cards)
         return folder, said.stdout + said.stderr
 
     return run
@@ -76,14 +76,24 @@ def test_batches_that_do_not_fit_are_divided_and_the_run_is_the_same(run, whole,
     assert said.count(each) == (0 if parts == 1 else 1 if "since" in card else 2)
 
 
-def test_what_does_not_fit_even_one_by_one_is_refused(run):
-    _, said = run(card="holds: 0", expect=2)
-    assert "teacher: batches of 1 do not fit into the memory, at step 1" in said
-
-
-def test_steps_that_are_not_saved_are_not_made_twice(run):
-    _, said = run("checkpoint_every_n_steps=50", card="holds: 4, since: 7", expect=2)
-    assert "student: batches of 8 do not fit into the memory, at step 8. Set a smaller" in said
+@pytest.mark.parametrize(
+    ("settings", "card", "expected"),
+    [
+        ([], "holds: 0", "teacher: a batch of 1 does not fit into the memory, at step 1. Set a"),
+        (
+            ["checkpoint_every_n_steps=50"],
+            "holds: 4, since: 7",
+            "student: a batch of 8 does not fit into the memory, at step 8. Set a smaller",
+        ),
+    ],
+)
+def test_what_cannot_be_divided_further_or_without_losing_steps_says_what_to_set(
+    run, settings, card, expected, tmp_path
+):
+    with pytest.raises(torch.OutOfMemoryError):
+        run(*settings, card=card, folder=tmp_path)
+    (log,) = tmp_path.glob("*.log")
+    assert expected in log.read_text()
 
 
 def test_a_processor_that_has_no_memory_left_says_so():
