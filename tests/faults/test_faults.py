@@ -205,7 +205,7 @@ def be_impatient():
     wandb_runs.INIT_TIMEOUT = wandb_runs.FINISH_TIMEOUT = 5
 
 
-@pytest.mark.parametrize("fault", ["hang", "close"])
+@pytest.mark.parametrize("fault", ["hang", pytest.param("close", marks=pytest.mark.long)])
 def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
     place, expected, wandb_server, fault
 ):
@@ -222,6 +222,7 @@ def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
     healthy = Server()
     sent = subprocess.run(
         [sys.executable, "-m", *later.split()],
+        cwd=place.sweep,  # it notes that it was called
         env={**environment(), **key, "WANDB_BASE_URL": healthy.url},
         capture_output=True,
         text=True,
