@@ -1,5 +1,7 @@
 """What a cache keeps of hidden states, and the output matrices beside them."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -100,3 +102,13 @@ def test_heads_come_back_from_a_folder_and_do_not_learn(tmp_path):
         assert torch.equal(ours.finish(ours.linear(states)), theirs.finish(theirs.linear(states)))
         assert ours.linear.weight.dtype == theirs.linear.weight.dtype
         assert (ours.linear.bias is None) == (theirs.linear.bias is None)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_position_where_a_teacher_has_a_state_without_a_number_is_told(said, bits):
+    said[0].states[3, 2], said[1].states[1, 0] = math.nan, -math.inf
+    kept, fields = stored(said, bits)
+    broken = [number in (1, 3) for number in range(N)]
+    assert kept.broken(fields).tolist() == broken
+    shaped = {name: field.view(2, N // 2, *field.shape[1:]) for name, field in fields.items()}
+    assert kept.broken(shaped).flatten().tolist() == broken

@@ -426,3 +426,19 @@ def test_hidden_states_come_back_within_half_a_step_of_their_largest(seed, scale
     (found,) = kept.decode(fields)
     step = states.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1) if bits < 32 else 0.0
     assert ((found.states - states).abs() <= step * 0.5 * (1 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled", "hybrid"])
+def test_a_position_without_numbers_is_told_and_leaves_the_others_as_they_are(kind):
+    log_p = torch.randn(6, V).log_softmax(-1)
+    kept, uniform = layout(kind, temperatures=(1.0, 2.0, 4.0)), torch.rand(6)
+    good = kept.fields(log_p, uniform)
+    assert not kept.broken(good).any()
+    log_p[[1, 4]] = math.nan
+    fields = kept.fields(log_p, uniform)
+    broken = [number in (1, 4) for number in range(6)]
+    assert kept.broken(fields).tolist() == broken
+    shaped = {name: field.view(2, 3, *field.shape[1:]) for name, field in fields.items()}
+    assert kept.broken(shaped).flatten().tolist() == broken
+    for name, field in fields.items():
+        assert torch.equal(field[~torch.tensor(broken)], good[name][~torch.tensor(broken)]), name

@@ -50,10 +50,12 @@ class Hidden:
 
     def broken(self, fields: dict[str, Tensor]) -> Tensor:
         """At which positions what was encoded is no number, or has no end."""
-        kept = [x for name, x in fields.items() if name.startswith(("states", "scale"))]
-        shape = fields["states_0"].shape[:-1]
-        each = [x.isfinite().view(*shape, -1).all(-1) for x in kept if x.is_floating_point()]
-        return ~torch.stack(each).all(0)
+        whole = self.bits == 32
+        most = [
+            fields[f"states_{i}"].abs().amax(-1) if whole else fields[f"scale_{i}"]
+            for i in range(len(self.heads))
+        ]
+        return ~torch.stack(most).isfinite().all(0)
 
     def decode(self, fields: dict[str, Tensor]) -> list[Predictions]:
         """What `encode` has made, of any leading shape."""
