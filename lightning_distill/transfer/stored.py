@@ -59,7 +59,7 @@ class Listed:
         """Of log-probabilities [N, V]."""
         # All of a row is no number, or none of it. As a code it would be one, of any size.
         broken = log_p[:, :1].isnan()
-        codes = quantised(log_p, self.bits).masked_fill_(broken, 0)
+        codes = quantised(log_p, self.bits)
         # Everything else follows from the rounded values, which are all that the reader will see.
         log_p = restored(codes, self.bits)
         # Sizes that sum to 1 at each temperature; log_p is at most 0, so nothing can overflow.
@@ -78,6 +78,7 @@ class Listed:
             else:
                 ids, sure, rate = largest_and_draws(r, self.k, self.draws, uniform)
                 fields |= {"sure": as_bytes(sure, 2), "rate": rate}
+        ids = ids.clamp(max=self.vocab_size - 1)  # draws of what is no number are behind the last
         fields["ids"] = as_bytes(ids, self.id_bytes)
         fields["log_p"] = as_bytes(codes.gather(-1, ids), self.bits // 8)
         return fields

@@ -228,6 +228,7 @@ def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
         text=True,
         timeout=60,
     )
+    healthy.fail("close")
     assert sent.returncode == 0, sent.stdout + sent.stderr
     ((_, lines),) = healthy.history.items()
     assert [json.loads(line)["_step"] for line in lines] == list(range(STEPS))
