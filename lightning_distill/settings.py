@@ -57,7 +57,7 @@ def _problems_of_callbacks(trainer: DictConfig) -> Iterator[str]:
     for key in ("callbacks", "plugins"):
         given = trainer.get(key)
         listed = list(given) if isinstance(given, ListConfig) else [given] * (given is not None)
-        nodes = [one for one in listed if isinstance(one, DictConfig) and "_target_" in one]
+        nodes = [one for one in listed if isinstance(one, DictConfig | dict) and "_target_" in one]
         if len(nodes) < len(listed):
             yield f"trainer.{key}={given} must be a list of nodes with a _target_"
 

@@ -100,7 +100,14 @@ def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
         log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
         os.environ["WANDB_MODE"] = "offline"  # later jobs of a sweep need not ask again
         wandb.teardown()  # its process still holds the run's id, trying
-        run = begin("offline")
+        try:
+            run = begin("offline")
+        except Exception:  # where it has not let go of it
+            if run_id is None:
+                raise
+            id_file.unlink(missing_ok=True)
+            run_id = kept(id_file)
+            run = begin("offline")
     run.define_metric("*", step_metric="trainer/global_step")
     if run.offline:
         log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)

@@ -22,6 +22,7 @@ from lightning_distill.artifacts import Store
 from lightning_distill.data import Language
 from lightning_distill.data.text import Text
 from lightning_distill.keeping import Keeping
+from lightning_distill.summary import Summary
 
 # Two models of a few thousand weights, on a few kilobytes of text.
 TINY = [
@@ -171,6 +172,7 @@ def in_process(text_file, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(tmp_path_factory.mktemp("cwd"))
             patch.setenv("HYDRA_FULL_ERROR", "0")
+            patch.setattr(Summary, "under_way", None)  # a command has a process of its own
             patch.setattr(sys, "argv", ["lightning-distill", *settings])
             try:
                 app.main()

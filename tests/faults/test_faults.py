@@ -205,7 +205,8 @@ def be_impatient():
     wandb_runs.INIT_TIMEOUT = wandb_runs.FINISH_TIMEOUT = 5
 
 
-@pytest.mark.parametrize("fault", ["hang", pytest.param("close", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["hang", "close"])
 def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
     place, expected, wandb_server, fault
 ):
