@@ -188,10 +188,10 @@ def _trainings(cfg: DictConfig, notes: list[Note]) -> list[Training]:
     """Of the notes of one role's module; several, where there are several teachers."""
     fits = [note for note in notes if note["stage"] == "train"]
     passes = [_whole(note) for note in notes if note["stage"] == "validate"]
-    parts, every = cfg.trainer.accumulate_grad_batches, cfg.trainer.log_every_n_steps
+    every = cfg.trainer.log_every_n_steps
     found = []
     for fit, validation in zip(fits, passes or [0.0] * len(fits), strict=True):
-        batches = fit["seconds"]
+        batches, parts = fit["seconds"], fit["parts"]  # which may not be as many as asked for
         steps = [sum(batches[i : i + parts]) for i in range(0, len(batches), parts)][WARM:]
         logged = fit["logged"][parts - 1 :: parts][WARM:]
         plain = [s for s, log in zip(steps, logged, strict=True) if not log] or steps

@@ -41,7 +41,8 @@ class Stopwatch(Callback):
 
     Writes a line of JSON into `file` for each stage of a trainer's run: module, stage, seconds
     [batches], flops of a batch, memory_mb, devices; of held-out text also whole, the batches that
-    there are without limits; of training logged [batches] and save, the seconds of a checkpoint.
+    there are without limits; of training logged [batches], parts, the batches of a step, and save,
+    the seconds of a checkpoint.
     """
 
     def __init__(self, file: str) -> None:
@@ -80,7 +81,8 @@ class Stopwatch(Callback):
         self._mark = now  # what lies between two batches belongs to the second
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
-        self.more.setdefault("train", {"logged": []})["logged"].append(pl_module.logs_now)
+        noted = {"logged": [], "parts": trainer.accumulate_grad_batches}
+        self.more.setdefault("train", noted)["logged"].append(pl_module.logs_now)
         self._begin("train", index, index < WARM)
 
     def on_train_batch_end(self, *args: Any) -> None:

@@ -1,3 +1,4 @@
+import csv
 import io
 import itertools
 import json
@@ -185,6 +186,17 @@ def in_process(text_file, tmp_path_factory):
         return done
 
     return run
+
+
+def curve(folder, name):
+    """What metrics.csv says of one number, in its order."""
+    with (folder / "metrics.csv").open() as lines:
+        return [float(row[name]) for row in csv.DictReader(lines) if row.get(name)]
+
+
+def scores(folder):
+    found = json.loads((folder / "results.json").read_text())
+    return {role: found[role] for role in ("teacher", "student")}
 
 
 @contextmanager

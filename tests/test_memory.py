@@ -1,10 +1,10 @@
 """Batches that the memory does not hold."""
 
-import csv
 import json
 
 import pytest
 import torch
+from conftest import curve, scores
 from lightning.pytorch.callbacks import Callback
 
 from lightning_distill.fitting import is_out_of_memory
@@ -49,25 +49,11 @@ def whole(run):
     return run()[0]
 
 
-def curve(folder, name):
-    with (folder / "metrics.csv").open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get(name)]
-    return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
-
-
-def scores(folder):
-    found = json.loads((folder / "results.json").read_text())
-    return {role: found[role] for role in ("teacher", "student")}
-
-
 @pytest.mark.parametrize("card", ["holds: 8", "holds: 3", "{holds: 4, since: 7}", "holds: 1"])
 def test_batches_that_do_not_fit_are_divided_and_the_run_is_the_same(run, whole, card):
     folder, said = run(card=card.strip("{}"))
-    for name in ("train/loss", "train/gradient_norm", "validation/nll"):
-        steps, values = curve(folder, name)
-        known_steps, known = curve(whole, name)
-        assert steps == known_steps
-        assert values == pytest.approx(known, rel=1e-5), name
+    for name in ("step", "train/loss", "train/gradient_norm", "validation/nll"):
+        assert curve(folder, name) == pytest.approx(curve(whole, name), rel=1e-5), name
     for role, known in scores(whole).items():
         assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
     parts = {"holds: 8": 1, "holds: 3": 4, "{holds: 4, since: 7}": 2, "holds: 1": 8}[card]
@@ -94,6 +80,14 @@ def test_what_cannot_be_divided_further_or_without_losing_steps_says_what_to_set
         run(*settings, card=card, folder=tmp_path)
     (log,) = tmp_path.glob("*.log")
     assert expected in log.read_text()
+
+
+def test_a_plan_counts_the_micro_batches_that_will_be_made(run):
+    def flops(**card):
+        folder, _ = run("stage=plan", **card)
+        return json.loads((folder / "plan.json").read_text())["flops"]
+
+    assert flops(card="holds: 4") == pytest.approx(flops(), rel=0.01)
 
 
 def test_a_processor_that_has_no_memory_left_says_so():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, curve, scores
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -30,16 +30,6 @@ SAME = [
     *("trainer.log_every_n_steps=1", "student.max_steps=12", "checkpoint_every_n_steps=5"),
 ]
 LONG = ["student.max_steps=150", *(setting for setting in SAME if "max_steps" not in setting)]
-
-
-def curve(folder, name):
-    with (folder / "metrics.csv").open() as lines:
-        return [float(row[name]) for row in csv.DictReader(lines) if row.get(name)]
-
-
-def scores(folder):
-    found = json.loads((folder / "results.json").read_text())
-    return {role: found[role] for role in ("teacher", "student")}
 
 
 @pytest.fixture(scope="module")
