@@ -41,7 +41,7 @@ test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with
 test-deepspeed: $(INSTALLED) ## trainer=deepspeed, which is installed beside .venv for it
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/deepspeed -c constraints.txt \
 		deepspeed hjson ninja py-cpuinfo msgpack einops
-	PYTHONPATH=$(CURDIR)/build/deepspeed $(BIN)/python -m pytest tests/test_ranks.py -m "not gpu" -k deepspeed
+	PYTHONPATH=$(CURDIR)/build/deepspeed $(BIN)/python -m pytest tests/test_ranks.py -m "not gpu" -k deepspeed $(ARGS)
 
 coverage: $(INSTALLED) ## which lines the tests run: build/coverage/index.html
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' --cov --cov-report=term \

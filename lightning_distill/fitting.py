@@ -50,8 +50,8 @@ def fit(
     data.batch_size = cfg.data.batch_size
     while True:
         kept = Keeping(last, cfg.checkpoint_every_n_steps, cfg.checkpoint_every_n_minutes)
-        divided = _divided(cfg, cfg.data.batch_size // data.batch_size)
-        trainer = make_trainer(cfg, folder, role, loggers, [kept], max_steps=max_steps, **divided)
+        counted = _counted(cfg, cfg.data.batch_size // data.batch_size)
+        trainer = make_trainer(cfg, folder, role, loggers, [kept], max_steps=max_steps, **counted)
         start = ranks.say(str(last) if last.exists() else None)
         if start:
             log.info("%s: going on from step %s, %s", role, step_of(last), last)
@@ -61,7 +61,7 @@ def fit(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not _divide(cfg, module, data, trainer, role, last):
                 raise
-        trainer.strategy.optimizers = []
+        trainer.strategy.optimizers = []  # whose state is on the device
         gc.collect()
         torch.cuda.empty_cache()
         if last.exists():
@@ -107,7 +107,7 @@ def _divide(
     return True
 
 
-def _divided(cfg: DictConfig, parts: int) -> dict[str, Any]:
+def _counted(cfg: DictConfig, parts: int) -> dict[str, Any]:
     """What of a trainer's settings counts micro-batches, where each has become so many."""
     found = {"accumulate_grad_batches": cfg.trainer.accumulate_grad_batches * parts}
     if isinstance(every := cfg.trainer.get("val_check_interval"), int):

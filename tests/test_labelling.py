@@ -114,6 +114,22 @@ def spoil(teacher, folder, place):
     return "teacher=pretrained", f"teacher.name={folder}", "teacher.max_steps=0"
 
 
+@pytest.fixture
+def refused(in_process, trained, tmp_path):
+    """What the command says of a teacher with such a weight, of which it keeps nothing."""
+
+    def refused(place, kind, *settings):
+        outputs, teacher = trained
+        name = spoil(teacher, tmp_path / "broken", place)
+        where = f"paths.outputs={outputs}"
+        said = in_process("stage=transfer", *settings, *name, where, expect=2).stderr
+        assert len(said.strip().splitlines()) == 1
+        assert not [f for f in outputs.glob(f"artifacts/{kind}/*") if f.suffix != ".lock"]
+        return said
+
+    return refused
+
+
 FIRST = "predicts what is no number, first at block 0 of the transfer set"
 
 
@@ -125,32 +141,19 @@ FIRST = "predicts what is no number, first at block 0 of the transfer set"
     ],
 )
 def test_a_teacher_whose_predictions_are_no_numbers_leaves_no_cache(
-    in_process, trained, tmp_path, stored, place, says
+    refused, tmp_path, stored, place, says
 ):
-    outputs, teacher = trained
-    name = spoil(teacher, tmp_path / "broken", place)
-    said = in_process(
-        "stage=transfer", "transfer=cached", f"transfer.stored={stored}",
-        *name, f"paths.outputs={outputs}", expect=2,
-    ).stderr  # fmt: skip
+    said = refused(place, "predictions", "transfer=cached", f"transfer.stored={stored}")
     assert f"The teacher {tmp_path / 'broken'} {says}; nothing of it is stored" in said
-    assert len(said.strip().splitlines()) == 1
-    assert not [f for f in outputs.glob("artifacts/predictions/*") if f.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_what_a_teacher_writes_whose_predictions_are_no_numbers_is_not_kept(
-    in_process, trained, tmp_path, temperature
+    refused, tmp_path, temperature
 ):
-    outputs, teacher = trained
-    name = spoil(teacher, tmp_path / "broken", "model.norm")
-    said = in_process(
-        "stage=transfer", "transfer=sequence", f"transfer.temperature={temperature}",
-        *name, f"paths.outputs={outputs}", expect=2,
-    ).stderr  # fmt: skip
+    settings = ["transfer=sequence", f"transfer.temperature={temperature}"]
+    said = refused("model.norm", "text", *settings)
     assert f"{tmp_path / 'broken'} predicts what is no number, first at sequences 0 to " in said
-    assert len(said.strip().splitlines()) == 1
-    assert not [f for f in outputs.glob("artifacts/text/*") if f.suffix != ".lock"]
 
 
 class LostFrom(Frozen):

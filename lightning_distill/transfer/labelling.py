@@ -3,9 +3,9 @@
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from lightning_distill import ConfigError, ranks
 from lightning_distill.data.datamodule import Examples
 from lightning_distill.data.packing import IGNORED
+from lightning_distill.models import Frozen
 from lightning_distill.models.head import Predictions
 from lightning_distill.sharding import is_sharding, shard
 from lightning_distill.transfer import shards
@@ -150,14 +151,7 @@ class Labeller(L.LightningModule):
         if not any(found):
             return
         block = int(batch["block"][found.index(True)])
-        for file in self.folder.iterdir():
-            file.unlink()
-        named = " or ".join(one.name for one in self.teachers)
-        raise ConfigError(
-            f"The teacher {named} predicts what is no number, first at block {block} of the "
-            "transfer set; nothing of it is stored. Look at its weights, or set "
-            "trainer.precision=32-true."
-        )
+        refuse_broken(self.teachers, f"block {block} of the transfer set", self.folder)
 
     def on_predict_epoch_end(self) -> None:
         """Over all devices, as long as the numbers are still on them."""
@@ -200,3 +194,14 @@ def _positions(said: Predictions, count: int) -> list[slice]:
 def _uniform(block: int, length: int) -> Tensor:
     """Numbers of a block's own, so that whoever labels it draws the same."""
     return torch.rand(length, generator=torch.Generator().manual_seed(block))
+
+
+def refuse_broken(teachers: Iterable[Frozen], where: str, folder: Path) -> NoReturn:
+    """Empties the folder of what they have said so far, and raises ConfigError."""
+    for file in folder.iterdir():
+        file.unlink(missing_ok=True)  # another device may have met it too
+    named = " or ".join(one.name for one in teachers)
+    raise ConfigError(
+        f"The teacher {named} predicts what is no number, first at {where}; nothing of it is "
+        "stored. Look at its weights, or set trainer.precision=32-true."
+    )

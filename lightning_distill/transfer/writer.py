@@ -20,6 +20,7 @@ from lightning_distill.artifacts import write_whole
 from lightning_distill.models import pretrained
 from lightning_distill.teacher import Teacher
 from lightning_distill.transfer import vllm
+from lightning_distill.transfer.labelling import refuse_broken
 from lightning_distill.transfer.writing import Numbers, Sampling, seed_of, write
 
 log = logging.getLogger(__name__)
@@ -122,15 +123,9 @@ class Writer(L.LightningModule):
         vLLM does not say.
         """
         for one, numbers in zip(self.teachers, self.numbers, strict=True):
-            if numbers.all is None or numbers.all:
-                continue
-            for file in self.folder.iterdir():
-                file.unlink()
-            raise ConfigError(
-                f"The teacher {one.name} predicts what is no number, first at sequences "
-                f"{self.plan.batches[number][0]} to {self.plan.batches[number][-1]}; nothing of "
-                "it is stored. Look at its weights, or set trainer.precision=32-true."
-            )
+            if numbers.all is not None and not numbers.all:
+                made = self.plan.batches[number]
+                refuse_broken([one], f"sequences {made[0]} to {made[-1]}", self.folder)
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier("written")
