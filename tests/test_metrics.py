@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
+from torchmetrics.classification import MulticlassCalibrationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.metrics import BINS, Likeness, Quality, rouge_l
+from lightning_distill.metrics import BINS, CalibrationError, Likeness, Quality, rouge_l
 
 V = 7
 
@@ -32,7 +33,7 @@ def kept_log_probs(logits, labels, vocab):
 
 
 def measured(batches, bytes_per_token=3.0):
-    quality = Quality(V, bytes_per_token)
+    quality = Quality(bytes_per_token)
     rows = [kept_log_probs(logits, labels, V) for logits, labels in batches]
     for log_probs, labels in rows:
         quality.update(log_probs, labels)
@@ -68,6 +69,18 @@ def test_calibration_error_by_hand(batches):
             mean = sum(float(confidence[i]) for i in inside) / len(inside)
             error += len(inside) / len(labels) * abs(accuracy - mean)
     assert found["calibration_error"] == pytest.approx(error, abs=1e-5)
+
+
+def test_calibration_error_is_that_of_torchmetrics_and_keeps_no_prediction():
+    ours, theirs = CalibrationError(), MulticlassCalibrationError(V, BINS, "l1")
+    size = sum(state.numel() for state in ours.metric_state.values())
+    for count in (300, 1, 40):
+        logits, labels = 3 * torch.randn(count, V), torch.randint(V, (count,))
+        logits[:3] *= 1000  # of these the most probable class has all of it
+        for metric in (ours, theirs):
+            metric.update(logits.softmax(-1), labels)
+    assert float(ours.compute()) == pytest.approx(float(theirs.compute()), rel=1e-5)
+    assert sum(state.numel() for state in ours.metric_state.values()) == size
 
 
 def test_a_model_agrees_with_itself(batches):

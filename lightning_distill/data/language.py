@@ -142,7 +142,7 @@ class Language(DataModule):
             check_isolates(model, name)
 
     def quality(self) -> Quality:
-        return Quality(self.num_classes, self.bytes_per_token("test"))
+        return Quality(self.bytes_per_token("test"))
 
     def bytes_per_token(self, split: str) -> float:
         split = split if split in self._tokens else "validation"  # much like what is streamed

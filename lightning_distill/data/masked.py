@@ -100,7 +100,7 @@ class MaskedLanguage(Language):
             )
 
     def quality(self) -> Quality:
-        return Quality(self.num_classes)
+        return Quality()
 
     def prompts(self) -> list[str]:
         found = (self.examples("test")[number]["input_ids"][:SHOWN] for number in self.shown)

@@ -109,7 +109,7 @@ class Translation(DataModule):
 
     def quality(self) -> Quality:
         count = len(self._tokens["test_targets"])
-        return Quality(self.num_classes, self._known["test"]["bytes"] / count)
+        return Quality(self._known["test"]["bytes"] / count)
 
     def score_writing(self, model: PreTrainedModel) -> dict[str, float]:
         """BLEU (Papineni et al. 2002, as sacreBLEU counts it) and chrF (Popović 2015), 0 to 100,
