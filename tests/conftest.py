@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import Command, environment, write_documents
 from wandb_server import Server
 
 from lightning_distill import app
@@ -41,10 +42,6 @@ TINY = [
     "logger=csv",
 ]
 
-# Two workers on two cores; and models so small that a second thread only waits.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
-
 
 @pytest.fixture(autouse=True)
 def no_tracking_account(monkeypatch, tmp_path):
@@ -61,16 +58,6 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     write_documents(path)
     return path
-
-
-def write_documents(path: Path) -> None:
-    """180 documents of sentences over a small vocabulary; the same in every session."""
-    dice = random.Random(0)
-    words = "a teacher student learns soft targets from temperature model small large"
-    with path.open("w") as file:
-        for _ in range(180):
-            text = " ".join(dice.choice(words.split()) for _ in range(dice.randint(10, 60)))
-            file.write(json.dumps({"text": text}) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -125,31 +112,19 @@ def make_data(text_file, tmp_path_factory):
     return make
 
 
-def environment() -> dict[str, str]:
-    """This process's, without the service that W&B has begun in it, which may be gone by then."""
-    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-
-
 @pytest.fixture(scope="session")
 def command(text_file, tmp_path_factory):
-    """Runs the real command in a process of its own."""
+    """Runs the command in a process of its own."""
 
     def run(*overrides: str, tiny: bool = True, expect: int = 0, **env: str):
-        here = tmp_path_factory.mktemp("cwd")
+        here, said = tmp_path_factory.mktemp("cwd"), tmp_path_factory.mktemp("said")
         settings = [*TINY, f"data.path={text_file}"] if tiny else []
         flags = [o for o in overrides if o.startswith("-")]
-        overrides = tuple(o for o in overrides if not o.startswith("-"))
-        done = subprocess.run(
-            [sys.executable, "-m", "lightning_distill", *flags, *settings, *overrides],
-            cwd=here,
-            env={**environment(), "NETRC": str(here / "no-netrc"), **env},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done
+        argv = [*flags, *settings, *(o for o in overrides if o not in flags)]
+        env = {**environment(), "NETRC": str(here / "no-netrc"), **env}
+        done = Command(argv, here, said / "out", said / "err", env).wait(expect, timeout=500)
+        out, err = done.out.read_text(), done.err.read_text()
+        return subprocess.CompletedProcess(argv, done.process.exitcode, out, err)
 
     return run
 

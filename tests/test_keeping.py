@@ -5,14 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import lightning as L
 import pytest
 import torch
 from conftest import TINY
+from forked import Place
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
@@ -98,21 +96,9 @@ def start(text_file, tmp_path):
 
     def start(**env):
         where = [f"data.path={text_file}", f"paths.outputs={tmp_path}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lightning_distill", *TINY, *LONG, *where],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, **env},
-        )
-        until = time.monotonic() + 120
-        while (
-            not (found := list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")))
-            and time.monotonic() < until
-        ):
-            time.sleep(0.02)
-        return process, found[0].parent.parent
+        command = Place(tmp_path / "place").start(*TINY, *LONG, *where, **env)
+        (saved,) = command.until(lambda: list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")))
+        return command, saved.parent.parent
 
     return start
 
@@ -125,15 +111,14 @@ def student(folder):
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tmp_path):
-    process, folder = start()
+    command, folder = start()
     same = [*LONG, "logger=csv", f"paths.outputs={tmp_path}"]
-    process.send_signal(signal.SIGSTOP)
+    command.signal(signal.SIGSTOP)
     in_process(*same)  # beside one that is alive
-    process.send_signal(signal.SIGCONT)
+    command.signal(signal.SIGCONT)
     (undisturbed,) = set(folder.parent.iterdir()) - {folder}
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    command.signal(signal.SIGINT)
+    said = command.wait(130, timeout=60).said
     assert "stopped by SIGINT at step" in said
     assert "The same command goes on from there" in said
     (tmp_path / "copy").mkdir()
@@ -153,8 +138,7 @@ def test_slurm_is_asked_to_start_a_job_again_that_it_warned(start, tmp_path):
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
     (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    process, _ = start(SLURM_JOB_ID="12", PATH=path)
-    process.send_signal(signal.SIGUSR1)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGUSR1, said
+    command, _ = start(SLURM_JOB_ID="12", PATH=path)
+    command.signal(signal.SIGUSR1)
+    command.wait(128 + signal.SIGUSR1, timeout=60)
     assert told.read_text().split() == ["requeue", "12"]

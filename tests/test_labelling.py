@@ -1,25 +1,24 @@
 """The teacher's pass over the transfer set: killed, cut short of room, and on two devices."""
 
-import multiprocessing
-import os
 import random
 import resource
 import shutil
-import subprocess
-import sys
-import time
+import signal
 from collections import namedtuple
 from dataclasses import replace
-from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from conftest import TINY
+from forked import Place, as_ranks
 from safetensors.torch import load_file, save_file
 
-from lightning_distill import ConfigError, app
+from lightning_distill import ConfigError, ranks
+from lightning_distill.artifacts import Store
+from lightning_distill.data import Language
 from lightning_distill.data.packing import IGNORED
+from lightning_distill.data.text import Text
 from lightning_distill.models import Frozen, sizes
 from lightning_distill.transfer import labelling, shards
 from lightning_distill.transfer.hidden import Hidden
@@ -31,9 +30,9 @@ def contents(folder):
     return {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
-def predict(labeller):
+def predict(labeller, **devices):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **devices)
     trainer.predict(labeller, return_predictions=False)
 
 
@@ -202,60 +201,32 @@ def test_what_is_no_number_where_nothing_is_to_be_learned_is_no_hindrance(make_d
     assert list(contents(tmp_path)) == ["shard-00000.safetensors"]
 
 
-TWO_DEVICES = """
-import sys
-from pathlib import Path
-import lightning as L, torch
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Language
-from lightning_distill.data.text import Text
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.transfer import shards
-from lightning_distill.transfer.labelling import Labeller
-from lightning_distill.transfer.stored import Listed
-
-devices, text, outputs, folder = int(sys.argv[1]), *sys.argv[2:4], Path(sys.argv[4])
-shards.SHARD_TOKENS = 128, 2**20
-torch.set_num_threads(1)
-data = Language(Text, 32, 4, 300, False, path=text)
-data.prepare(Store(outputs), None)
-torch.manual_seed(1)
-V = len(data.tokenizer)
-labeller = Labeller(
-    [Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), V)],
-    Listed("hybrid", 4, 4, (1.0, 2.0), 16, V),
-    data.examples("train"), 58, data.examples("validation"), 3, folder,
-)
-trainer = L.Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
-    logger=False, enable_progress_bar=False, enable_model_summary=False,
-    enable_checkpointing=False, use_distributed_sampler=False,
-)
-trainer.predict(labeller, return_predictions=False)
-kl = labeller.kl
-if trainer.is_global_zero:
-    print("KL", kl)
-if devices > 1:  # else gloo's threads may outlive the interpreter, which aborts
-    torch.distributed.destroy_process_group()
-"""
+def label_alike(world, text, outputs, folder):
+    """What each of the devices does."""
+    shards.SHARD_TOKENS = 128, 2**20
+    data = Language(Text, 32, 4, 300, False, path=str(text))
+    data.prepare(Store(outputs), None)
+    torch.manual_seed(1)
+    size = len(data.tokenizer)
+    labeller = Labeller(
+        [Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), size)],
+        Listed("hybrid", 4, 4, (1.0, 2.0), 16, size),
+        *(data.examples("train"), 58, data.examples("validation"), 3, folder),
+    )
+    strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto"}
+    predict(labeller, use_distributed_sampler=False, **strategy)
+    if ranks.number() == 0:
+        folder.with_suffix(".kl").write_text(repr(labeller.kl))
 
 
 @pytest.mark.slow
 def test_two_devices_write_the_shards_of_one(text_file, tmp_path):
     """15 shards, 8 for the one and 7 for the other; then none for the other."""
-    (tmp_path / "label.py").write_text(TWO_DEVICES)
 
-    def label(devices, folder):
+    def label(world, folder):
         folder.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "label.py", str(devices), text_file, tmp_path / "outputs", folder],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return contents(folder), next(x for x in done.stdout.splitlines() if x.startswith("KL"))
+        as_ranks(world, label_alike, world, text_file, tmp_path / "outputs", folder)
+        return contents(folder), folder.with_suffix(".kl").read_text()
 
     one, two = tmp_path / "one", tmp_path / "two"
     alone, kl = label(1, one)
@@ -266,46 +237,32 @@ def test_two_devices_write_the_shards_of_one(text_file, tmp_path):
     assert label(2, two) == (alone, kl)
 
 
-def run_command(cwd: Path, settings: list[str]) -> None:
-    """In a process of its own; one block a shard, 271 of the tests' text."""
-    os.chdir(cwd)
-    sys.stdout = sys.stderr = (cwd / "said.txt").open("a")
-    sys.argv = ["lightning-distill", *settings]
+def small_shards():
+    """One block a shard, 271 of the tests' text."""
     shards.SHARD_TOKENS = 32, 32
-    app.main()
 
 
 @pytest.fixture(scope="module")
-def start(text_file, tmp_path_factory):
-    """Starts `stage=transfer` on a copy of the outputs that hold the teacher.
+def start(tmp_path_factory):
+    """Starts `stage=transfer`, or another, in outputs that are given."""
+    settings = [*TINY, "logger=none", "transfer=cached"]
+    place = Place(tmp_path_factory.mktemp("place"))
 
-    Returns the process and those outputs.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_distill.pipeline", "lightning_distill.transfer"])
-    settings = [*TINY, f"data.path={text_file}", "logger=none", "transfer=cached"]
-
-    def run(outputs, stage="transfer"):
-        cwd = tmp_path_factory.mktemp("cwd")
+    def start(outputs, stage="transfer"):
         own = [*settings, f"paths.outputs={outputs}", f"stage={stage}"]
-        process = context.Process(target=run_command, args=(cwd, own))
-        process.start()
-        return process
+        return place.start(*own, before=small_shards)
 
-    return run
+    return start
 
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
     """Outputs with a teacher, and the cache that it makes when it is left in peace."""
     outputs = tmp_path_factory.mktemp("undisturbed")
-    process = start(outputs, "teacher")
-    process.join()
+    start(outputs, "teacher").wait()
     with_teacher = tmp_path_factory.mktemp("outputs") / "with_teacher"
     shutil.copytree(outputs, with_teacher)
-    process = start(outputs)
-    process.join()
-    assert process.exitcode == 0
+    start(outputs).wait()
     (cache,) = outputs.glob("artifacts/predictions/*/manifest.json")
     return with_teacher, contents(cache.parent)
 
@@ -314,25 +271,17 @@ def shards_there(outputs):
     return len(list(outputs.glob("artifacts/predictions/*.partial/shard-*.safetensors")))
 
 
-def kill_after(count, process, outputs):
-    """As soon as so many shards are there."""
-    while process.is_alive() and shards_there(outputs) < count:
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9
-    assert count <= shards_there(outputs)
-
-
 def check_killed(start, undisturbed, outputs, moments):
+    """Killed as soon as so many shards are there."""
     with_teacher, expected = undisturbed
     shutil.copytree(with_teacher, outputs)
     for moment in moments:
-        kill_after(moment, start(outputs), outputs)
+        command = start(outputs)
+        assert command.until(lambda moment=moment: shards_there(outputs) >= moment), command.said
+        command.signal(signal.SIGKILL)
+        command.wait(-signal.SIGKILL)
         assert not list(outputs.glob("artifacts/predictions/*/manifest.json"))
-    last = start(outputs)
-    last.join()
-    assert last.exitcode == 0
+    start(outputs).wait()
     (cache,) = outputs.glob("artifacts/predictions/*/manifest.json")
     assert contents(cache.parent) == expected
 

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, curve, scores
+from forked import Place
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -38,9 +38,11 @@ def outputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(command, outputs):
+def one(in_process, outputs):
     """The run on one device."""
-    command(*SAME, f"paths.outputs={outputs / 'one'}", f"hydra.run.dir={outputs / 'one'}")
+    in_process(
+        "logger=csv", *SAME, f"paths.outputs={outputs / 'one'}", f"hydra.run.dir={outputs / 'one'}"
+    )
     return outputs / "one"
 
 
@@ -65,14 +67,14 @@ def test_two_devices_give_the_run_of_one(command, outputs, one, trainer):
 
 
 @pytest.mark.slow
-def test_what_a_cache_holds_does_not_depend_on_who_wrote_it(command, outputs, one):
+def test_what_a_cache_holds_does_not_depend_on_who_wrote_it(command, in_process, outputs, one):
     """The teacher of the run on one device labels for two."""
     ahead = ["transfer=cached", "stage=transfer", *SAME, f"paths.outputs={one}"]
     command(*ahead, "trainer=ddp", *TWO)
     (folder,) = one.glob("artifacts/predictions/*")
     by_two = {file.name: file.read_bytes() for file in folder.glob("shard-*")}
     folder.rename(outputs / "by two")
-    command(*ahead)
+    in_process(*ahead)
     (again,) = one.glob("artifacts/predictions/*")
     assert again.name == folder.name
     assert {file.name: file.read_bytes() for file in again.glob("shard-*")} == by_two
@@ -125,9 +127,9 @@ def test_every_transfer_gives_two_devices_the_run_of_one(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(command, outputs, one):
+def undisturbed(in_process, outputs, one):
     folder = outputs / "undisturbed"
-    command(*LONG, f"paths.outputs={one}", f"hydra.run.dir={folder}")
+    in_process(*LONG, f"paths.outputs={one}", f"hydra.run.dir={folder}")
     return folder
 
 
@@ -148,19 +150,10 @@ def test_a_run_that_was_stopped_goes_on_on_other_devices(
 ):
     folder = tmp_path / "stopped"
     where = [f"paths.outputs={one}", f"hydra.run.dir={folder}", f"data.path={text_file}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lightning_distill", *TINY, *LONG, *before, *where],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    until = time.monotonic() + 120
-    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)  # to the command alone, which hands it on
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert "stopped by SIGTERM at step" in said
+    run = Place(tmp_path).start(*TINY, *LONG, *before, *where)
+    assert run.until((folder / "checkpoints" / "last.ckpt").exists), run.said
+    run.process.terminate()  # the command alone, which hands it on
+    assert "stopped by SIGTERM at step" in run.wait(128 + signal.SIGTERM).said
     said = command(*LONG, *after, *where).stdout
     assert "going on from step" in said
     for role, known in scores(undisturbed).items():

@@ -2,16 +2,14 @@
 
 import csv
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from conftest import TINY
+from forked import Place
 
 pytestmark = pytest.mark.slow
 
@@ -52,20 +50,11 @@ def curves(folder):
 
 
 @pytest.fixture
-def start(text_file, tmp_path):
-    """Starts the real command as a process group of its own, below one folder."""
+def start(tmp_path):
+    """Starts a sweep in a process of its own, below one folder."""
 
     def start(*overrides, cwd="."):
-        (tmp_path / cwd).mkdir(exist_ok=True)
-        settings = [*TINY, f"data.path={text_file}", "sweep.name=all", *overrides]
-        return subprocess.Popen(
-            [sys.executable, "-m", "lightning_distill", "-m", *settings],
-            cwd=tmp_path / cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return Place(tmp_path / cwd).start("-m", *TINY, "sweep.name=all", *overrides)
 
     return start
 
@@ -73,10 +62,7 @@ def start(text_file, tmp_path):
 @pytest.fixture
 def run(start):
     def run(*overrides, expect=0, cwd="."):
-        process = start(*overrides, cwd=cwd)
-        said, _ = process.communicate(timeout=500)
-        assert process.returncode == expect, said
-        return said
+        return start(*overrides, cwd=cwd).wait(expect).said
 
     return run
 
@@ -84,6 +70,11 @@ def run(start):
 def steps_logged(folder):
     """How many training steps each job has logged."""
     return {name[0]: len(rows) for name, rows in curves(folder).items() if name[1] == "train/loss"}
+
+
+def has_logged(command, folder, steps):
+    """Waits for so many steps of all jobs together; false where the command ends before."""
+    return command.until(lambda: sum(steps_logged(folder).values()) >= steps)
 
 
 @pytest.mark.long
@@ -97,14 +88,12 @@ def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
     for _ in range(kills):
         folder = tmp_path / "killed" / "outputs" / "sweeps" / "all"
         before = steps_logged(folder)
-        process = start(*asked, cwd="killed")
+        command = start(*asked, cwd="killed")
         more = sum(before.values()) + dice.randint(15, 6 * jobs + 3)
-        while sum(steps_logged(folder).values()) < more:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.01)
+        assert has_logged(command, folder, more), command.said
         time.sleep(dice.uniform(0, 0.4))
-        os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
+        command.signal(signal.SIGKILL)
+        said = command.wait(-signal.SIGKILL).said
         for name in re.findall(r"(\S+): finished before", said):
             assert before[name] == 30
         # No more of what the kill before had cut off is repeated than since the last checkpoint.
@@ -142,12 +131,11 @@ def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, 
     folder = tmp_path / "killed" / "outputs" / "sweeps" / "all"
     said = ""
     for _ in range(3):
-        process = start(*asked, cwd="killed")
+        command = start(*asked, cwd="killed")
         more = sum(steps_logged(folder).values()) + dice.randint(12, 40)
-        while sum(steps_logged(folder).values()) < more and process.poll() is None:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)  # its workers notice by themselves
-        said += process.communicate()[0]
+        has_logged(command, folder, more)
+        command.process.kill()  # its workers notice by themselves
+        said += command.wait(expect=None).said
     said += run(*asked, cwd="killed")
     assert "student: going on from step" in said
     whole = tmp_path / "whole" / "outputs" / "sweeps" / "all"
@@ -175,7 +163,7 @@ def test_only_new_values_are_run_and_what_failed_is_tried_again(run, tmp_path):
 
 
 def test_changed_settings_leave_alone_what_others_made(run, tmp_path, text_file):
-    text = tmp_path / "text.jsonl"
+    text = tmp_path / "changing.jsonl"
     lines = text_file.read_text().splitlines(keepends=True)
     text.write_text("".join(lines))
     run("loss.alpha=0", f"data.path={text}")

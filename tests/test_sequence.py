@@ -1,13 +1,11 @@
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import lightning as L
 import pytest
 import torch
+from conftest import TINY
+from forked import Place
 
 from lightning_distill import ConfigError
 from lightning_distill.artifacts import Store
@@ -147,32 +145,20 @@ def test_the_teachers_text_alone_needs_a_teacher_once(in_process, tmp_path):
 
 
 @pytest.mark.long
-def test_killed_while_it_writes_and_started_again_it_writes_the_same(text_file, tmp_path):
-    from conftest import TINY
+def test_killed_while_it_writes_and_started_again_it_writes_the_same(tmp_path):
+    place, outputs = Place(tmp_path), {name: tmp_path / name for name in "ab"}
+    settings = [*TINY, "transfer=sequence", "transfer.batch_size=1", "stage=transfer"]
 
-    def start(outputs):
-        settings = [*TINY, f"data.path={text_file}", "transfer=sequence", "transfer.batch_size=1",
-                    "stage=transfer", f"paths.outputs={outputs}"]  # fmt: skip
-        command = [sys.executable, "-m", "lightning_distill", *settings]
-        return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    def written():
+        return len(list(outputs["a"].glob("artifacts/text/*.partial/*.jsonl")))
 
-    def written(outputs):
-        return len(list(outputs.glob("artifacts/text/*.partial/*.jsonl")))
-
-    killed = 0
-    while True:
-        process, target = start(tmp_path / "a"), 5 + 17 * killed
-        while process.poll() is None and (written(tmp_path / "a") < target or killed == 3):
-            time.sleep(0.002)
-        if process.poll() is not None:
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        killed += 1
-    assert process.returncode == 0, process.stdout.read()
-    assert killed == 3
-    assert start(tmp_path / "b").wait() == 0
+    for target in (5, 22, 39):
+        command = place.start(*settings, f"paths.outputs={outputs['a']}")
+        assert command.until(lambda target=target: written() >= target), command.said
+        command.signal(signal.SIGKILL)
+        command.wait(-signal.SIGKILL)
+    for folder in outputs.values():
+        place.run(*settings, f"paths.outputs={folder}")
     whole, again = (
         {f.name: f.read_bytes() for f in (tmp_path / x).glob("artifacts/text/*/*")} for x in "ab"
     )

@@ -1,13 +1,13 @@
 """The average is over the tokens of the global batch, however it is cut up."""
 
-import subprocess
-import sys
-
 import lightning as L
 import pytest
 import torch
+from forked import as_ranks
 from torch.utils.data import DataLoader
 
+from lightning_distill import ranks
+from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.losses import Objective
 from lightning_distill.losses.forward_kl import forward_kl
 from lightning_distill.models import Frozen, sizes
@@ -120,63 +120,47 @@ def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
     assert int(student.tokens_seen) == 60
 
 
-TWO_DEVICES = """
-import os, sys
-import lightning as L, torch
-from torch.utils.data import DataLoader
-from lightning_distill.data.tokenizer import train_tokenizer
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.student import StudentModule
-from lightning_distill.transfer import Online
-
-devices, file = int(sys.argv[1]), sys.argv[2]
-tokenizer = train_tokenizer(["soft targets"] * 3, 300)
-V = len(tokenizer)
-torch.manual_seed(1)
-ids = torch.randint(0, V, (8, 17))
-blocks = []
-for row, counted in zip(ids, (16, 1, 7, 12, 3, 16, 2, 9)):
-    labels = row[1:].clone()
-    labels[counted:] = -100
-    blocks.append(
-        {"input_ids": row[:-1], "labels": labels, "position_ids": torch.arange(16)}
+def train_alike(world, file):
+    """What each of the devices does: two steps on eight blocks, four a step."""
+    tokenizer = train_tokenizer(["soft targets"] * 3, 300)
+    size = len(tokenizer)
+    torch.manual_seed(1)
+    blocks = []
+    counts = (16, 1, 7, 12, 3, 16, 2, 9)
+    for row, counted in zip(torch.randint(0, size, (8, 17)), counts, strict=True):
+        labels = row[1:].clone()
+        labels[counted:] = -100
+        blocks.append({"input_ids": row[:-1], "labels": labels, "position_ids": torch.arange(16)})
+    teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), tokenizer)
+    student = sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer)
+    module = StudentModule(
+        *(student, size, [Frozen(teacher, size)]),
+        *(Objective(forward_kl, 2.0, 0.5, 1.0, "labels"), Online(None)),
+        lambda groups: torch.optim.SGD(groups, lr=RATE),
+        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
     )
-teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), tokenizer)
-student = sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer)
-module = StudentModule(
-    student, V, [Frozen(teacher, V)], Objective(forward_kl, 2.0, 0.5, 1.0, "labels"), Online(None),
-    lambda groups: torch.optim.SGD(groups, lr=0.1),
-    lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
-)
-trainer = L.Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=2,
-    logger=False, enable_progress_bar=False, enable_model_summary=False,
-    enable_checkpointing=False, use_distributed_sampler=False,
-)
-mine = blocks[int(os.environ.get("LOCAL_RANK", 0)) :: devices]
-trainer.fit(module, DataLoader(mine, batch_size=4 // devices))
-if trainer.is_global_zero:
-    torch.save(student.state_dict(), file)
-"""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        max_steps=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, DataLoader(blocks[ranks.number() :: world], batch_size=4 // world))
+    if ranks.number() == 0:
+        torch.save(student.state_dict(), file)
 
 
 @pytest.mark.slow
 def test_two_devices_make_the_step_of_one(tmp_path):
     """Under DDP, whose hooks have to see the gradients that the fused objective makes."""
-    (tmp_path / "train.py").write_text(TWO_DEVICES)
     found = []
-    for devices in (1, 2):
-        file = tmp_path / f"{devices}.pt"
-        done = subprocess.run(
-            [sys.executable, "train.py", str(devices), str(file)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        found.append(torch.load(file, weights_only=True))
+    for world in (1, 2):
+        as_ranks(world, train_alike, world, tmp_path / "weights.pt")
+        found.append(torch.load(tmp_path / "weights.pt", weights_only=True))
     for name, weights in found[0].items():
         torch.testing.assert_close(weights, found[1][name], rtol=1e-4, atol=1e-6)

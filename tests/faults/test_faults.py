@@ -12,8 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import environment
-from forked import EVERY, STEPS, SWEEP, Place, check_whole, children, numbers, results
+from forked import EVERY, STEPS, SWEEP, Place, check_whole, children, environment, numbers, results
 from wandb_server import Server
 
 from lightning_distill import wandb_runs

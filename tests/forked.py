@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
@@ -16,15 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import write_documents
+import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from lightning_distill import launch, ranks
 from lightning_distill.artifacts import damage
 from lightning_distill.results import check_results
 
+# Two workers on two cores; and models so small that a second thread only waits.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["lightning_distill.app", "lightning_distill.pipeline", "lightning_distill.report", "forked"]
+    ["lightning_distill.app", "lightning_distill.pipeline", "lightning_distill.report"]
 )
 
 STEPS = 40
@@ -57,13 +64,28 @@ SWEEP = [
 ]
 
 
-def _run(argv: list[str], folder: str, said: str, env: dict[str, str], before: Any) -> None:
-    out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(out, stream)
-    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+def environment() -> dict[str, str]:
+    """This process's, without the service that W&B has begun in it, which may be gone by then."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
+def write_documents(path: Path) -> None:
+    """180 documents of sentences over a small vocabulary; the same in every session."""
+    dice = random.Random(0)
+    words = "a teacher student learns soft targets from temperature model small large"
+    with path.open("w") as file:
+        for _ in range(180):
+            text = " ".join(dice.choice(words.split()) for _ in range(dice.randint(10, 60)))
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], before: Any) -> None:
+    for stream, name in enumerate(said, start=1):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
     os.setsid()
     os.chdir(folder)
+    os.environ.clear()
     os.environ.update(env)
     sys.argv = ["lightning-distill", *argv]
     if before:
@@ -79,17 +101,53 @@ def _run(argv: list[str], folder: str, said: str, env: dict[str, str], before: A
         sys.exit(1)
 
 
+def as_ranks(world: int, work: Callable[..., None], *told: Any) -> None:
+    """Calls work(*told) in so many processes, as torchrun would have started them."""
+    port = launch._free_port()
+    begun = [FORK.Process(target=_rank, args=(r, world, port, work, told)) for r in range(world)]
+    for process in begun:
+        process.start()
+    for process in begun:
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def _rank(rank: int, world: int, port: int, work: Callable[..., None], told: Any) -> None:
+    if world == 1:
+        return work(*told)
+    os.environ |= {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"},
+        **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
+        **{name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
+    }
+    ranks.join(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    work(*told)
+    ranks.leave()
+
+
 @dataclass
 class Command:
-    """One that is running, or was."""
+    """One that is running, or was. What it says goes to two files, which may be one."""
 
+    argv: list[str]
     folder: Path
-    process: Any
-    said_in: Path
+    out: Path
+    err: Path
+    env: dict[str, str]
+    before: Callable[[], None] | None = None
+    process: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.out.touch()
+        self.err.touch()
+        said = [str(self.out), str(self.err)]
+        told = self.argv, str(self.folder), said, self.env, self.before
+        self.process = FORK.Process(target=_run, args=told)
+        self.process.start()
 
     @property
     def said(self) -> str:
-        return self.said_in.read_text() if self.said_in.exists() else ""
+        return "".join(file.read_text() for file in dict.fromkeys((self.out, self.err)))
 
     @property
     def alive(self) -> bool:
@@ -151,17 +209,17 @@ class Place:
     def start(self, *argv: str, before: Callable[[], None] | None = None, **env: str) -> Command:
         number = len(list(self.folder.glob("*.said")))
         said = self.folder / f"{number}.said"
-        told = (list(argv) or SWEEP) + ["data.path=text.jsonl"]
+        told = list(argv or SWEEP)
+        if not any(setting.startswith("data.path=") for setting in told):
+            told.append("data.path=text.jsonl")
         env = {
+            **environment(),
             "HYDRA_FULL_ERROR": "0",
             "WANDB_MODE": "offline",
             "NETRC": str(self.folder / "none"),
             **env,
         }
-        process = FORK.Process(target=_run, args=(told, str(self.folder), str(said), env, before))
-        said.touch()
-        process.start()
-        return Command(self.folder, process, said)
+        return Command(told, self.folder, said, said, env, before)
 
     def run(self, *argv: str, expect: int = 0, **more: Any) -> str:
         return self.start(*argv, **more).wait(expect).said
