@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LEASE = 60.0  # seconds without a sign of life after which another machine's lock is free
+NAMELESS = 2.0  # seconds after which filelock frees a lock whose content it cannot read
 
 
 def key_of(made_from: dict[str, Any]) -> str:
@@ -155,22 +156,22 @@ def is_held(file: Path) -> bool:
 def locked(file: Path, what: str, wait: bool = True) -> Iterator[Callable[[], None]]:
     """One process at a time, on a file system that several machines share too.
 
-    A lock whose process died is taken over: at once on the same machine, after LEASE on another.
+    A lock whose process died is taken over: at once on the same machine, after LEASE on another,
+    and after some seconds where it died before it could write its name.
     Raises ConfigError where another holds it, and it is not to be waited for.
     Yields a function that raises RuntimeError where that happened to this process, which then was
     stopped for so long that another may have done its work.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(file, lease_duration=LEASE)
-    try:
-        lease.acquire(timeout=0)
-    except Timeout:
+    if not _acquired(lease, 0.0) and not (_free_nameless(file) and _acquired(lease, 2 * NAMELESS)):
         owner = lease.owner
         whose = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
         if not wait:
-            raise ConfigError(f"{what} is in use by {whose}.") from None
+            raise ConfigError(f"{what} is in use by {whose}.")
         log.info("waiting for %s, which %s is making", what, whose)
-        lease.acquire(poll_interval=0.2)
+        while not _acquired(lease, LEASE):
+            _free_nameless(file)
 
     def check() -> None:
         if lease.compromise:
@@ -180,6 +181,36 @@ def locked(file: Path, what: str, wait: bool = True) -> Iterator[Callable[[], No
         yield check
     finally:
         lease.release()
+
+
+def _acquired(lease: SoftFileLease, seconds: float) -> bool:
+    try:
+        lease.acquire(timeout=seconds, poll_interval=0.2)
+    except Timeout:
+        return False
+    return True
+
+
+def _free_nameless(file: Path) -> bool:
+    """Has filelock free a lock that stays empty; whether it is one.
+
+    It takes an empty lock for one of its oldest versions, held as long as it is there, and frees
+    one whose content it cannot read after NAMELESS. To an owner's name a line end does no harm.
+    """
+    try:
+        if file.stat().st_size:
+            return False
+        time.sleep(NAMELESS)  # in which one that is alive writes its name
+        stream = os.open(file, os.O_WRONLY | os.O_APPEND)
+    except OSError:  # it is free by now, or not ours to write to
+        return False
+    try:
+        empty = os.fstat(stream).st_size == 0
+        if empty:
+            os.write(stream, b"\n")
+    finally:
+        os.close(stream)
+    return empty
 
 
 def write_whole(file: Path, data: bytes) -> None:

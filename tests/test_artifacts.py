@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from lightning_distill import ConfigError, artifacts
-from lightning_distill.artifacts import Store, key_of, locked
+from lightning_distill.artifacts import Store, is_held, key_of, locked
 
 MADE_FROM = {"steps": 3, "data": "abc"}
 
@@ -190,6 +191,38 @@ def test_a_lock_whose_process_died_is_taken_over(tmp_path, monkeypatch, host):
         check()
     waited = time.monotonic() - start
     assert waited > 1.5 if host == "elsewhere" else waited < 1.5
+
+
+def test_a_lock_whose_process_died_before_it_wrote_its_name_is_taken_over(tmp_path):
+    """As it is left by a kill between the two calls."""
+    (tmp_path / "lock").touch()
+    with locked(tmp_path / "lock", "it") as check:
+        check()
+    (tmp_path / "lock").touch()
+    assert not is_held(tmp_path / "lock")
+
+
+def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(artifacts, "LEASE", 1.5)
+    monkeypatch.setattr(artifacts, "NAMELESS", 0.6)
+    file = tmp_path / "lock"
+    holder = hold(file, os.uname().nodename, 1.5)
+    name = file.read_bytes()
+    os.truncate(file, 0)
+    threading.Timer(0.3, lambda: file.write_bytes(name)).start()
+    with locked(file, "it"):
+        assert holder.wait() == 0
+    assert f"waiting for it, which process {holder.pid} on" in caplog.text
+
+
+def test_a_line_end_behind_its_name_takes_no_lock_from_its_owner(tmp_path):
+    with locked(tmp_path / "lock", "it") as check:
+        with (tmp_path / "lock").open("a") as stream:
+            stream.write("\n")
+        assert is_held(tmp_path / "lock")
+        check()
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_process_whose_lock_was_taken_over_does_not_finish(tmp_path, monkeypatch):
