@@ -32,8 +32,17 @@ NAMELESS = 2.0  # seconds after which filelock frees a lock whose content it can
 
 
 def key_of(made_from: dict[str, Any]) -> str:
-    """16 hexadecimal digits that change whenever anything in `made_from` does."""
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    """16 hexadecimal digits that change whenever anything in `made_from` does; 2.0 is 2."""
+    content = json.dumps(_alike(made_from), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _alike(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _alike(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_alike(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def hash_of(file: Path) -> str:

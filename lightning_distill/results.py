@@ -109,7 +109,7 @@ def settings_key(cfg: DictConfig) -> str:
     """Equal for two jobs that must give the same numbers."""
     settings = _on_one_device(_settings(cfg), ranks.wanted(cfg))
     inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
-    return key_of({"inputs": inputs, **_alike(_effective(settings))})
+    return key_of({"inputs": inputs, **_effective(settings)})
 
 
 def _on_one_device(settings: dict[str, Any], devices: int) -> dict[str, Any]:
@@ -169,15 +169,6 @@ def _effective(settings: dict[str, Any]) -> dict[str, Any]:
     if learns_alone(settings):
         transfer = {"num_blocks": transfer["num_blocks"]}
     return {**settings, "loss": loss, "transfer": transfer}
-
-
-def _alike(value: Any) -> Any:
-    """With 2.0 as 2, which is the same setting."""
-    if isinstance(value, dict):
-        return {str(key): _alike(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_alike(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _state_of(path: Any) -> list[Any]:

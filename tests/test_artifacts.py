@@ -149,6 +149,8 @@ def test_any_changed_setting_is_another_artifact(tmp_path):
     keys = {key_of(MADE_FROM), key_of(MADE_FROM | {"steps": 4}), key_of({"steps": 3})}
     assert len(keys) == 3
     assert key_of(MADE_FROM) == key_of(dict(reversed(MADE_FROM.items())))
+    assert key_of({"rates": [2, {"a": 0}]}) == key_of({"rates": (2.0, {"a": 0.0})})
+    assert key_of({"rates": 2}) != key_of({"rates": 2.5})
 
 
 HOLD = """
