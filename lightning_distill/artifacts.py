@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LEASE = 60.0  # seconds without a sign of life after which another machine's lock is free
-NAMELESS = 2.0  # seconds after which filelock frees a lock whose content it cannot read
+NAMELESS = 2.0  # seconds that filelock gives the owner of an unreadable lock
 
 
 def key_of(made_from: dict[str, Any]) -> str:
@@ -201,25 +201,22 @@ def _acquired(lease: SoftFileLease, seconds: float) -> bool:
 
 
 def _free_nameless(file: Path) -> bool:
-    """Has filelock free a lock that stays empty; whether it is one.
+    """Has filelock free a lock without a name after NAMELESS; whether it is one.
 
     It takes an empty lock for one of its oldest versions, held as long as it is there, and frees
-    one whose content it cannot read after NAMELESS. To an owner's name a line end does no harm.
+    one that stays unreadable. A line end does no harm to a name, be it there by now or still to come.
     """
     try:
-        if file.stat().st_size:
-            return False
-        time.sleep(NAMELESS)  # in which one that is alive writes its name
         stream = os.open(file, os.O_WRONLY | os.O_APPEND)
     except OSError:  # it is free by now, or not ours to write to
         return False
     try:
-        empty = os.fstat(stream).st_size == 0
-        if empty:
+        nameless = os.fstat(stream).st_size == 0
+        if nameless:
             os.write(stream, b"\n")
     finally:
         os.close(stream)
-    return empty
+    return nameless
 
 
 def write_whole(file: Path, data: bytes) -> None:

@@ -207,12 +207,16 @@ def test_a_lock_whose_process_died_before_it_wrote_its_name_is_taken_over(tmp_pa
 def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(artifacts, "LEASE", 1.5)
-    monkeypatch.setattr(artifacts, "NAMELESS", 0.6)
     file = tmp_path / "lock"
-    holder = hold(file, os.uname().nodename, 1.5)
+    holder = hold(file, os.uname().nodename, 5)
     name = file.read_bytes()
     os.truncate(file, 0)
-    threading.Timer(0.3, lambda: file.write_bytes(name)).start()
+
+    def write_late():
+        with file.open("r+b") as stream:
+            stream.write(name)
+
+    threading.Timer(1.0, write_late).start()
     with locked(file, "it"):
         assert holder.wait() == 0
     assert f"waiting for it, which process {holder.pid} on" in caplog.text

@@ -26,6 +26,7 @@ class Card(Callback):
 EIGHT = [
     *("data.batch_size=8", "data.isolate_documents=true", "loss.temperature=2", "logger=csv"),
     *("trainer.log_every_n_steps=1", "checkpoint_every_n_steps=5", "student.max_steps=12"),
+    "trainer.val_check_interval=4",
 ]
 
 
