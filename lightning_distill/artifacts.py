@@ -204,7 +204,7 @@ def _free_nameless(file: Path) -> bool:
     """Has filelock free a lock without a name after NAMELESS; whether it is one.
 
     It takes an empty lock for one of its oldest versions, held as long as it is there, and frees
-    one that stays unreadable. A line end does no harm to a name, be it there by now or still to come.
+    one that stays unreadable. A line end does no harm to a name, be it there or still to come.
     """
     try:
         stream = os.open(file, os.O_WRONLY | os.O_APPEND)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forked import Place, check_whole, numbers, results
 
 PHASES = ("teacher training", "labelling", "student training", "evaluation", "report")
+BETWEEN = "between them"
 LONGEST = (1.0, 0.3, 0.8, 0.5, 0.3)  # seconds of each, about, in which a kill comes
 
 
@@ -28,16 +29,16 @@ def phase_of(place: Place) -> str:
     """What is being done, as the disk shows it."""
     artifacts = place.outputs / "artifacts"
     if not list(artifacts.glob("teacher/*[!l]/manifest.json")):  # none but .partial
-        return PHASES[0] if list(artifacts.glob("teacher/*.partial")) else "start"
+        return PHASES[0] if list(artifacts.glob("teacher/*.partial")) else BETWEEN
     if not list(artifacts.glob("predictions/*[!l]/manifest.json")):
-        return PHASES[1] if list(artifacts.glob("predictions/*.partial")) else "start"
+        return PHASES[1] if list(artifacts.glob("predictions/*.partial")) else BETWEEN
     states = [(job["status"], name) for name, job in results(place.sweep).items()]
     for status, name in states:
         if status == "running":
             return PHASES[3] if (place.sweep / name / "student").exists() else PHASES[2]
     if [status for status, _ in states] == ["finished"] * 2:
         return PHASES[4]
-    return "start"
+    return BETWEEN
 
 
 def kill_once(place: Place, phase: str, dice: random.Random) -> str | None:
@@ -89,7 +90,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         found = kill_at_random(Path(scratch), told.kills, told.seed)
     print("\n| killed in | kills |\n| --- | --- |")
-    for name, count in sorted(found.items(), key=lambda hit: ("start", *PHASES).index(hit[0])):
+    for name, count in sorted(found.items(), key=lambda hit: (BETWEEN, *PHASES).index(hit[0])):
         print(f"| {name} | {count} |")
     minutes = (time.monotonic() - start) / 60
     print(f"\n{found.total()} kills in {minutes:.0f} minutes: no result lost, no file corrupt, ")
