@@ -31,7 +31,14 @@ from lightning_distill.results import Job, objectives, write_results
 from lightning_distill.settings import check, check_secrets
 from lightning_distill.stages import STAGES
 from lightning_distill.summary import end_what_broke_off
-from lightning_distill.sweep import job_folder, run_alone, run_folder, run_once, sweep_name
+from lightning_distill.sweep import (
+    job_folder,
+    run_alone,
+    run_folder,
+    run_once,
+    sweep_name,
+    take_back,
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +84,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
     except Exception as error:
         reason = explain(error)
         if alone and reason:
+            take_back(this, Path(cfg.paths.outputs))
             raise Refused(reason) from error
         if alone:
             raise

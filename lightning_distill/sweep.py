@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from lightning_distill.stages import LOOKING
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"  # of a single run's folder
+NOTES = {"job.log", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))}
 LONGEST_NAME = 120  # characters of a folder's name; file systems take 255 bytes
 # Overrides that tell no job from another.
 NAMELESS = ("paths", "name", "logger", "sweep", "evaluate")
@@ -113,6 +115,19 @@ def run_alone(job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A single run, whose folder is its alone for so long."""
     with locked(job.folder / LOCK, f"{job.folder}", wait=False):
         return run()
+
+
+def take_back(job: Job, outputs: Path) -> None:
+    """Removes Hydra's notes of a single run that was refused before it began."""
+    there = {str(file.relative_to(job.folder)) for file in job.folder.rglob("*") if file.is_file()}
+    if not there <= NOTES:
+        return
+    with suppress(OSError):  # what is to be said is why it was refused
+        for name in there:
+            (job.folder / name).unlink()
+        (job.folder / ".hydra").rmdir()
+        if outputs.resolve() in job.folder.parents:
+            job.folder.rmdir()
 
 
 def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -36,6 +36,18 @@ PRETRAINED = ["teacher=pretrained", "teacher.name=x"]
 LORA = ["student=pretrained", "student.name=x", "student.lora.rank=4"]
 
 
+@pytest.mark.parametrize("folder", ["outputs/mine", "mine"])
+def test_what_is_refused_leaves_what_its_folder_held(main, tmp_path, folder):
+    refused = ["loss.temperature=0", "logger=none", f"hydra.run.dir={folder}"]
+    assert main(*refused)[0] == 2
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "notes.txt").write_text("mine")
+    assert main(*refused)[0] == 2
+    assert (tmp_path / folder / "notes.txt").read_text() == "mine"
+    assert (tmp_path / folder / "job.log").exists()
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "overrides"),
     [

@@ -26,8 +26,6 @@ TRAINED = (
 # What a command may leave besides nothing, by the word that its case has for it.
 LEFT = {
     "nothing": r"(?!)",
-    # Hydra's own notes of a run, which are there before its job begins.
-    "log": r"(runs/offline|outputs)/runs/[^/]+/[^/]+/(\.hydra/\w+\.yaml|job\.log)",
     # Of one that comes upon the mistake when its job has begun, that it has.
     "begun": r"outputs/runs/[^/]+/[^/]+/(\.hydra/\w+\.yaml|job\.log|results\.json)",
     # Of a sweep, whose jobs fail one by one: each one's notes, and that it failed.
