@@ -12,10 +12,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
 
 from lightning_distill import ConfigError, ranks
-from lightning_distill.artifacts import locked
 from lightning_distill.comparison import Row, gather
 from lightning_distill.errors import Refused, explain, nearest
 from lightning_distill.jobs import job_folders, told_apart
+from lightning_distill.locks import locked
 from lightning_distill.plugins import check_plugins
 from lightning_distill.results import RESULTS, Job
 from lightning_distill.settings import check, check_sweep

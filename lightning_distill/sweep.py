@@ -19,7 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_distill.artifacts import is_held, locked, write_whole
+from lightning_distill.artifacts import write_whole
+from lightning_distill.locks import is_held, locked
 from lightning_distill.results import (
     RESULTS,
     Job,

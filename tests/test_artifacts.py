@@ -1,18 +1,14 @@
 import json
-import logging
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from lightning_distill import ConfigError, artifacts
-from lightning_distill.artifacts import Store, is_held, key_of, locked
+from lightning_distill import ConfigError, locks
+from lightning_distill.artifacts import Store, key_of
 
 MADE_FROM = {"steps": 3, "data": "abc"}
 
@@ -153,86 +149,8 @@ def test_any_changed_setting_is_another_artifact(tmp_path):
     assert key_of({"rates": 2}) != key_of({"rates": 2.5})
 
 
-HOLD = """
-import socket, sys, time
-socket.gethostname = lambda: sys.argv[2]
-from pathlib import Path
-from lightning_distill import artifacts
-artifacts.LEASE = 1.5
-with artifacts.locked(Path(sys.argv[1]), "it"):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[3]))
-"""
-
-
-def hold(file, host, seconds):
-    """A process that holds the lock, on a machine of that name."""
-    command = [sys.executable, "-c", HOLD, str(file), host, str(seconds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
-def test_who_waits_says_for_what_and_for_whom(tmp_path, caplog, monkeypatch):
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(artifacts, "LEASE", 1.5)
-    process = hold(tmp_path / "lock", "elsewhere", 3)
-    with locked(tmp_path / "lock", "the teacher 12ab"):
-        assert process.wait() == 0  # longer than a lease, and held all the time
-    assert f"waiting for the teacher 12ab, which process {process.pid} on elsewhere" in caplog.text
-
-
-@pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
-def test_a_lock_whose_process_died_is_taken_over(tmp_path, monkeypatch, host):
-    monkeypatch.setattr(artifacts, "LEASE", 1.5)
-    process = hold(tmp_path / "lock", host, 100)
-    process.kill()
-    process.wait()
-    start = time.monotonic()
-    with locked(tmp_path / "lock", "it") as check:
-        check()
-    waited = time.monotonic() - start
-    assert waited > 1.5 if host == "elsewhere" else waited < 1.5
-
-
-def test_a_lock_whose_process_died_before_it_wrote_its_name_is_taken_over(tmp_path):
-    """As it is left by a kill between the two calls."""
-    (tmp_path / "lock").touch()
-    with locked(tmp_path / "lock", "it") as check:
-        check()
-    (tmp_path / "lock").touch()
-    assert not is_held(tmp_path / "lock")
-
-
-def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(artifacts, "LEASE", 1.5)
-    file = tmp_path / "lock"
-    holder = hold(file, os.uname().nodename, 5)
-    name = file.read_bytes()
-    os.truncate(file, 0)
-
-    def write_late():
-        with file.open("r+b") as stream:
-            stream.write(name)
-
-    threading.Timer(1.0, write_late).start()
-    with locked(file, "it"):
-        assert holder.wait() == 0
-    assert f"waiting for it, which process {holder.pid} on" in caplog.text
-
-
-def test_a_line_end_behind_its_name_takes_no_lock_from_its_owner(tmp_path):
-    with locked(tmp_path / "lock", "it") as check:
-        with (tmp_path / "lock").open("a") as stream:
-            stream.write("\n")
-        assert is_held(tmp_path / "lock")
-        check()
-    assert not (tmp_path / "lock").exists()
-
-
 def test_a_process_whose_lock_was_taken_over_does_not_finish(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "LEASE", 0.3)
+    monkeypatch.setattr(locks, "LEASE", 0.3)
 
     def make(folder):
         (tmp_path / "artifacts" / "teacher" / f"{key_of(MADE_FROM)}.lock").unlink()

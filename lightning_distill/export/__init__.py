@@ -17,8 +17,9 @@ from types import ModuleType
 from omegaconf import DictConfig, ListConfig
 
 from lightning_distill import ConfigError
-from lightning_distill.artifacts import MANIFEST, damage, locked, read_manifest, write_manifest
+from lightning_distill.artifacts import MANIFEST, damage, read_manifest, write_manifest
 from lightning_distill.errors import nearest
+from lightning_distill.locks import locked
 from lightning_distill.results import Job
 
 log = logging.getLogger(__name__)
