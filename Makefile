@@ -34,7 +34,7 @@ test: $(INSTALLED) ## the tests, without those that take longest or need a GPU
 test-all: $(INSTALLED) ## all tests but those that need a GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
-test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with damaged files; 12 minutes
+test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with damaged files; 10 minutes
 	$(BIN)/pytest tests/faults $(ARGS)
 	$(BIN)/python tests/faults/kills.py --kills 200
 
