@@ -29,8 +29,9 @@ from lightning_distill.results import check_results
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
+# A copy has no GPU: where there is one, each process imports for itself.
+CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+multiprocessing.set_forkserver_preload(
     ["lightning_distill.app", "lightning_distill.pipeline", "lightning_distill.report"]
 )
 
@@ -104,7 +105,7 @@ def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], bef
 def as_ranks(world: int, work: Callable[..., None], *told: Any) -> None:
     """Calls work(*told) in so many processes, as torchrun would have started them."""
     port = launch._free_port()
-    begun = [FORK.Process(target=_rank, args=(r, world, port, work, told)) for r in range(world)]
+    begun = [CONTEXT.Process(target=_rank, args=(r, world, port, work, told)) for r in range(world)]
     for process in begun:
         process.start()
     for process in begun:
@@ -142,7 +143,7 @@ class Command:
         self.err.touch()
         said = [str(self.out), str(self.err)]
         told = self.argv, str(self.folder), said, self.env, self.before
-        self.process = FORK.Process(target=_run, args=told)
+        self.process = CONTEXT.Process(target=_run, args=told)
         self.process.start()
 
     @property
