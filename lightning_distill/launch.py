@@ -31,6 +31,8 @@ from lightning_distill.errors import Stopped, explain
 from lightning_distill.results import Job
 from lightning_distill.stages import STAGES
 
+log = logging.getLogger(__name__)
+
 TOGETHER = ("distill", "teacher", "transfer", "evaluate")  # stages that all devices take part in
 LONGEST = 20_000  # characters of a traceback, which must fit into a pipe
 STOPS = (signal.SIGTERM, signal.SIGUSR1)  # which end a training at its next step
@@ -121,8 +123,13 @@ def start(count: int, cfg: DictConfig, job: Job) -> Any:
     results, failures = None, []
     for number, (rank, end) in enumerate(zip(started, heard, strict=True)):
         kind, value, when = _last_words(end)
-        if rank.exitcode == 0 and kind == "results":
+        if kind == "results":
             results = value if number == 0 else results
+            if rank.exitcode:  # as by a library that is closed in the wrong order
+                log.warning(
+                    "rank %s of %s had done its part, and ended with exit code %s",
+                    *(number, count, rank.exitcode),
+                )
         else:
             failures.append((WORST.index(kind), when, number, value, rank.exitcode))
     if not failures:

@@ -3,6 +3,7 @@
 A process is a copy of one that has imported everything already, so that it begins at once.
 """
 
+import atexit
 import csv
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -100,6 +102,9 @@ def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], bef
     except BaseException:
         traceback.print_exc()
         sys.exit(1)
+    finally:  # what a command does at its end, and multiprocessing's processes do not
+        threading._shutdown()
+        atexit._run_exitfuncs()
 
 
 def as_ranks(world: int, work: Callable[..., None], *told: Any) -> None:

@@ -125,6 +125,12 @@ def build(config):
     return model
 
 
+def test_a_graph_is_made_of_what_a_text_gives_its_model():
+    """GPT-2 also knows of segments, which ours have none of."""
+    (example, *_) = task.examples(build(CONFIGS["gpt2"]), Text(20))
+    assert [*example] == ["input_ids", "attention_mask", "position_ids"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",

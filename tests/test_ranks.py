@@ -1,5 +1,6 @@
 """One job on several devices: two processes here, over gloo."""
 
+import atexit
 import csv
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY, curve, scores
 from forked import Place
+from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -177,6 +179,24 @@ def test_each_job_of_a_sweep_has_processes_of_its_own(command, tmp_path):
         rows = list(csv.DictReader(lines))
     assert [row["status"] for row in rows] == ["finished", "finished"]
     assert "finished before, skipped" in command(*sweep, f"paths.outputs={tmp_path}").stdout
+
+
+class Aborts(Callback):
+    """Has rank 1 end badly when all is done."""
+
+    def teardown(self, trainer, module, stage):
+        if trainer.global_rank:
+            atexit.register(os.abort)
+
+
+@pytest.mark.slow
+def test_a_rank_that_ends_badly_behind_its_work_costs_no_result(command, tmp_path):
+    aborts = "+trainer.callbacks=[{_target_: test_ranks.Aborts}]"
+    allow = {"LIGHTNING_DISTILL_ALLOW": "test_ranks"}
+    few = ["student.max_steps=2", "teacher.max_steps=2", f"hydra.run.dir={tmp_path}"]
+    said = command("trainer=ddp", *TWO, *few, aborts, **allow).stdout
+    assert "rank 1 of 2 had done its part, and ended with exit code -6" in said
+    assert scores(tmp_path)["student"]["nll"] > 0
 
 
 @pytest.mark.slow

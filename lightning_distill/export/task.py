@@ -88,4 +88,4 @@ def _batch(model: PreTrainedModel, ids: Tensor, padding: int = 0) -> dict[str, T
     mask[0, :padding] = 0  # of the first row
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    return {name: batch[name] for name in inputs(model)}
+    return {name: batch[name] for name in inputs(model) if name in batch}
