@@ -126,10 +126,8 @@ def start(count: int, cfg: DictConfig, job: Job) -> Any:
         if kind == "results":
             results = value if number == 0 else results
             if rank.exitcode:  # as by a library that is closed in the wrong order
-                log.warning(
-                    "rank %s of %s had done its part, and ended with exit code %s",
-                    *(number, count, rank.exitcode),
-                )
+                said = "rank %s of %s had done its part, and ended with exit code %s"
+                log.warning(said, number, count, rank.exitcode)
         else:
             failures.append((WORST.index(kind), when, number, value, rank.exitcode))
     if not failures:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,12 @@ def _free_nameless(file: Path) -> bool:
     one that stays unreadable. A line end does no harm to a name, be it there or still to come.
     """
     try:
-        stream = os.open(file, os.O_WRONLY | os.O_APPEND)
+        there = file.lstat()
+        if there.st_size or not stat.S_ISREG(there.st_mode):
+            return False
+        lock = os.open(file, os.O_WRONLY | os.O_APPEND)
     except OSError:  # it is free by now, or not ours to write to
         return False
-    try:
-        nameless = os.fstat(stream).st_size == 0
-        if nameless:
-            os.write(stream, b"\n")
-    finally:
-        os.close(stream)
-    return nameless
+    with open(lock, "wb") as stream:
+        stream.write(b"\n")
+    return True

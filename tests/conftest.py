@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import subprocess
@@ -41,6 +42,12 @@ TINY = [
     "trainer.log_every_n_steps=4",
     "logger=csv",
 ]
+
+
+def pytest_sessionfinish():
+    """A command that a failed test has left behind, stopped perhaps, would be waited for."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @pytest.fixture(autouse=True)

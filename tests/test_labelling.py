@@ -201,7 +201,7 @@ def test_what_is_no_number_where_nothing_is_to_be_learned_is_no_hindrance(make_d
     assert list(contents(tmp_path)) == ["shard-00000.safetensors"]
 
 
-def label_alike(world, text, outputs, folder):
+def label_alike(text, outputs, folder):
     """What each of the devices does."""
     shards.SHARD_TOKENS = 128, 2**20
     data = Language(Text, 32, 4, 300, False, path=str(text))
@@ -213,7 +213,7 @@ def label_alike(world, text, outputs, folder):
         Listed("hybrid", 4, 4, (1.0, 2.0), 16, size),
         *(data.examples("train"), 58, data.examples("validation"), 3, folder),
     )
-    strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto"}
+    strategy = {"devices": ranks.world(), "strategy": "ddp" if ranks.several() else "auto"}
     predict(labeller, use_distributed_sampler=False, **strategy)
     if ranks.number() == 0:
         folder.with_suffix(".kl").write_text(repr(labeller.kl))
@@ -225,7 +225,7 @@ def test_two_devices_write_the_shards_of_one(text_file, tmp_path):
 
     def label(world, folder):
         folder.mkdir(exist_ok=True)
-        as_ranks(world, label_alike, world, text_file, tmp_path / "outputs", folder)
+        as_ranks(world, label_alike, text_file, tmp_path / "outputs", folder)
         return contents(folder), folder.with_suffix(".kl").read_text()
 
     one, two = tmp_path / "one", tmp_path / "two"

@@ -61,6 +61,17 @@ def test_a_lock_whose_process_died_before_it_wrote_its_name_is_taken_over(tmp_pa
     assert not is_held(tmp_path / "lock")
 
 
+@pytest.mark.parametrize("other", ["link", "pipe"])
+def test_what_lies_in_a_locks_place_is_not_written_to(tmp_path, other):
+    (tmp_path / "mine").touch()
+    if other == "link":
+        (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    else:
+        os.mkfifo(tmp_path / "lock")
+    assert is_held(tmp_path / "lock")
+    assert (tmp_path / "mine").read_bytes() == b""
+
+
 def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(locks, "LEASE", 1.5)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from conftest import TINY
-from forked import Place
+from forked import Place, results
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +22,6 @@ TWELVE = [
     "loss.alpha=0.5,1",
     "seed=0,1",
 ]
-
-
-def results(folder):
-    """By the folder of each job."""
-    return {f.parent.name: json.loads(f.read_text()) for f in sorted(folder.rglob("results.json"))}
 
 
 def numbers(folder):

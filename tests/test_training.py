@@ -120,8 +120,9 @@ def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
     assert int(student.tokens_seen) == 60
 
 
-def train_alike(world, file):
+def train_alike(file):
     """What each of the devices does: two steps on eight blocks, four a step."""
+    world = ranks.world()
     tokenizer = train_tokenizer(["soft targets"] * 3, 300)
     size = len(tokenizer)
     torch.manual_seed(1)
@@ -160,7 +161,7 @@ def test_two_devices_make_the_step_of_one(tmp_path):
     """Under DDP, whose hooks have to see the gradients that the fused objective makes."""
     found = []
     for world in (1, 2):
-        as_ranks(world, train_alike, world, tmp_path / "weights.pt")
+        as_ranks(world, train_alike, tmp_path / "weights.pt")
         found.append(torch.load(tmp_path / "weights.pt", weights_only=True))
     for name, weights in found[0].items():
         torch.testing.assert_close(weights, found[1][name], rtol=1e-4, atol=1e-6)
