@@ -38,11 +38,6 @@ test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with
 	$(BIN)/pytest tests/faults $(ARGS)
 	$(BIN)/python tests/faults/kills.py --kills 200
 
-test-deepspeed: $(INSTALLED) ## trainer=deepspeed, which is installed beside .venv for it
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/deepspeed -c constraints.txt \
-		deepspeed hjson ninja py-cpuinfo msgpack einops
-	PYTHONPATH=$(CURDIR)/build/deepspeed $(BIN)/python -m pytest tests/test_ranks.py -m "not gpu" -k deepspeed $(ARGS)
-
 coverage: $(INSTALLED) ## which lines the tests run: build/coverage/index.html
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' --cov --cov-report=term \
 		--cov-report=html:build/coverage $(ARGS)
@@ -112,4 +107,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all test-faults test-deepspeed coverage mutants lint format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean
+.PHONY: help setup demo experiments test test-all test-faults coverage mutants lint format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean

@@ -8,7 +8,6 @@ import atexit
 import faulthandler
 import os
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -99,8 +98,6 @@ def hardware_problem(cfg: DictConfig) -> str | None:
             f"student.lora.rank={cfg.student.lora.rank}: trainer=fsdp trains whole models; set "
             "trainer=ddp, or student.lora.rank=null"
         )
-    if _strategy(cfg) == "Zero" and (problem := _zero_problem(cfg)):
-        return problem
     if (place := OmegaConf.select(cfg, "teacher.device")) is not None:
         kind, _, index = str(place).partition(":")
         known = {"cpu": 1, "mps": 1, "cuda": len(visible_gpus())}.get(kind, 0)
@@ -112,27 +109,6 @@ def hardware_problem(cfg: DictConfig) -> str | None:
             f"trainer.precision={trainer.precision}: this GPU does not compute in bf16; set "
             "trainer.precision=16-mixed or 32-true"
         )
-    return None
-
-
-def _zero_problem(cfg: DictConfig) -> str | None:
-    if wanted(cfg) == 1:
-        return (
-            "trainer=deepspeed shares the optimizer's state out among several devices, and has "
-            "one; set trainer.devices=2 or more, or trainer=auto"
-        )
-    if (precision := str(cfg.trainer.get("precision"))) not in ("32-true", "bf16-mixed"):
-        return (
-            f"trainer.precision={precision}: trainer=deepspeed trains weights of 32 bits; set "
-            "trainer.precision=bf16-mixed or 32-true"
-        )
-    if (algorithm := cfg.trainer.get("gradient_clip_algorithm")) not in (None, "norm"):
-        return (
-            f"trainer.gradient_clip_algorithm={algorithm}: trainer=deepspeed clips by the norm; "
-            "set norm"
-        )
-    if find_spec("deepspeed") is None:
-        return "trainer=deepspeed needs the extra: pip install 'lightning_distill[deepspeed]'"
     return None
 
 

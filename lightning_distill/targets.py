@@ -52,7 +52,6 @@ CALLABLES = (
     "lightning_distill.models.sizes.build",
     "lightning_distill.models.vision.convnet",
     "lightning_distill.sharding.Sharded",
-    "lightning_distill.zero.Zero",
     "lightning_distill.stopwatch.Stopwatch",
     "lightning_distill.summary.Summary",
     "lightning.Trainer",

@@ -20,7 +20,6 @@ from lightning_distill.losses import Objective, Terms
 from lightning_distill.losses.objective import counted, nll
 from lightning_distill.models.head import Predictions, Predictor
 from lightning_distill.sharding import is_sharding, local, shard, whole
-from lightning_distill.zero import divide, is_zero
 
 log = logging.getLogger(__name__)
 
@@ -162,15 +161,12 @@ class TrainedModule(L.LightningModule):
         loss, tokens = self._over_all(*step["loss"])
         # Lightning divided by the number of micro-batches, the strategy by that of devices.
         factor = trainer.accumulate_grad_batches * trainer.world_size / UNIT / tokens.clamp(min=1)
-        if is_zero(trainer):
-            self._norm = divide(optimizer, factor)
-        else:
-            gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-            torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
-            self._norm = get_total_norm(gradients)
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+        self._norm = get_total_norm(gradients)
         norm = whole(self._norm)
         if trainer.precision != "16-mixed":  # whose scaler leaves out steps until it fits
-            sharded = is_sharding(trainer) or is_zero(trainer)
+            sharded = is_sharding(trainer)
             good = self.guard.judge(self.global_step + 1, optimizer, loss, norm, sharded)
             step = {
                 k: (torch.as_tensor(total).where(good, 0), n * good)

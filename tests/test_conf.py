@@ -70,7 +70,7 @@ def test_a_group_is_named_after_the_module_that_holds_its_targets(file):
         path = node.path if node._target_.startswith("hydra.utils.get_") else node._target_
         if path.startswith(OURS):
             place = path.removeprefix(OURS).split(".")[0]
-            elsewhere = {"loss": ["losses"], "teacher": ["models"], "trainer": ["sharding", "zero"]}
+            elsewhere = {"loss": ["losses"], "teacher": ["models"], "trainer": ["sharding"]}
             assert place.startswith(file.parts[0]) or place in elsewhere[file.parts[0]]
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,6 @@ from lightning_distill.data.loading import Order, Part, Share
 from lightning_distill.data.packing import IGNORED
 from lightning_distill.keeping import queue_again
 
-WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="make test-deepspeed")
-DEEPSPEED = pytest.param("deepspeed", marks=WITH_DEEPSPEED)
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 # Documents kept apart leave some labels out, and so ranks with unequal numbers of tokens.
 SAME = [
@@ -49,7 +46,7 @@ def one(in_process, outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp", DEEPSPEED])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_devices_give_the_run_of_one(command, outputs, one, trainer):
     folder = outputs / trainer
     said = command(
@@ -96,7 +93,7 @@ def bytes_of(folder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp", DEEPSPEED])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_every_transfer_gives_two_devices_the_run_of_one(
     command, in_process, text_file, outputs, one, transfer, trainer
@@ -143,8 +140,6 @@ ALONE = ["trainer=cpu"]
     ("before", "after"),
     [
         pytest.param(["trainer=fsdp", *TWO], ALONE, id="fsdp"),
-        pytest.param(["trainer=deepspeed", *TWO], ALONE, id="deepspeed", marks=WITH_DEEPSPEED),
-        pytest.param(ALONE, ["trainer=deepspeed", *TWO], id="to deepspeed", marks=WITH_DEEPSPEED),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_on_other_devices(
@@ -162,10 +157,9 @@ def test_a_run_that_was_stopped_goes_on_on_other_devices(
         assert scores(folder)[role] == pytest.approx(known, rel=1e-3), role
 
 
-@WITH_DEEPSPEED
 @pytest.mark.slow
 def test_a_step_that_is_no_number_is_left_out_of_shards_too(command):
-    said = command("trainer=deepspeed", *TWO, "optimizer.lr=1e30", expect=2)
+    said = command("trainer=fsdp", *TWO, "optimizer.lr=1e30", expect=2)
     assert "is left out: its loss is" in said.stdout
     assert "Training diverged" in said.stderr
 
@@ -415,7 +409,6 @@ def config(device=None, **trainer):
     return OmegaConf.create({"trainer": node, "teacher": {"device": device}})
 
 
-ZERO = {"strategy": {"_target_": "lightning_distill.zero.Zero"}, "precision": "32-true"}
 
 
 @pytest.mark.parametrize(
@@ -431,14 +424,6 @@ ZERO = {"strategy": {"_target_": "lightning_distill.zero.Zero"}, "precision": "3
             "",
             "trainer=fsdp splits models up among several devices, and has one",
         ),
-        (ZERO, "", "trainer=deepspeed shares the optimizer's state out among several devices"),
-        ({**ZERO, "devices": 2, "precision": "bf16-true"}, "", "set trainer.precision=bf16-mixed"),
-        ({**ZERO, "devices": 2}, "", "pip install 'lightning_distill[deepspeed]'"),
-        (
-            {**ZERO, "devices": 2, "gradient_clip_algorithm": "value"},
-            "",
-            "trainer=deepspeed clips by the norm; set norm",
-        ),
         ({"accelerator": "gpu", "precision": "bf16-mixed"}, "0", "does not compute in bf16"),
         ({"device": "cuda:1"}, "0", "teacher.device=cuda:1 is not there"),
         ({"device": "abacus"}, "0", "teacher.device=abacus is not there"),
@@ -446,7 +431,6 @@ ZERO = {"strategy": {"_target_": "lightning_distill.zero.Zero"}, "precision": "3
 )
 def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    monkeypatch.setattr(ranks, "find_spec", lambda _: None)  # of DeepSpeed
     assert expected in ranks.hardware_problem(config(**trainer))
 
 
