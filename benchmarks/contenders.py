@@ -108,8 +108,8 @@ class Clock:
 
 def ours(work: Workload, clock: Clock, fused: bool = True) -> None:
     """lightning_distill: StudentModule under Lightning, forward KL from the teacher alone."""
-    from lightning_distill.models import Frozen
-    from lightning_distill.transfer import Online
+    from lightning_distill.models.frozen import Frozen
+    from lightning_distill.transfer.online import Online
 
     teachers = [Frozen(work.teacher, work.vocabulary, fused)]
     _train(work, clock, _forward_kl(fused), Online(None), teachers, work.blocks())
@@ -122,8 +122,8 @@ def unfused(work: Workload, clock: Clock) -> None:
 
 def labels_alone(work: Workload, clock: Clock) -> None:
     """lightning_distill with loss.alpha=0: the same module on labels, without a teacher."""
-    from lightning_distill.losses import LABELS_ALONE
-    from lightning_distill.transfer import Online
+    from lightning_distill.losses.objective import LABELS_ALONE
+    from lightning_distill.transfer.online import Online
 
     _train(work, clock, LABELS_ALONE, Online(None), [], work.blocks())
 
@@ -153,9 +153,9 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
     import tempfile
     from types import SimpleNamespace
 
-    from lightning_distill.artifacts import Store
-    from lightning_distill.teacher import Teacher
-    from lightning_distill.transfer import Cached
+    from lightning_distill.storage.artifacts import Store
+    from lightning_distill.training.teacher import Teacher
+    from lightning_distill.transfer.cached import Cached
 
     data: Any = SimpleNamespace(
         tokenizer=range(work.vocabulary),
@@ -178,8 +178,8 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
 
 
 def _forward_kl(fused: bool) -> Any:
-    from lightning_distill.losses import Objective
-    from lightning_distill.losses.forward_kl import forward_kl
+    from lightning_distill.losses.divergences.forward_kl import forward_kl
+    from lightning_distill.losses.objective import Objective
 
     return Objective(forward_kl, 1.0, 1.0, 0.0, "labels", fused=fused)
 
@@ -189,7 +189,7 @@ def _train(
 ) -> None:
     from lightning.pytorch.callbacks import Callback
 
-    from lightning_distill.student import StudentModule
+    from lightning_distill.training.student import StudentModule
 
     class Timing(Callback):
         """A step is from the end of the one before, so that fetching its batch counts."""
@@ -357,9 +357,9 @@ def _loop(work: Workload, clock: Clock, loss: Callable[[dict[str, Tensor]], Tens
 
 def loss_alone(work: Workload, clock: Clock, fused: bool = True) -> None:
     """The objective and its gradients alone, from hidden states that are there already."""
-    from lightning_distill.losses import Objective
-    from lightning_distill.losses.forward_kl import forward_kl
-    from lightning_distill.models.head import Predictions, find_head
+    from lightning_distill.losses.divergences.forward_kl import forward_kl
+    from lightning_distill.losses.objective import Objective
+    from lightning_distill.models.output_head import Predictions, find_head
 
     objective = Objective(forward_kl, 1.0, 1.0, 0.0, "labels", fused=fused)
     sides = []

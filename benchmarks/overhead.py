@@ -21,14 +21,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 
-import lightning_distill.app  # noqa: F401 (its resolvers)
-from lightning_distill import models
-from lightning_distill.artifacts import Store
-from lightning_distill.errors import CONF
-from lightning_distill.fitting import make_trainer
-from lightning_distill.models import Frozen
-from lightning_distill.student import StudentModule
-from lightning_distill.teacher import Teacher
+from lightning_distill.config.messages import CONF
+from lightning_distill.models.build import build_model
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.fit import make_trainer
+from lightning_distill.training.student import StudentModule
+from lightning_distill.training.teacher import Teacher
 
 DEMO = ["experiment=demo", "experiment/job=distilled", "logger=csv"]
 WARM_UP = 20  # steps that are not timed
@@ -56,7 +55,7 @@ class Step:
         self.data = instantiate(self.cfg.data)
         self.data.prepare(Store(folder), None)
         torch.manual_seed(0)
-        self.teacher = models.build(self.cfg.teacher, self.data)
+        self.teacher = build_model(self.cfg.teacher, self.data)
         self.objective, self.transfer = instantiate(self.cfg.loss), instantiate(self.cfg.transfer)
         if self.objective.needs_teacher:
             held = Teacher([lambda: self.teacher], [1.0], "untrained", 0.0, self.data)
@@ -67,7 +66,7 @@ class Step:
         asks = self.objective.needs_teacher and self.transfer.holds_teacher
         teacher = Frozen(self.teacher, self.data.num_classes, self.objective.fused)
         return StudentModule(
-            models.build(self.cfg.student, self.data),
+            build_model(self.cfg.student, self.data),
             self.data.num_classes,
             [teacher] if asks else [],
             self.objective,

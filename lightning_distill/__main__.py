@@ -1,4 +1,4 @@
-from lightning_distill.app import main
+from lightning_distill.cli.app import main
 
 if __name__ == "__main__":
     main()

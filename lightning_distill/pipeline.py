@@ -17,68 +17,75 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError, models, ranks, targets
-from lightning_distill.artifacts import Store
-from lightning_distill.cost import Cost
-from lightning_distill.data import DataModule, task_of
-from lightning_distill.evaluation import check_asked, look_at, measure
-from lightning_distill.fitting import fit, make_trainer, save_trained
-from lightning_distill.guard import SKIPPED
-from lightning_distill.jobs import job_folders
-from lightning_distill.models import adapters, pretrained
-from lightning_distill.models.from_teacher import from_teacher
-from lightning_distill.optimizers import check_optimizers
-from lightning_distill.results import HARDWARE, RESULTS, Job, finished_run, write_results
-from lightning_distill.settings import each_teacher
-from lightning_distill.student import StudentModule
-from lightning_distill.sweep import results_in
-from lightning_distill.teacher import Teacher, find_teacher, obtain_teacher
-from lightning_distill.tracking import finish_loggers, start_loggers
-from lightning_distill.transfer.writing import GENERATED
+from lightning_distill.config import allowlist
+from lightning_distill.config.validation import each_teacher
+from lightning_distill.data.tasks.base import DistillationData, task_of
+from lightning_distill.distributed import process_group, topology
+from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation.evaluate import (
+    check_requested,
+    check_teacher_quality,
+    evaluate_all,
+)
+from lightning_distill.models import lora, pretrained
+from lightning_distill.models.build import build_model, load_tokenizers, outline_model
+from lightning_distill.models.pruning import prune_teacher
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.sweeps.job import RESULTS, Job, finished_run, results_in, write_results
+from lightning_distill.sweeps.job_key import HARDWARE
+from lightning_distill.sweeps.records import job_folders
+from lightning_distill.tracking.loggers import Tracker, log_samples
+from lightning_distill.training.cost import Cost
+from lightning_distill.training.fit import fit, make_trainer, save_trained
+from lightning_distill.training.nonfinite_guard import SKIPPED
+from lightning_distill.training.optimizers import check_optimizers
+from lightning_distill.training.student import StudentModule
+from lightning_distill.training.teacher import Teacher, find_teacher, obtain_teacher
+from lightning_distill.transfer.generated import GENERATED
 
 log = logging.getLogger(__name__)
 
 
 def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """Everything needed, in order. Returns what `results.json` holds."""
-    targets.find(cfg)
+    allowlist.find(cfg)
     # What can be wrong with the settings shows before anything is trained.
     objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
     check_optimizers(cfg)
-    store = Store(cfg.paths.outputs)
+    store, tracker = Store(cfg.paths.outputs), Tracker(cfg, job)
     data, teacher_data = prepare_data(cfg)
     check_inside(cfg, data, teacher_data)
     L.seed_everything(cfg.seed, verbose=False)
     copied = cfg.student.initialize == "teacher_layers"
-    student = outline_student(cfg, data) if copied else models.build(cfg.student, data)
-    adapters.check(student, cfg.student, "student")
+    student = outline_student(cfg, data) if copied else build_model(cfg.student, data)
+    lora.check(student, cfg.student, "student")
     transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
     asked = objective.needs_teacher or transfer.always_asks
     if asked or copied:
-        teacher = obtain_teacher(cfg, store, teacher_data, job)
+        teacher = obtain_teacher(cfg, store, teacher_data, tracker, job.folder)
     else:
         teacher = find_teacher(cfg, store, teacher_data)  # not trained for this, but compared with
     if teacher and copied:
         batches = data.loader(data.examples("train"), data.batch_size)
-        student = from_teacher(teacher.models[0], cfg.student, batches)
-    adapters.attach(student, cfg.student, "student", cfg.seed)
+        student = prune_teacher(teacher.models[0], cfg.student, batches)
+    lora.attach(student, cfg.student, "student", cfg.seed)
 
     if teacher and asked and not teacher.served:
         knows = student if copied or "name" in cfg.student else None
-        look_at(teacher, knows, data, store, trainer_for(cfg, job))
+        check_teacher_quality(teacher, knows, data, store, trainer_for(cfg, job))
 
-    if ranks.first() and not job.was_interrupted():
+    if process_group.is_rank_zero() and not job.was_interrupted():
         for old in ("checkpoints", "student"):  # which another job's may be linked to
             shutil.rmtree(job.folder / old, ignore_errors=True)
         for name in (GENERATED, SKIPPED):
             (job.folder / name).unlink(missing_ok=True)
     write_results(job.folder, job.state("running"))
-    ranks.together()
+    process_group.barrier()
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
     checkpoints = job.folder / "checkpoints"
-    loggers = start_loggers(cfg, job, job.folder, checkpoints)
+    loggers = tracker.start(job.folder, checkpoints)
     needed = teacher if asked else None
     if needed:
         objective.teacher_weights = needed.weights
@@ -102,40 +109,41 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         data.train_on(transfer.dataset(data), cfg.seed)
         fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
 
-    trained = adapters.trainable(module.model)
-    adapters.merge(module.model)
+    trained = lora.trainable(module.model)
+    lora.merge(module.model)
     save_trained(module.model, data, job.folder / "student")
-    scores = measure(cfg, data, job.folder, module.model, teacher, loggers)
-    if adapters.wanted(cfg.student):
+    show = partial(log_samples, loggers)
+    scores = evaluate_all(cfg, data, job.folder, module.model, teacher, show)
+    if lora.wanted(cfg.student):
         scores["student"]["trainable_parameters"] = trained
     results = job.results(cost, scores)
     write_results(job.folder, results)
-    finish_loggers(loggers, results)
+    tracker.finish(loggers, results)
     return results
 
 
-def teach(cfg: DictConfig, job: Job) -> dict[str, Any]:
+def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
-    targets.find(cfg)
+    allowlist.find(cfg)
     check_optimizers(cfg, student=False)
     _, data = prepare_data(cfg)
-    teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, job)
-    scores = measure(cfg, data, job.folder, None, teacher)
+    teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, Tracker(cfg, job), job.folder)
+    scores = evaluate_all(cfg, data, job.folder, None, teacher)
     results = job.results(Cost(teacher_seconds=teacher.seconds), scores)
     write_results(job.folder, results)
     return results
 
 
-def hand_over(cfg: DictConfig, job: Job) -> dict[str, Any]:
+def run_transfer(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, which students then share."""
-    targets.find(cfg)
+    allowlist.find(cfg)
     transfer, store = instantiate(cfg.transfer), Store(cfg.paths.outputs)
     check_optimizers(cfg, student=False)
     data, teacher_data = prepare_data(cfg)
     transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
-    teacher = obtain_teacher(cfg, store, teacher_data, job)
+    teacher = obtain_teacher(cfg, store, teacher_data, Tracker(cfg, job), job.folder)
     seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job), job.folder)
-    scores = measure(cfg, data, job.folder, None, teacher)
+    scores = evaluate_all(cfg, data, job.folder, None, teacher)
     results = job.results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)
     return results
@@ -151,14 +159,14 @@ def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
     finished = [one for one in jobs if results_in(one).get("status") == "finished"]
     if not finished:
         return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
-    from lightning_distill.summary import summarise  # which imports this module in turn
+    from lightning_distill.report.summarise import summarise  # plotly is slow
 
     if left := len(jobs) - len(finished):
         log.info("evaluate.run: %s of %s jobs are not finished and left out", left, len(jobs))
     for one in finished:
         log.info("evaluating %s", one)
         evaluate_run(one, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
-    if ranks.first():
+    if process_group.is_rank_zero():
         summarise(folder)
     return None
 
@@ -182,7 +190,7 @@ def evaluate_run(
     if hardware is not None:
         for key in HARDWARE:
             cfg.trainer[key] = hardware[key]
-    targets.check(cfg, f"evaluate.run={folder}: ")
+    allowlist.check(cfg, f"evaluate.run={folder}: ")
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
     student = None
@@ -191,7 +199,7 @@ def evaluate_run(
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
-    for role, scores in measure(cfg, data, folder, student, teacher).items():
+    for role, scores in evaluate_all(cfg, data, folder, student, teacher).items():
         if scores:  # a teacher that is gone takes nothing of what is known along
             known = results.get(role) or {}
             tasks = {**known.get("tasks", {}), **scores.get("tasks", {})}
@@ -200,18 +208,18 @@ def evaluate_run(
     return results
 
 
-def prepare_data(cfg: DictConfig) -> tuple[DataModule, DataModule]:
+def prepare_data(cfg: DictConfig) -> tuple[DistillationData, DistillationData]:
     """The examples in the student's tokens and in the teacher's: the same where they share them."""
     task = task_of(cfg)
-    check_asked(cfg.evaluate, task)
+    check_requested(cfg.evaluate, task)
     theirs, own = None, None
     if task.has_tokenizer:
         shared = cfg.loss.get("shared_vocabulary", True)
         nodes = [one.teacher for one in each_teacher(cfg)]
-        theirs, own = models.tokenizers(nodes, cfg.student, shared, task.read_alike)
+        theirs, own = load_tokenizers(nodes, cfg.student, shared, task.read_alike)
     found = []
     for tokenizer in [own] if own is theirs else [own, theirs]:
-        data: DataModule = instantiate(cfg.data)
+        data: DistillationData = instantiate(cfg.data)
         data.prepare(Store(cfg.paths.outputs), tokenizer)
         log.info("%s", data.describe())
         found.append(data)
@@ -223,7 +231,7 @@ def trainer_for(cfg: DictConfig, job: Job) -> Callable[..., L.Trainer]:
     return partial(make_trainer, cfg, job.folder)
 
 
-def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) -> None:
+def check_inside(cfg: DictConfig, data: DistillationData, teacher_data: DistillationData) -> None:
     """Raises ConfigError where a term inside the network does not fit these two models."""
     for name, term in instantiate(cfg.loss).inside.items():
         if teacher_data is not data:
@@ -231,18 +239,18 @@ def check_inside(cfg: DictConfig, data: DataModule, teacher_data: DataModule) ->
                 f"loss.{name}.weight={term.weight:g} compares the models token by token, and "
                 f"their tokenizers differ. Set loss.{name}.weight=0."
             )
-        teacher = models.outline(each_teacher(cfg)[0].teacher, data)
+        teacher = outline_model(each_teacher(cfg)[0].teacher, data)
         term.attach(outline_student(cfg, data), teacher)
-        if ranks.is_sharded(cfg) and list(term.parameters()):
+        if topology.uses_fsdp(cfg) and list(term.parameters()):
             raise ConfigError(
                 f"loss.{name}.weight={term.weight:g} between models of different widths learns "
                 "matrices of its own, which trainer=fsdp does not share. Set trainer=ddp."
             )
 
 
-def outline_student(cfg: DictConfig, data: DataModule) -> PreTrainedModel:
+def outline_student(cfg: DictConfig, data: DistillationData) -> PreTrainedModel:
     """Without its weights. Raises ConfigError where it cannot be a part of its teacher."""
     if cfg.student.initialize == "random":
-        return models.outline(cfg.student, data)
-    teacher = models.outline(each_teacher(cfg)[0].teacher, data)
-    return from_teacher(teacher, cfg.student, [])
+        return outline_model(cfg.student, data)
+    teacher = outline_model(each_teacher(cfg)[0].teacher, data)
+    return prune_teacher(teacher, cfg.student, [])

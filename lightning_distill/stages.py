@@ -2,15 +2,15 @@
 
 STAGES = {
     "distill": "pipeline.distill",
-    "teacher": "pipeline.teach",
-    "transfer": "pipeline.hand_over",
+    "teacher": "pipeline.train_teacher",
+    "transfer": "pipeline.run_transfer",
     "evaluate": "pipeline.evaluate_again",
-    "export": "export.export",
-    "report": "summary.summarise_again",
-    "dashboard": "dashboard.build",
-    "sync": "sync.upload",
-    "plan": "plan.plan",
-    "doctor": "doctor.examine",
+    "export": "export.export.export",
+    "report": "report.summarise.summarise_again",
+    "dashboard": "tracking.wandb_dashboard.build",
+    "sync": "tracking.wandb_sync.upload",
+    "plan": "planning.plan.plan",
+    "doctor": "planning.doctor.examine",
 }
 
 LOOKING = ("plan", "doctor")  # which leave a sweep as it is

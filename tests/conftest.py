@@ -20,12 +20,12 @@ import yaml
 from forked import Command, environment, write_documents
 from wandb_server import Server
 
-from lightning_distill import app
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Language
-from lightning_distill.data.text import Text
-from lightning_distill.keeping import Keeping
-from lightning_distill.summary import Summary
+from lightning_distill.cli import app
+from lightning_distill.cli.hydra_callback import Summary
+from lightning_distill.data.sources.text import Text
+from lightning_distill.data.tasks.causal_lm import CausalLM
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.checkpoint_callback import CheckpointCallback
 
 # Two models of a few thousand weights, on a few kilobytes of text.
 TINY = [
@@ -107,10 +107,10 @@ def lm_eval_tasks(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_data(text_file, tmp_path_factory):
-    """A prepared Language on that text."""
+    """A prepared CausalLM on that text."""
 
-    def make(sequence_length=32, batch_size=4, isolate_documents=False) -> Language:
-        data = Language(
+    def make(sequence_length=32, batch_size=4, isolate_documents=False) -> CausalLM:
+        data = CausalLM(
             Text, sequence_length, batch_size, 300, isolate_documents, path=str(text_file)
         )
         data.prepare(Store(tmp_path_factory.getbasetemp() / "outputs"), None)
@@ -185,7 +185,7 @@ def scores(folder):
 def without_its_end():
     """What is run leaves the checkpoints of one that was killed behind its last step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Keeping, "on_train_epoch_end", lambda *_: None)
+        patch.setattr(CheckpointCallback, "on_train_epoch_end", lambda *_: None)
         yield
 
 

@@ -23,9 +23,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lightning_distill import launch, ranks
-from lightning_distill.artifacts import damage
-from lightning_distill.results import check_results
+from lightning_distill.distributed import launcher, process_group
+from lightning_distill.storage.artifacts import find_damage
+from lightning_distill.sweeps.job import check_results
 
 # Two workers on two cores; and models so small that a second thread only waits.
 torch.set_num_threads(1)
@@ -34,7 +34,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A copy has no GPU: where there is one, each process imports for itself.
 CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 multiprocessing.set_forkserver_preload(
-    ["lightning_distill.app", "lightning_distill.pipeline", "lightning_distill.report"]
+    ["lightning_distill.cli.app", "lightning_distill.pipeline", "lightning_distill.report"]
 )
 
 STEPS = 40
@@ -93,7 +93,7 @@ def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], bef
     sys.argv = ["lightning-distill", *argv]
     if before:
         before()
-    from lightning_distill.app import main
+    from lightning_distill.cli.app import main
 
     try:
         main()
@@ -109,7 +109,7 @@ def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], bef
 
 def as_ranks(world: int, work: Callable[..., None], *told: Any) -> None:
     """Calls work(*told) in so many processes, as torchrun would have started them."""
-    port = launch._free_port()
+    port = launcher._free_port()
     begun = [CONTEXT.Process(target=_rank, args=(r, world, port, work, told)) for r in range(world)]
     for process in begun:
         process.start()
@@ -126,9 +126,9 @@ def _rank(rank: int, world: int, port: int, work: Callable[..., None], told: Any
         **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
         **{name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
     }
-    ranks.join(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    process_group.init_process_group(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
     work(*told)
-    ranks.leave()
+    process_group.destroy_process_group()
 
 
 @dataclass
@@ -255,7 +255,7 @@ def check_whole(outputs: Path) -> None:
     """Nothing that can be read under its own name is half-written."""
     for manifest in outputs.glob("artifacts/*/*/manifest.json"):
         if manifest.parent.suffix != ".partial":
-            assert not damage(manifest.parent), manifest
+            assert not find_damage(manifest.parent), manifest
     for file in outputs.rglob("results.json"):
         found = json.loads(file.read_text())
         check_results(found)

@@ -3,7 +3,7 @@
 mutmut changes one at a time in the files that pyproject.toml names for it, and runs the tests that
 come through there. Exit code 1 if no test fails at a change that `mutants.txt` does not list: there
 is why each of these changes no number. Arguments are patterns of mutants, as mutmut names them:
-`lightning_distill.losses.fused.*`; without one it is all of them, half an hour on two cores.
+`lightning_distill.losses.chunked.*`; without one it is all of them, half an hour on two cores.
 """
 
 import ast

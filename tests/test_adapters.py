@@ -18,10 +18,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from lightning_distill import ConfigError
 from lightning_distill.data.tokenizer import train_tokenizer
-from lightning_distill.models import adapters
-from lightning_distill.models.head import Predictor
+from lightning_distill.errors import ConfigError
+from lightning_distill.models import lora
+from lightning_distill.models.output_head import Predictor
 
 pytest.importorskip("peft")
 
@@ -45,7 +45,7 @@ BATCH = {"input_ids": torch.arange(3, 13)[None], "position_ids": torch.arange(10
 
 
 def attach(model, seed=0, **settings):
-    adapters.attach(model, {"lora": LORA | settings}, "student", seed)
+    lora.attach(model, {"lora": LORA | settings}, "student", seed)
     return model.eval()
 
 
@@ -68,7 +68,7 @@ def test_a_model_begins_as_it_was_and_is_one_again_when_merged(name):
     split = Predictor(model, V)(BATCH)
     assert split.head is not None
     torch.testing.assert_close(split.logits(), adapted, rtol=1e-5, atol=1e-5)
-    adapters.merge(model)
+    lora.merge(model)
     assert set(model.state_dict()) == names
     torch.testing.assert_close(model(BATCH["input_ids"]).logits, adapted, rtol=1e-4, atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_an_adapter_is_a_product_of_two_thin_matrices_beside_a_frozen_one():
     place = "model.layers.1.self_attn.q_proj"
     a, b = (trained[f"{place}.lora_{x}.default.weight"].clone() for x in "AB")
     before = model.get_submodule(place).base_layer.weight.clone()
-    adapters.merge(model)
+    lora.merge(model)
     torch.testing.assert_close(model.get_submodule(place).weight, before + 3 / 2 * b @ a)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightning_distill import app
+from lightning_distill.cli import app
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_sweep_of_mistakes_exits_with_2_and_names_each_job(main, capsys):
 
 def test_help_is_for_a_person_and_imports_no_torch():
     run = "try: app.main()\nfinally: print('torch' in sys.modules)"
-    probe = f"import sys\nimport lightning_distill.app as app\n{run}"
+    probe = f"import sys\nimport lightning_distill.cli.app as app\n{run}"
     done = subprocess.run(
         [sys.executable, "-c", probe, "--help"], capture_output=True, text=True, timeout=60
     )

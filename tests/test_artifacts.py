@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_distill import ConfigError, locks
-from lightning_distill.artifacts import Store, key_of
+from lightning_distill.errors import ConfigError
+from lightning_distill.storage import locks
+from lightning_distill.storage.artifacts import Store, key_of
 
 MADE_FROM = {"steps": 3, "data": "abc"}
 

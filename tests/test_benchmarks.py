@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks.contenders import CONTENDERS, Workload, liger_is_missing, liger_loss
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.models.head import Predictions, find_head
+from lightning_distill.constants import IGNORED
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.output_head import Predictions, find_head
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lightning_distill import pipeline
-from lightning_distill.artifacts import MANIFEST
-from lightning_distill.fitting import fit
+from lightning_distill.storage.artifacts import MANIFEST
+from lightning_distill.training.fit import fit
 
 TWO_TEACHERS = "teacher.members=[{seed: 0}, {seed: 1}]"
 

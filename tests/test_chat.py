@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Chat
-from lightning_distill.data.chat import _begins
-from lightning_distill.data.conversations import Conversations
-from lightning_distill.data.packing import IGNORED, whole_documents
-from lightning_distill.data.python_chat import PythonChat
-from lightning_distill.data.turns import ROLES, TEMPLATE, Turns, check_messages
+from lightning_distill.constants import IGNORED
+from lightning_distill.data.chat_template import ROLES, TEMPLATE, Turns, check_messages
+from lightning_distill.data.packing import whole_documents
+from lightning_distill.data.sources.conversations import Conversations
+from lightning_distill.data.sources.python_chat import PythonChat
+from lightning_distill.data.tasks.chat import Chat, _begins
+from lightning_distill.errors import ConfigError
 from lightning_distill.models import sizes
+from lightning_distill.storage.artifacts import Store
 
 SYSTEM = {"role": "system", "content": "Be short."}
 ONE = [
@@ -386,7 +386,7 @@ def test_rouge_l_holds_answers_against_the_references(make_chat, monkeypatch):
         assert stops == [tokenizer.eos_token_id]
         return [references[tuple(prompt.tolist())][model:] for prompt in prompts]
 
-    monkeypatch.setattr("lightning_distill.transfer.writing.write", parrot)
+    monkeypatch.setattr("lightning_distill.models.generation.generate", parrot)
     assert data.score_writing(0) == {"rouge_l": 1.0}
     assert 0 < data.score_writing(4)["rouge_l"] < 1
 

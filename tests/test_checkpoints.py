@@ -8,8 +8,15 @@ import subprocess
 import pytest
 import torch
 
-from lightning_distill import ConfigError
-from lightning_distill.checkpoints import BEFORE, LAST, Checkpoints, newest, settle, step_of
+from lightning_distill.errors import ConfigError
+from lightning_distill.training.checkpoint_io import (
+    BEFORE,
+    LAST,
+    AtomicCheckpointIO,
+    newest,
+    settle,
+    step_of,
+)
 
 
 def state(step, size=1000):
@@ -20,7 +27,7 @@ def state(step, size=1000):
 def two(tmp_path):
     """A folder with the checkpoints of steps 3 and 6."""
     for step in (3, 6):
-        Checkpoints().save_checkpoint(state(step), tmp_path / LAST)
+        AtomicCheckpointIO().save_checkpoint(state(step), tmp_path / LAST)
     return tmp_path
 
 
@@ -56,7 +63,7 @@ def test_the_one_before_is_kept(two):
 def test_of_one_truncated_at_any_byte_nothing_is_read(two, caplog):
     dice = random.Random(0)
     for _ in range(40):
-        Checkpoints().save_checkpoint(state(9), two / LAST)
+        AtomicCheckpointIO().save_checkpoint(state(9), two / LAST)
         os.replace(two / LAST, two / "whole")
         (two / LAST).write_bytes((two / "whole").read_bytes())
         damage(two / LAST, "truncated", dice)
@@ -72,7 +79,7 @@ def test_a_flipped_bit_changes_nothing_that_is_read(two):
         (two / LAST).write_bytes(whole)
         damage(two / LAST, "flipped", dice)
         if newest(two) == two / LAST:  # it was in no value: padding, a name's copy, a date
-            found = Checkpoints().load_checkpoint(two / LAST)
+            found = AtomicCheckpointIO().load_checkpoint(two / LAST)
             assert found["global_step"] == 6
             assert torch.equal(found["weights"], state(6)["weights"])
 
@@ -92,9 +99,9 @@ def test_a_process_killed_between_two_renames_has_lost_nothing(two):
 
 
 def test_a_full_disk_leaves_the_last_one(small_disk):
-    Checkpoints().save_checkpoint(state(3), small_disk / LAST)
+    AtomicCheckpointIO().save_checkpoint(state(3), small_disk / LAST)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        Checkpoints().save_checkpoint(state(6, 10**6), small_disk / LAST)
+        AtomicCheckpointIO().save_checkpoint(state(6, 10**6), small_disk / LAST)
     assert caught.value.filename == str(small_disk / LAST)
     assert [file.name for file in small_disk.iterdir()] == [LAST]
     assert step_of(small_disk / LAST) == 3
@@ -111,7 +118,11 @@ class Mark:
 def test_one_that_would_run_code_is_refused(two, caplog):
     caplog.set_level(logging.INFO)
     torch.save(state(9) | {"callbacks": Mark(two / "ran")}, two / LAST)
-    for read in (settle, newest, lambda folder: Checkpoints().load_checkpoint(folder / LAST)):
+    for read in (
+        settle,
+        newest,
+        lambda folder: AtomicCheckpointIO().load_checkpoint(folder / LAST),
+    ):
         with pytest.raises((ConfigError, Exception), match=r"any code|[Ww]eights.only"):
             read(two)
     assert not (two / "ran").exists()

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_distill import ConfigError
-from lightning_distill.data import chunks
-from lightning_distill.data.chunks import pieces
-from lightning_distill.data.text import Text
+from lightning_distill.data.sources import readers
+from lightning_distill.data.sources.readers import pieces
+from lightning_distill.data.sources.text import Text
+from lightning_distill.errors import ConfigError
 
 TEXTS = [f"Document {i}: naïve, 東京.\n" + "soft targets " * (i % 9) for i in range(300)]
 LONG = (
@@ -33,7 +33,7 @@ def written(folder, suffix):
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
 def test_a_file_in_chunks_has_the_same_documents_from_every_place_on(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(chunks, "CHUNK", 4000)
+    monkeypatch.setattr(readers, "CHUNK", 4000)
     expected = written(tmp_path, suffix)
     (tmp_path / "b.txt").write_text("the last")
     source = Text(str(tmp_path))
@@ -50,11 +50,11 @@ def test_chunks_hold_no_more_than_they_must(tmp_path):
             file.write("word " * 1000 + "\n")
     sizes = [sum(map(len, found)) for _, found in Text(str(tmp_path)).chunks(None)]
     assert sum(sizes) == pytest.approx(2e6, rel=1e-3)
-    assert max(sizes) <= chunks.CHUNK
+    assert max(sizes) <= readers.CHUNK
 
 
 def test_a_bad_row_is_named_by_its_number_wherever_reading_began(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK", 100)
+    monkeypatch.setattr(readers, "CHUNK", 100)
     lines = [json.dumps({"text": text}) for text in TEXTS]
     lines[200] = "{"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

@@ -19,14 +19,14 @@ from transformers import (
     pipeline,
 )
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Classification
-from lightning_distill.data.labelled_rows import LabelledRows
-from lightning_distill.data.python_topics import TOPICS, PythonTopics, without
+from lightning_distill.data.sources.labelled_rows import LabelledRows
+from lightning_distill.data.sources.python_topics import TOPICS, PythonTopics, without
+from lightning_distill.data.tasks.classification import Classification
 from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.errors import ConfigError
 from lightning_distill.models.classifier import adapt_head
-from lightning_distill.models.head import Predictor
+from lightning_distill.models.output_head import Predictor
+from lightning_distill.storage.artifacts import Store
 
 WORDS = {"sea": "wave salt fish deep", "wood": "leaf bark moss deep", "town": "road shop tram deep"}
 LABELS = sorted(WORDS)

@@ -4,7 +4,7 @@ from statistics import mean
 
 import pytest
 
-from lightning_distill.comparison import gather, influence, over_seeds, pareto, verdict
+from lightning_distill.sweeps.comparison import gather, influence, over_seeds, pareto, verdict
 
 
 def test_the_gap_is_closed_over_the_same_training_without_a_teacher(job, tmp_path):

@@ -7,10 +7,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import lightning_distill.app  # noqa: F401 (its resolver)
-from lightning_distill.errors import CONF
-from lightning_distill.fitting import OURS as OF_TRAINER
-from lightning_distill.models import TRAINING
+from lightning_distill.config.messages import CONF
+from lightning_distill.models.build import TRAINING
+from lightning_distill.training.fit import OURS as OF_TRAINER
 
 FILES = sorted(f.relative_to(CONF) for f in CONF.rglob("*.yaml"))
 GROUPS = [f for f in FILES if len(f.parts) > 1 and f.parts[0] != "hydra"]
@@ -70,7 +69,7 @@ def test_a_group_is_named_after_the_module_that_holds_its_targets(file):
         path = node.path if node._target_.startswith("hydra.utils.get_") else node._target_
         if path.startswith(OURS):
             place = path.removeprefix(OURS).split(".")[0]
-            elsewhere = {"loss": ["losses"], "teacher": ["models"], "trainer": ["sharding"]}
+            elsewhere = {"loss": ["losses"], "teacher": ["models"], "trainer": ["distributed"]}
             assert place.startswith(file.parts[0]) or place in elsewhere[file.parts[0]]
 
 

@@ -7,8 +7,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_distill import dashboard
-from lightning_distill.comparison import gather
+from lightning_distill.sweeps.comparison import gather
+from lightning_distill.tracking import wandb_dashboard
 
 package = pytest.mark.usefixtures("wandb_workspaces")
 GROUP = """loss.alpha,student=xs<"it's">\\new, ünï"""
@@ -35,7 +35,7 @@ def sweep(command, tmp_path_factory):
     node = OmegaConf.create({"_target_": "wandb.init", "project": "p", "entity": None})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        dashboard.log_results(node, folder, "small", gather(folder))
+        wandb_dashboard.log_results(node, folder, "small", gather(folder))
     return folder
 
 
@@ -52,7 +52,10 @@ def panels(spec):
 
 
 def both(rows, group="small"):
-    made = dashboard.workspace("me", "p", group, rows), dashboard.report("me", "p", group, rows)
+    made = (
+        wandb_dashboard.workspace("me", "p", group, rows),
+        wandb_dashboard.report("me", "p", group, rows),
+    )
     return [sent(page) for page in made]
 
 
@@ -131,7 +134,7 @@ def test_the_table_has_every_job_and_the_gaps_of_results_csv(sweep):
 @pytest.mark.slow
 @package
 def test_axes_are_the_settings_that_the_sweep_varies(sweep):
-    assert dashboard._varied(gather(sweep)) == ["loss.alpha", "optimizer.lr"]
+    assert wandb_dashboard._varied(gather(sweep)) == ["loss.alpha", "optimizer.lr"]
 
 
 @package
@@ -166,7 +169,7 @@ def test_panels_do_not_cover_each_other():
 def test_curves_are_means_over_seeds():
     for spec in both([]):
         lines = [p for s in panels(spec) for p in s if p["viewType"] == "Run History Line Plot"]
-        assert len(lines) == len(dashboard.CURVES)
+        assert len(lines) == len(wandb_dashboard.CURVES)
         for line in lines:
             config = line["config"]
             assert (config["groupBy"], config["groupAgg"]) == ("job.value.name", "mean")
@@ -233,6 +236,6 @@ def test_what_is_missing_is_said_in_a_line(in_process, tmp_path):
 
 
 def test_without_the_package_a_line_says_how_to_get_it(in_process, tmp_path, monkeypatch):
-    monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb_dashboard, "find_spec", lambda name: None)
     line = refused(in_process, f"paths.outputs={tmp_path}", "dashboard.sweep=a-group")
     assert re.search(r"pip install 'lightning_distill\[dashboard\]'", line)

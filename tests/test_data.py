@@ -5,22 +5,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Language
-from lightning_distill.data.chunks import pieces
-from lightning_distill.data.huggingface import HuggingFace
-from lightning_distill.data.loading import Order
-from lightning_distill.data.python_docs import PythonDocs
+from lightning_distill.data.loaders import Order
+from lightning_distill.data.sources.huggingface import HuggingFace
+from lightning_distill.data.sources.python_docs import PythonDocs
+from lightning_distill.data.sources.readers import pieces
+from lightning_distill.data.sources.text import Text
 from lightning_distill.data.splits import HELD_OUT, SPLITS
-from lightning_distill.data.text import Text
+from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import tokenizer_hash, train_tokenizer
+from lightning_distill.errors import ConfigError
+from lightning_distill.storage.artifacts import Store
 
 TEXTS = [f"Document {i}: soft targets teach the student number {i}." for i in range(60)]
 
 
 def module(source=Text, **settings):
-    return Language(source, 16, 4, 300, False, **settings)
+    return CausalLM(source, 16, 4, 300, False, **settings)
 
 
 def documents_of(data):

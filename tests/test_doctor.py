@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from lightning_distill import ConfigError
 from lightning_distill.data.packing import Blocks, check_targets
-from lightning_distill.doctor import CHECKS
+from lightning_distill.errors import ConfigError
 from lightning_distill.models.pretrained import check_reading
+from lightning_distill.planning.doctor import CHECKS
 
 
 @pytest.fixture(scope="module")

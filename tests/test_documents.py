@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lightning_distill.data.documents import mapped, split_on_disk, write_tokens
 from lightning_distill.data.splits import sha256, split_by_hash
+from lightning_distill.data.token_files import mapped, split_on_disk, write_tokens
 
 
 @given(st.sets(st.text(min_size=1, max_size=9), min_size=3, max_size=60), st.randoms())

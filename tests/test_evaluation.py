@@ -6,9 +6,9 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_distill import ConfigError
-from lightning_distill.evaluation import check_asked
-from lightning_distill.summary import summarise
+from lightning_distill.cli.hydra_callback import summarise
+from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation.evaluate import check_requested
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
@@ -157,11 +157,11 @@ def test_what_cannot_be_measured_is_refused_in_a_line(in_process, tmp_path):
 
 def test_models_that_do_not_write_are_not_asked_to(make_data):
     data = make_data()
-    check_asked(OmegaConf.create({"speed": True}), data)
+    check_requested(OmegaConf.create({"speed": True}), data)
     data.writes = False
-    check_asked(OmegaConf.create({"speed": False, "tasks": []}), data)
+    check_requested(OmegaConf.create({"speed": False, "tasks": []}), data)
     with pytest.raises(ConfigError, match=r"Set evaluate\.tasks=\[\] evaluate\.speed=false"):
-        check_asked(OmegaConf.create({"speed": True}), data)
+        check_requested(OmegaConf.create({"speed": True}), data)
 
 
 def test_a_task_whose_data_is_gone_is_refused_before_anything_is_trained(in_process, tmp_path):

@@ -23,11 +23,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from lightning_distill import ConfigError, export
-from lightning_distill.artifacts import damage
-from lightning_distill.data import DataModule
-from lightning_distill.export import hub, huggingface, onnx, task
-from lightning_distill.export.run import Run
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.errors import ConfigError
+from lightning_distill.export import export, hub, huggingface, onnx, task
+from lightning_distill.export.finished_run import Run
+from lightning_distill.storage.artifacts import find_damage
 
 VLLM = {*huggingface.FILES, "model.safetensors"}  # what its loader asks for
 
@@ -91,7 +91,7 @@ def test_the_folder_has_all_that_vllms_loader_asks_for(run, call, tmp_path):
     assert there == VLLM | {"README.md", "manifest.json"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["GraniteForCausalLM"]
-    assert not damage(tmp_path / "out")
+    assert not find_damage(tmp_path / "out")
 
 
 def test_the_card_tells_what_the_run_was(run, call, tmp_path):
@@ -216,7 +216,7 @@ def test_an_export_that_breaks_off_leaves_nothing_and_keeps_the_old(
     said = call(run, f"export.folder={out}", expect=2)
     assert "No space left on device" in said
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert not damage(out)
+    assert not find_damage(out)
 
 
 def unfinished(folder):
@@ -352,7 +352,7 @@ def test_a_push_that_is_refused_shows_no_token_and_keeps_the_folder(run, call, t
     assert "the hub did not take" in said
     assert "hf_secret" not in said
     assert on_hub.keys == {"Bearer hf_secret"}
-    assert not damage(tmp_path / "out")
+    assert not find_damage(tmp_path / "out")
 
 
 @pytest.mark.long
@@ -367,7 +367,7 @@ def test_all_formats_at_once_are_one_folder(run, call, tmp_path):
     assert "onnxruntime's logits differ by at most" in said
 
 
-class Labels(DataModule):
+class Labels(DistillationData):
     """Another task than a language model's, as far as an export asks."""
 
     auto = AutoModelForImageClassification

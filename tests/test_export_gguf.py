@@ -17,15 +17,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from lightning_distill import ConfigError
 from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.errors import ConfigError
 from lightning_distill.export import gguf as ours
 from lightning_distill.export import gguf_tokenizer
-from lightning_distill.export.run import Run
+from lightning_distill.export.finished_run import Run
 
 gguf = pytest.importorskip("gguf")
 
-CFG = {"name": "tiny", "data": {"_target_": "lightning_distill.data.language.Language"}}
+CFG = {"name": "tiny", "data": {"_target_": "lightning_distill.data.tasks.causal_lm.CausalLM"}}
 SETTINGS = OmegaConf.create({"converter": None})
 TEXT = "Hello there, it's 12345 small\n\n  words; naïve café 你好!  \t done"
 SIZE = {

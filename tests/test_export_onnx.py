@@ -21,7 +21,7 @@ from transformers import (
     ViTConfig,
 )
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 from lightning_distill.export import onnx, task
 
 pytest.importorskip("onnxruntime")
@@ -52,7 +52,7 @@ CONFIGS = {
 
 
 class Text:
-    """What `task.examples` asks of a DataModule."""
+    """What `task.examples` asks of a DistillationData."""
 
     auto, writes, goes_on = AutoModelForCausalLM, True, True
 

@@ -31,9 +31,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from lightning_distill import ConfigError
-from lightning_distill.models import find_layers
-from lightning_distill.models.from_teacher import _importance, from_teacher
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.inspection import find_layers
+from lightning_distill.models.pruning import _importance, prune_teacher
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 4, 32, 4, 40
 SIZE = {
@@ -113,13 +113,13 @@ def same(found, expected):
 @pytest.mark.parametrize("name", SHORTENED)
 def test_with_the_teachers_own_numbers_the_student_is_the_teacher(name, batch):
     teacher = make(name)
-    assert torch.equal(logits(from_teacher(teacher, role(), []), batch), logits(teacher, batch))
+    assert torch.equal(logits(prune_teacher(teacher, role(), []), batch), logits(teacher, batch))
 
 
 @pytest.mark.parametrize("name", SHORTENED)
 def test_listed_layers_are_the_teacher_without_the_others(name, batch):
     teacher = make(name)
-    student = from_teacher(teacher, role(2, layers=[2, 3]), [])
+    student = prune_teacher(teacher, role(2, layers=[2, 3]), [])
     for number in (1, 4):
         bypassed = find_layers(teacher)[1][number - 1]
         bypassed.register_forward_hook(lambda _, args, output: args[0])
@@ -133,7 +133,7 @@ def test_the_student_reloads_and_writes_with_its_cache_what_it_writes_without(
 ):
     if name not in NARROWED and "width" in size:
         pytest.skip("only its layers can be left out")
-    student = from_teacher(make(name), role(**size, layers="last"), [batch])
+    student = prune_teacher(make(name), role(**size, layers="last"), [batch])
     student.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     same(logits(again, batch), logits(student, batch))
@@ -165,7 +165,7 @@ def test_channels_heads_and_neurons_that_do_nothing_can_be_left_out(name, batch)
                 linear.weight[rows] = 0
                 if linear.bias is not None:
                     linear.bias[rows] = 0
-    student = from_teacher(teacher, role(width=WIDTH // 2, heads=2), [batch])
+    student = prune_teacher(teacher, role(width=WIDTH // 2, heads=2), [batch])
     assert student.config.intermediate_size == 24
     same(logits(student, batch), logits(teacher, batch))
 
@@ -194,13 +194,13 @@ def test_which_layers_are_taken(layers, count, expected):
     teacher = make("llama")
     for number, layer in enumerate(teacher.model.layers, 1):
         torch.nn.init.constant_(layer.input_layernorm.weight, number)
-    student = from_teacher(teacher, role(count, layers=layers), [])
+    student = prune_teacher(teacher, role(count, layers=layers), [])
     assert [int(own.input_layernorm.weight[0]) for own in student.model.layers] == expected
 
 
 def test_the_copy_learns_and_the_teacher_does_not():
     teacher = make("llama").bfloat16().requires_grad_(False)
-    student = from_teacher(teacher, role(2), [])
+    student = prune_teacher(teacher, role(2), [])
     assert student.dtype == torch.bfloat16
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -234,21 +234,21 @@ def test_what_the_teacher_has_no_such_part_of_is_refused_on_its_outline(name, as
     with torch.device("meta"):
         teacher = kind(config)
     with pytest.raises(ConfigError) as refused:
-        from_teacher(teacher, role(**asked), [])
+        prune_teacher(teacher, role(**asked), [])
     assert message in str(refused.value)
 
 
 def test_all_that_does_not_fit_is_told_at_once():
     with pytest.raises(ConfigError, match=r"num_hidden_layers=5.*hidden_size=64.*heads=5"):
-        from_teacher(make("llama"), role(5, 64, 5), [])
+        prune_teacher(make("llama"), role(5, 64, 5), [])
 
 
 def test_an_outline_of_the_student_has_its_shapes(batch):
     kind, config = SHORTENED["qwen3"]
     with torch.device("meta"):
         teacher = kind(config)
-    outline = from_teacher(teacher, role(2, 16, 2), [])
-    student = from_teacher(make("qwen3"), role(2, 16, 2), [batch])
+    outline = prune_teacher(teacher, role(2, 16, 2), [])
+    student = prune_teacher(make("qwen3"), role(2, 16, 2), [batch])
     assert outline.device.type == "meta"
     assert {k: v.shape for k, v in outline.state_dict().items()} == {
         k: v.shape for k, v in student.state_dict().items()
@@ -258,7 +258,7 @@ def test_an_outline_of_the_student_has_its_shapes(batch):
 def test_an_embedding_scaled_by_its_width_is_not_narrowed():
     teacher = GemmaForCausalLM(GemmaConfig(**SIZE))
     with pytest.raises(ConfigError, match="only layers can be left out"):
-        from_teacher(teacher, role(width=16), [])
+        prune_teacher(teacher, role(width=16), [])
 
 
 def test_a_layer_in_the_place_of_another_kind_is_refused():
@@ -266,9 +266,9 @@ def test_a_layer_in_the_place_of_another_kind_is_refused():
         **SIZE, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, decoder_sparse_step=2
     )
     teacher = Qwen3MoeForCausalLM(config)
-    from_teacher(teacher, role(2, layers=[1, 4]), [])
+    prune_teacher(teacher, role(2, layers=[1, 4]), [])
     with pytest.raises(ConfigError, match="layer 2 cannot be the student's layer 1"):
-        from_teacher(teacher, role(2, layers=[2, 4]), [])
+        prune_teacher(teacher, role(2, layers=[2, 4]), [])
 
 
 @pytest.mark.slow
@@ -338,7 +338,7 @@ ENCODERS = {
 def test_an_encoder_without_some_layers_is_the_teacher_without_them(name, batch, tmp_path):
     kind, config = ENCODERS[name]
     teacher = kind(config).double().eval()
-    student = from_teacher(teacher, role(2, layers=[1, 3]), []).eval()
+    student = prune_teacher(teacher, role(2, layers=[1, 3]), []).eval()
     for number in (2, 4):
         bypassed = find_layers(teacher)[1][number - 1]
         bypassed.register_forward_hook(lambda _, args, output: args[0])
@@ -352,4 +352,4 @@ def test_an_encoder_without_some_layers_is_the_teacher_without_them(name, batch,
 def test_of_an_encoder_only_layers_can_be_left_out():
     kind, config = ENCODERS["modernbert"]
     with pytest.raises(ConfigError, match="of a ModernBertForMaskedLM only layers can be left out"):
-        from_teacher(kind(config), role(width=16), [])
+        prune_teacher(kind(config), role(width=16), [])

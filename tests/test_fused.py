@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.objective import nll
-from lightning_distill.models.head import Head, Predictions, find_head
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective, nll
+from lightning_distill.models.output_head import Head, Predictions, find_head
 from tests.test_losses import LOSSES, make
 
 # The package holds a function of the same name as the module.
-module = sys.modules["lightning_distill.losses.fused"]
+module = sys.modules["lightning_distill.losses.chunked"]
 B, T, D, V = 2, 9, 8, 37
 
 

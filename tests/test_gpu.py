@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from lightning_distill.fitting import make_trainer
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.student import StudentModule
-from lightning_distill.transfer import Online
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models import sizes
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.training.fit import make_trainer
+from lightning_distill.training.student import StudentModule
+from lightning_distill.transfer.online import Online
 
 pytestmark = [
     pytest.mark.gpu,

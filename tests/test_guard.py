@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 from lightning_distill.models import sizes
-from lightning_distill.teacher import TeacherModule
+from lightning_distill.training.teacher import TeacherModule
 
 OPTIMIZERS = {
     "fused": lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),

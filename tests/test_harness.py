@@ -9,10 +9,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from lightning_distill import ConfigError, harness
 from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation import lm_eval_tasks as harness
+from lightning_distill.metrics.names import is_metric
 from lightning_distill.models.sizes import Size, decoder
-from lightning_distill.results import is_metric
 
 pytest.importorskip("lm_eval")
 
@@ -42,7 +43,7 @@ def load(lm_eval_tasks):
 
     def load(*tasks, **settings):
         node = {"tasks": list(tasks), "task_path": str(lm_eval_tasks), **settings}
-        return harness.load(OmegaConf.create(node))
+        return harness.load_tasks(OmegaConf.create(node))
 
     return load
 
@@ -127,7 +128,7 @@ def test_answers_are_written_where_the_model_has_room_for_them(lm_eval_tasks, to
     del choice["doc_to_choice"]
     (tmp_path / "write.yaml").write_text(yaml.safe_dump(choice | write))
     node = {"tasks": ["write"], "task_path": str(tmp_path), "limit": 2}
-    tasks = harness.load(OmegaConf.create(node))
+    tasks = harness.load_tasks(OmegaConf.create(node))
     found = tasks.scores(build(16, 1, 1, 512, tokenizer), tokenizer)["write"]
     assert found["exact_match"] == 0
     with pytest.raises(ConfigError, match=r"max tokens to generate \(256\) must be less than"):
@@ -139,7 +140,7 @@ def test_what_is_wrong_with_a_task_is_said_in_a_line(tmp_path):
         named = {"task": "mine", "dataset_path": "json", "test_split": "test", **task}
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(named))
         harness._load.cache_clear()
-        return harness.load(OmegaConf.create({"tasks": ["mine"], "task_path": str(tmp_path)}))
+        return harness.load_tasks(OmegaConf.create({"tasks": ["mine"], "task_path": str(tmp_path)}))
 
     (tmp_path / "data.jsonl").write_text('{"a": "b"}\n')
     there = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}}}
@@ -158,7 +159,7 @@ def test_what_is_wrong_with_a_task_is_said_in_a_line(tmp_path):
         assert "\n" not in str(error.value)
     missing = OmegaConf.create({"tasks": ["mine"], "task_path": str(tmp_path / "no")})
     with pytest.raises(ConfigError, match="there is no such folder"):
-        harness.load(missing)
+        harness.load_tasks(missing)
 
 
 def test_without_the_extra_it_is_named(load, monkeypatch):

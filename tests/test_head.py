@@ -21,7 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lightning_distill.models.head import Predictor, find_head
+from lightning_distill.models.output_head import Predictor, find_head
 
 V = 50
 SMALL = {

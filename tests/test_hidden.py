@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_distill.models.head import Head, Predictions
-from lightning_distill.transfer.hidden import Hidden, load_heads, save_heads
+from lightning_distill.models.output_head import Head, Predictions
+from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec, load_heads, save_heads
 
 N, V = 5, 11
 
@@ -28,7 +28,7 @@ def said(heads):
 
 
 def stored(said, bits):
-    kept = Hidden([one.head for one in said], bits, V)
+    kept = HiddenStateCodec([one.head for one in said], bits, V)
     return kept, kept.encode(said, torch.rand(N))
 
 

@@ -6,15 +6,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Images
-from lightning_distill.data.image_folder import ImageFolder
-from lightning_distill.data.images import drawn
+from lightning_distill.data.sources.image_folder import ImageFolder
 from lightning_distill.data.splits import SPLITS
-from lightning_distill.metrics import ClassQuality, omitted_class
+from lightning_distill.data.tasks.images import Images, drawn
+from lightning_distill.errors import ConfigError
+from lightning_distill.metrics.quality import ClassQuality, omitted_class
 from lightning_distill.models.sizes import Size
 from lightning_distill.models.vision import convnet, vit
+from lightning_distill.storage.artifacts import Store
 
 CLASSES = ("bright", "dark", "striped")
 TINY = [

@@ -27,10 +27,10 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from lightning_distill import ConfigError
-from lightning_distill.losses import Terms
-from lightning_distill.losses.hidden import HiddenStates
-from lightning_distill.losses.inside import layer_map, summed
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.hidden_states import HiddenStates
+from lightning_distill.losses.intermediate import layer_map, summed
+from lightning_distill.losses.objective import Terms
 from lightning_distill.losses.relations import Relations
 
 B, T = 2, 6

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_distill.intervals import difference, interval, t_quantile
+from lightning_distill.sweeps.statistics import difference, interval, t_quantile
 
 # Two-sided 95 %, from the table of any textbook; 99 % below it.
 TABLE = {

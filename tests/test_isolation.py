@@ -15,8 +15,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from lightning_distill import ConfigError
-from lightning_distill.models.isolation import check_isolates
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.document_isolation import check_isolates
 
 SMALL = {
     "vocab_size": 32,

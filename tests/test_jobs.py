@@ -6,8 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from lightning_distill.jobs import not_begun, planned, read_jobs
-from lightning_distill.summary import summarise
+from lightning_distill.cli.hydra_callback import summarise
+from lightning_distill.sweeps.records import not_begun, planned, read_jobs
 
 
 def test_a_job_is_called_by_what_sets_it_apart(job, tmp_path):

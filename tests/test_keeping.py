@@ -14,12 +14,12 @@ from forked import Place
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_distill.checkpoints import LAST, Checkpoints, step_of
 from lightning_distill.errors import Stopped
-from lightning_distill.keeping import Keeping
 from lightning_distill.models import sizes
-from lightning_distill.teacher import TeacherModule
-from lightning_distill.tracking import keep_curves
+from lightning_distill.training.checkpoint_callback import CheckpointCallback
+from lightning_distill.training.checkpoint_io import LAST, AtomicCheckpointIO, step_of
+from lightning_distill.training.metrics_csv import keep_curves
+from lightning_distill.training.teacher import TeacherModule
 
 LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
 
@@ -50,7 +50,7 @@ def train(make_data, tmp_path):
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         )
         data.train_on(None, seed=0)
-        keeping = Keeping(folder / LAST, 5, 10)
+        keeping = CheckpointCallback(folder / LAST, 5, 10)
         logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
         if (folder / LAST).exists():
             keep_curves([logger], step_of(folder / LAST))
@@ -65,7 +65,7 @@ def train(make_data, tmp_path):
             enable_model_summary=False,
             num_sanity_val_steps=0,
             callbacks=[keeping, AskedAt(stop, keeping)],
-            plugins=[Checkpoints()],
+            plugins=[AtomicCheckpointIO()],
         )
         start = folder / LAST
         trainer.fit(module, datamodule=data, ckpt_path=str(start) if start.exists() else None)

@@ -14,16 +14,18 @@ from conftest import TINY
 from forked import Place, as_ranks
 from safetensors.torch import load_file, save_file
 
-from lightning_distill import ConfigError, ranks
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Language
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.data.text import Text
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.transfer import labelling, shards
-from lightning_distill.transfer.hidden import Hidden
-from lightning_distill.transfer.labelling import Labeller
-from lightning_distill.transfer.stored import Listed
+from lightning_distill.constants import IGNORED
+from lightning_distill.data.sources.text import Text
+from lightning_distill.data.tasks.causal_lm import CausalLM
+from lightning_distill.distributed import process_group
+from lightning_distill.errors import ConfigError
+from lightning_distill.models import sizes
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.transfer.cache import shards, writer
+from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec
+from lightning_distill.transfer.cache.sparse_codec import SparseCodec
+from lightning_distill.transfer.cache.writer import CacheWriter
 
 
 def contents(folder):
@@ -42,12 +44,12 @@ def label(make_data, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_TOKENS", (128, 2**20))
     data = make_data()
     teacher = Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), len(data.tokenizer))
-    layout = Listed("hybrid", 4, 4, (1.0, 2.0), 16, len(data.tokenizer))
+    layout = SparseCodec("hybrid", 4, 4, (1.0, 2.0), 16, len(data.tokenizer))
 
     def run(folder):
         folder.mkdir(exist_ok=True)
         train, validation = data.examples("train"), data.examples("validation")
-        labeller = Labeller([teacher], layout, train, 64, validation, 3, folder)
+        labeller = CacheWriter([teacher], layout, train, 64, validation, 3, folder)
         predict(labeller)
         return labeller.kl
 
@@ -71,7 +73,7 @@ def test_missing_shards_alone_are_made_and_are_the_same_again(label, tmp_path):
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(label, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**6, 10**6 - 10_000, 10_000)
-    monkeypatch.setattr(labelling.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match=r"predictions take 94\.2 kB, and .*cache has 10\.0 kB"):
         label(tmp_path / "cache")
     assert contents(tmp_path / "cache") == {}
@@ -173,15 +175,15 @@ def test_the_first_block_without_a_number_is_named_and_what_was_written_before_i
     vocabulary = len(data.tokenizer)
     teacher = LostFrom(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), vocabulary)
     if "hidden" in stored:
-        layout = Hidden([teacher.predict.head], 32 if "32" in stored else 16, vocabulary)
+        layout = HiddenStateCodec([teacher.predict.head], 32 if "32" in stored else 16, vocabulary)
     else:
         k, draws = {"topk": (8, 0), "sampled": (0, 8), "hybrid": (4, 4)}[stored]
-        layout = Listed(stored, k, draws, (1.0, 2.0), 16, vocabulary)
+        layout = SparseCodec(stored, k, draws, (1.0, 2.0), 16, vocabulary)
     train, validation = data.examples("train"), data.examples("validation")
     folder = tmp_path / "cache"
     folder.mkdir()
     with pytest.raises(ConfigError, match="no number, first at block 21 of the transfer set"):
-        predict(Labeller([teacher], layout, train, 64, validation, 3, folder))
+        predict(CacheWriter([teacher], layout, train, 64, validation, 3, folder))
     assert contents(folder) == {}
 
 
@@ -196,26 +198,29 @@ def test_what_is_no_number_where_nothing_is_to_be_learned_is_no_hindrance(make_d
     rows = Rows(data.examples("train")[i] for i in range(24))
     for row in rows[21:]:
         row["labels"] = torch.full_like(row["labels"], IGNORED)
-    layout = Listed("topk", 4, 0, (1.0,), 16, vocabulary)
-    predict(Labeller([teacher], layout, rows, 24, data.examples("validation"), 3, tmp_path))
+    layout = SparseCodec("topk", 4, 0, (1.0,), 16, vocabulary)
+    predict(CacheWriter([teacher], layout, rows, 24, data.examples("validation"), 3, tmp_path))
     assert list(contents(tmp_path)) == ["shard-00000.safetensors"]
 
 
 def label_alike(text, outputs, folder):
     """What each of the devices does."""
     shards.SHARD_TOKENS = 128, 2**20
-    data = Language(Text, 32, 4, 300, False, path=str(text))
+    data = CausalLM(Text, 32, 4, 300, False, path=str(text))
     data.prepare(Store(outputs), None)
     torch.manual_seed(1)
     size = len(data.tokenizer)
-    labeller = Labeller(
+    labeller = CacheWriter(
         [Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), size)],
-        Listed("hybrid", 4, 4, (1.0, 2.0), 16, size),
+        SparseCodec("hybrid", 4, 4, (1.0, 2.0), 16, size),
         *(data.examples("train"), 58, data.examples("validation"), 3, folder),
     )
-    strategy = {"devices": ranks.world(), "strategy": "ddp" if ranks.several() else "auto"}
+    strategy = {
+        "devices": process_group.world_size(),
+        "strategy": "ddp" if process_group.is_distributed() else "auto",
+    }
     predict(labeller, use_distributed_sampler=False, **strategy)
-    if ranks.number() == 0:
+    if process_group.rank() == 0:
         folder.with_suffix(".kl").write_text(repr(labeller.kl))
 
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from filelock import SoftFileLease
 
-from lightning_distill.devices import visible_gpus
-from lightning_distill.errors import CONF
-from lightning_distill.results import objectives, read_results, scores
+from lightning_distill.config.messages import CONF
+from lightning_distill.distributed.gpus import visible_gpus
+from lightning_distill.sweeps.job import objectives, read_results, scores
 
 SLURM = """#!{python}
 import os, subprocess, sys
@@ -32,7 +32,8 @@ for task in range(int(last) + 1):
 """
 FOUR = ["seed=0,1", "loss.alpha=0,1"]
 HOLD = (
-    "import os, sys; from lightning_distill import devices; devices.take_gpu(int(sys.argv[1]));"
+    "import os, sys; from lightning_distill.distributed.gpus import take_gpu; "
+    "take_gpu(int(sys.argv[1]));"
     "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 )
 

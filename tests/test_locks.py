@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from lightning_distill import locks
-from lightning_distill.locks import is_held, locked
+from lightning_distill.storage import locks
+from lightning_distill.storage.locks import is_held, locked
 
 HOLD = """
 import socket, sys, time
 socket.gethostname = lambda: sys.argv[2]
 from pathlib import Path
-from lightning_distill import locks
+from lightning_distill.storage import locks
 locks.LEASE = 1.5
 with locks.locked(Path(sys.argv[1]), "it"):
     print("held", flush=True)

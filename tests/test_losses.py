@@ -13,20 +13,20 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.nn.functional import softmax
 
-from lightning_distill import ConfigError
-from lightning_distill.errors import CONF
-from lightning_distill.losses import Objective
-from lightning_distill.losses.adaptive_kl import adaptive_kl
-from lightning_distill.losses.alpha_beta import alpha_beta
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.jensen_shannon import jensen_shannon
-from lightning_distill.losses.logit_mse import logit_mse
-from lightning_distill.losses.reverse_kl import reverse_kl
-from lightning_distill.losses.skewed_forward_kl import skewed_forward_kl
-from lightning_distill.losses.skewed_reverse_kl import skewed_reverse_kl
-from lightning_distill.losses.total_variation import total_variation
-from lightning_distill.losses.universal import universal
-from lightning_distill.models.head import Predictions
+from lightning_distill.config.messages import CONF
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.divergences.adaptive_kl import adaptive_kl
+from lightning_distill.losses.divergences.alpha_beta import alpha_beta
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.divergences.jensen_shannon import jensen_shannon
+from lightning_distill.losses.divergences.logit_mse import logit_mse
+from lightning_distill.losses.divergences.reverse_kl import reverse_kl
+from lightning_distill.losses.divergences.skewed_forward_kl import skewed_forward_kl
+from lightning_distill.losses.divergences.skewed_reverse_kl import skewed_reverse_kl
+from lightning_distill.losses.divergences.total_variation import total_variation
+from lightning_distill.losses.divergences.universal import universal
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.output_head import Predictions
 
 N, V = 6, 7
 LOSSES = sorted(file.stem for file in (CONF / "loss").glob("*.yaml"))

@@ -6,12 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import MaskedLanguage
-from lightning_distill.data.masked import MaskedBlocks
-from lightning_distill.data.text import Text
+from lightning_distill.data.sources.text import Text
+from lightning_distill.data.tasks.masked_lm import MaskedBlocks, MaskedLM
 from lightning_distill.data.tokenizer import MASK, train_tokenizer
+from lightning_distill.errors import ConfigError
+from lightning_distill.storage.artifacts import Store
 
 T = 20
 
@@ -93,7 +92,7 @@ def test_each_block_is_framed_as_a_text_and_its_frame_is_never_hidden(tokens, fr
 
 
 def make(text_file, store, length=16, tokenizer=None, share=0.15):
-    data = MaskedLanguage(Text, length, 4, 300, share, path=str(text_file))
+    data = MaskedLM(Text, length, 4, 300, share, path=str(text_file))
     data.prepare(store, tokenizer)
     return data
 

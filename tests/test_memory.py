@@ -7,7 +7,7 @@ import torch
 from conftest import curve, scores
 from lightning.pytorch.callbacks import Callback
 
-from lightning_distill.fitting import is_out_of_memory
+from lightning_distill.training.fit import is_out_of_memory
 
 
 class Card(Callback):

@@ -7,9 +7,9 @@ import torch
 from torchmetrics.classification import MulticlassCalibrationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.metrics import BINS, CalibrationError, Likeness, Quality, rouge_l
+from lightning_distill.constants import IGNORED
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.metrics.quality import BINS, CalibrationError, Likeness, Quality, rouge_l
 
 V = 7
 

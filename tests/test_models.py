@@ -3,10 +3,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from lightning_distill import ConfigError
-from lightning_distill.data import Language
+from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import train_tokenizer
-from lightning_distill.models import build, count_parameters, pretrained, sizes, tokenizers
+from lightning_distill.errors import ConfigError
+from lightning_distill.models import pretrained, sizes
+from lightning_distill.models.build import build_model, load_tokenizers
+from lightning_distill.models.inspection import count_parameters
 
 ROLE = {
     "_target_": "lightning_distill.models.pretrained.load",
@@ -37,7 +39,7 @@ def role(**settings):
 
 def reader(tokenizer, sequence_length=32):
     """Data in these tokens, of which there are none."""
-    data = Language(lambda: None, sequence_length, 4, 300, False)
+    data = CausalLM(lambda: None, sequence_length, 4, 300, False)
     data.tokenizer = tokenizer
     return data
 
@@ -77,17 +79,17 @@ def test_the_weights_follow_the_seed(tokenizer):
 
 
 def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
-    model = build(role(name=str(saved)), reader(tokenizer))
+    model = build_model(role(name=str(saved)), reader(tokenizer))
     theirs = GPT2LMHeadModel.from_pretrained(saved)
     assert type(model) is GPT2LMHeadModel
     assert torch.equal(model.transformer.wte.weight, theirs.transformer.wte.weight)
 
 
 def test_a_pretrained_model_brings_its_tokenizer(saved, tokenizer):
-    theirs, own = tokenizers([role(name=str(saved))], size(), shared=True)
+    theirs, own = load_tokenizers([role(name=str(saved))], size(), shared=True)
     assert theirs is own
     assert own.get_vocab() == tokenizer.get_vocab()
-    assert tokenizers([size()], size(), shared=True) == (None, None)
+    assert load_tokenizers([size()], size(), shared=True) == (None, None)
 
 
 @pytest.fixture
@@ -102,14 +104,14 @@ def foreign(tmp_path_factory):
 
 def test_different_vocabularies_are_refused_by_the_losses_that_need_one(saved, foreign):
     with pytest.raises(ConfigError, match=r"different vocabularies.*Choose loss=universal"):
-        tokenizers([role(name=str(saved))], foreign, shared=True)
-    theirs, own = tokenizers([role(name=str(saved))], foreign, shared=False)
+        load_tokenizers([role(name=str(saved))], foreign, shared=True)
+    theirs, own = load_tokenizers([role(name=str(saved))], foreign, shared=False)
     assert len(theirs) != len(own)
 
 
 def test_several_teachers_must_share_a_vocabulary_whatever_the_loss(saved, foreign):
     with pytest.raises(ConfigError, match=r"teacher.members.*cannot be averaged"):
-        tokenizers([role(name=str(saved)), foreign], size(), shared=False)
+        load_tokenizers([role(name=str(saved)), foreign], size(), shared=False)
 
 
 def test_changed_weights_change_the_fingerprint(saved):
@@ -138,15 +140,15 @@ def test_a_model_that_is_not_there_is_named(name, tokenizer):
 
 def test_a_role_without_a_name_is_told_what_to_give():
     with pytest.raises(ConfigError, match=r"teacher=pretrained needs teacher.name="):
-        tokenizers([role(name=None)], size(), shared=True)
+        load_tokenizers([role(name=None)], size(), shared=True)
 
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
     other = train_tokenizer([f"word{i * i}" for i in range(2000)], 1000)
     with pytest.raises(ConfigError, match="do not belong together"):
-        build(role(name=str(saved)), reader(other))
+        build_model(role(name=str(saved)), reader(other))
 
 
 def test_blocks_longer_than_the_models_positions_are_refused(saved, tokenizer):
     with pytest.raises(ConfigError, match="sequence_length=2000 is longer than the 1024 positions"):
-        build(role(name=str(saved)), reader(tokenizer, 2000))
+        build_model(role(name=str(saved)), reader(tokenizer, 2000))

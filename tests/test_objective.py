@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_distill import ConfigError
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.hidden import HiddenStates
-from lightning_distill.losses.logit_mse import logit_mse
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.divergences.logit_mse import logit_mse
+from lightning_distill.losses.hidden_states import HiddenStates
+from lightning_distill.losses.objective import Objective
 from lightning_distill.losses.relations import Relations
-from lightning_distill.models.head import Predictions
+from lightning_distill.models.output_head import Predictions
 
 B, T, V = 2, 3, 5
 

@@ -4,15 +4,17 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_distill import ConfigError
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.hidden import HiddenStates
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.student import StudentModule
-from lightning_distill.teacher import Teacher
-from lightning_distill.transfer import Online, OnPolicy
+from lightning_distill.constants import IGNORED
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.hidden_states import HiddenStates
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models import sizes
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.training.student import StudentModule
+from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.on_policy import OnPolicy
+from lightning_distill.transfer.online import Online
 
 P = 8  # tokens of a prompt
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_distill.data.packing import IGNORED, Blocks, whole_documents
+from lightning_distill.constants import IGNORED
+from lightning_distill.data.packing import Blocks, whole_documents
 from lightning_distill.models import sizes
 
 

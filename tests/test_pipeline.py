@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import without_its_end
 
-from lightning_distill import wandb_runs
+from lightning_distill.tracking import wandb_run
 
 pytestmark = pytest.mark.slow
 
@@ -273,7 +273,7 @@ def test_a_tracker_that_refuses_leaves_the_run_offline(in_process, monkeypatch, 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_MODE", "online")  # so that what the run sets is unset again
-    monkeypatch.setattr(wandb_runs, "INIT_TIMEOUT", 3)
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT", 3)
     done = in_process(f"paths.outputs={tmp_path}", "loss.alpha=0", "logger=wandb")
     assert "logged offline" in done.stdout
     assert list(tmp_path.glob("runs/distill/*/wandb/offline-run-*/*.wandb"))

@@ -13,10 +13,10 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_distill import app
-from lightning_distill.errors import CONF
-from lightning_distill.plan import cost_class
-from lightning_distill.rehearsal import Training
+from lightning_distill.cli import app
+from lightning_distill.config.messages import CONF
+from lightning_distill.planning.dry_run import Training
+from lightning_distill.planning.plan import cost_class
 
 SWEEP = [
     "hydra.mode=MULTIRUN",

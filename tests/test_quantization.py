@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lightning_distill import ConfigError
-from lightning_distill.models import Frozen, count_parameters, pretrained, weight_bytes
+from lightning_distill.errors import ConfigError
+from lightning_distill.models import pretrained
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.models.inspection import count_parameters, weight_bytes
 
 pytest.importorskip("torchao")
 

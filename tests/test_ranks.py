@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lightning_distill import ranks
-from lightning_distill.data.loading import Order, Part, Share
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.keeping import queue_again
+from lightning_distill.constants import IGNORED
+from lightning_distill.data.loaders import Order, Part, Share
+from lightning_distill.distributed import topology
+from lightning_distill.training.checkpoint_callback import queue_again
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 # Documents kept apart leave some labels out, and so ranks with unequal numbers of tokens.
@@ -239,22 +239,22 @@ ENDS = """
 import atexit, json, os, signal, sys, time
 import torch, torch.distributed as dist
 from omegaconf import OmegaConf
-from lightning_distill import launch, ranks
+from lightning_distill.distributed import launcher, process_group
 
-ranks.PATIENCE = 1.0
+process_group.PATIENCE = 1.0
 
 def at_the_end(rank):
-    ranks.leave()
+    process_group.destroy_process_group()
 
 def refused(rank):
-    ranks.together()
+    process_group.barrier()
     sys.exit(2)
 
 def one_refused(rank):
-    sys.exit(2) if rank else ranks.together()
+    sys.exit(2) if rank else process_group.barrier()
 
 def one_killed(rank):
-    os.kill(os.getpid(), signal.SIGKILL) if rank else ranks.together()
+    os.kill(os.getpid(), signal.SIGKILL) if rank else process_group.barrier()
 
 def one_hangs(rank):
     if rank:
@@ -268,13 +268,13 @@ def play(way, rank, port, told):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }
     atexit.register(lambda: os.write(told, b"in" if dist.is_initialized() else b"left"))
-    ranks.join(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    process_group.init_process_group(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
     way(rank)
     sys.exit()
 
 started, found = {}, {}
 for way in (one_hangs, at_the_end, refused, one_refused, one_killed):
-    port = launch._free_port()
+    port = launcher._free_port()
     for rank in range(2):
         hears, told = os.pipe()
         if not (pid := os.fork()):
@@ -315,7 +315,7 @@ for rank in range(2):
     told = {"PROCID": rank, "NTASKS": 2, "LOCALID": 0, "NODEID": rank, "STEP_ID": 0,
             "JOB_NODELIST": "localhost", "NODELIST": "localhost"}
     env = {**os.environ, **{f"SLURM_{key}": str(value) for key, value in told.items()}}
-    ranks.append(subprocess.Popen(command, env=env))
+    process_group.append(subprocess.Popen(command, env=env))
 sys.exit(max([rank.wait() for rank in ranks]))
 """
 
@@ -409,8 +409,6 @@ def config(device=None, **trainer):
     return OmegaConf.create({"trainer": node, "teacher": {"device": device}})
 
 
-
-
 @pytest.mark.parametrize(
     ("trainer", "gpus", "expected"),
     [
@@ -420,7 +418,7 @@ def config(device=None, **trainer):
         ({"accelerator": "gpu", "devices": 3}, "0,1", "there are 2 GPUs; set trainer.devices=2"),
         ({"accelerator": "auto", "devices": [0, 2]}, "0,1", "set trainer.devices=2 or fewer"),
         (
-            {"strategy": {"_target_": "lightning_distill.sharding.Sharded"}},
+            {"strategy": {"_target_": "lightning_distill.distributed.fsdp.FSDP2Strategy"}},
             "",
             "trainer=fsdp splits models up among several devices, and has one",
         ),
@@ -431,7 +429,7 @@ def config(device=None, **trainer):
 )
 def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    assert expected in ranks.hardware_problem(config(**trainer))
+    assert expected in topology.hardware_problem(config(**trainer))
 
 
 @pytest.mark.parametrize(
@@ -447,4 +445,4 @@ def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatc
 )
 def test_a_process_for_each_device(trainer, gpus, count, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    assert ranks.wanted(config(**trainer)) == count
+    assert topology.num_devices(config(**trainer)) == count

@@ -14,12 +14,12 @@ import plotly.graph_objects as go
 import pytest
 from browser import CHROMIUM, Browser
 
-from lightning_distill.comparison import gather
-from lightning_distill.report import pictures
+from lightning_distill.cli.hydra_callback import summarise
+from lightning_distill.report import figures
 from lightning_distill.report.heatmaps import heat_maps
 from lightning_distill.report.page import as_json
 from lightning_distill.report.tables import short, table_cells
-from lightning_distill.summary import summarise
+from lightning_distill.sweeps.comparison import gather
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -122,10 +122,10 @@ def test_a_command_can_be_pasted_into_a_shell_whatever_it_holds(job, tmp_path):
 def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
     rows = gather(sweep_of_24)
     drawn = [
-        pictures.sizes(rows),
-        pictures.gaps(rows),
-        pictures.against(rows),
-        pictures.curves(rows, "validation/nll", "nll"),
+        figures.sizes(rows),
+        figures.gaps(rows),
+        figures.against(rows),
+        figures.curves(rows, "validation/nll", "nll"),
         *(one for _, one in heat_maps(rows)),
     ]
     assert len(drawn) == 6
@@ -138,7 +138,7 @@ def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path)
     job("plain", 5.0, alpha=0)
     job("smooth", 4.8, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
-    _, *kinds = pictures.against(gather(tmp_path))["data"]
+    _, *kinds = figures.against(gather(tmp_path))["data"]
     at = {trace["name"]: trace["x"] for trace in kinds}
     assert at["distilled"] == (4.25,)
     assert at["baseline"] == pytest.approx((5.0,))

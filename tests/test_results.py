@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lightning_distill import app
-from lightning_distill.artifacts import key_of
-from lightning_distill.errors import CONF
-from lightning_distill.results import WITHOUT_EFFECT, settings_key
+from lightning_distill.cli import app
+from lightning_distill.config.messages import CONF
+from lightning_distill.storage.artifacts import key_of
+from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def composed():
 
 @pytest.fixture(scope="module")
 def key(composed):
-    return lambda *overrides: settings_key(composed(*overrides))
+    return lambda *overrides: job_key(composed(*overrides))
 
 
 SAME = [
@@ -180,13 +180,13 @@ def has_effect(path, overrides):
 
 def test_a_key_changes_with_every_setting_that_has_an_effect_and_with_no_other(configurations):
     for overrides, before in configurations:
-        key = settings_key(OmegaConf.create(before))
+        key = job_key(OmegaConf.create(before))
         for path in leaves(before):
             after = copy.deepcopy(before)
             *groups, last = path
             node = functools.reduce(dict.__getitem__, groups, after)
             node[last] = other(node[last])
-            changed = settings_key(OmegaConf.create(after)) != key
+            changed = job_key(OmegaConf.create(after)) != key
             assert changed == has_effect(path, overrides), (path, overrides)
 
 
@@ -195,13 +195,13 @@ def test_a_key_is_the_same_in_another_order_and_for_2_as_2_0(configurations):
     @settings(max_examples=15, deadline=None)
     def check(configuration, dice):
         _, before = configuration
-        key = settings_key(OmegaConf.create(before))
+        key = job_key(OmegaConf.create(before))
         # The batch is counted, and a count is no fraction.
         after = shuffled(before, dice)
         after["data"]["batch_size"] = before["data"]["batch_size"]
         after["trainer"]["num_nodes"] = before["trainer"]["num_nodes"]
         after["trainer"]["devices"] = before["trainer"]["devices"]
-        assert settings_key(OmegaConf.create(after)) == key
+        assert job_key(OmegaConf.create(after)) == key
 
     check()
 

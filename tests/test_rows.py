@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_distill import ConfigError
-from lightning_distill.data.rows import Rows, text_of
+from lightning_distill.data.sources.rows import Rows, text_of
+from lightning_distill.errors import ConfigError
 
 ROWS = [{"text": f"text {i}, with a comma", "label": f"kind {i % 3}"} for i in range(9)]
 COLUMNS = {"data.text_column": "text", "data.label_column": "label"}

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lightning_distill import ConfigError
-from lightning_distill.losses.schedules import Balance, make_ramp
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.schedules import LossWeights, make_ramp
 
 
 def values(setting, max_steps=10, steps=range(11)):
@@ -49,17 +49,17 @@ def test_a_warmup_ends_after_a_tenth_of_the_run():
 
 
 def test_the_complement_moves_with_alpha():
-    balance = Balance(1.0, {"end": 1}, "complement")
+    balance = LossWeights(1.0, {"end": 1}, "complement")
     balance.move_to(3, 10)
     assert balance.weights == pytest.approx({"hard": 0.7, "soft": 0.3})
 
 
 def test_a_weight_that_is_zero_for_a_while_is_still_used():
-    balance = Balance(1.0, {"end": 1}, 0)
+    balance = LossWeights(1.0, {"end": 1}, 0)
     assert balance.weights["soft"] == 0
     assert balance.uses("soft")
     assert not balance.uses("hard")
-    of_the_teacher_alone = Balance(1.0, 1.0, "complement")
+    of_the_teacher_alone = LossWeights(1.0, 1.0, "complement")
     assert of_the_teacher_alone.problems == []
     assert not of_the_teacher_alone.uses("hard")
 

@@ -19,9 +19,10 @@ from conftest import write_job
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from lightning_distill import ConfigError, targets
-from lightning_distill.errors import CONF
-from lightning_distill.summary import summarise
+from lightning_distill.cli.hydra_callback import summarise
+from lightning_distill.config import allowlist
+from lightning_distill.config.messages import CONF
+from lightning_distill.errors import ConfigError
 
 ALLOW = "LIGHTNING_DISTILL_ALLOW"
 # That Hydra refuses some functions by itself is no help here.
@@ -95,7 +96,7 @@ def test_a_file_calls_nothing_but_what_is_listed(stranger, call, mark, tmp_path,
 def refused(settings):
     """What is said of a composed configuration."""
     with pytest.raises(ConfigError) as error:
-        targets.check(OmegaConf.create(settings))
+        allowlist.check(OmegaConf.create(settings))
     return str(error.value)
 
 
@@ -128,7 +129,7 @@ def test_a_file_looks_nothing_up_but_what_is_listed(lookup, given):
     [
         "torch.optim.adam.torch.load",
         "torch.optim.adam.torch.hub.load",
-        "lightning_distill.data.loading.torch.load",
+        "lightning_distill.data.loaders.torch.load",
         "lightning.pytorch.loggers.csv_logs.os.makedirs",
         "lightning.pytorch.plugins.TorchCheckpointIO.load_checkpoint",
         "lightning.pytorch.strategies.DDPStrategy.load_checkpoint",
@@ -137,8 +138,8 @@ def test_a_file_looks_nothing_up_but_what_is_listed(lookup, given):
         "torch.optim.adamw",
         "torch.optim.__loader__",
         "lightning_distill.models.pretrained.load_tokenizer",
-        "lightning_distill.app.os.makedirs",
-        "lightning_distill.artifacts.write_whole",
+        "lightning_distill.cli.app.os.makedirs",
+        "lightning_distill.storage.artifacts.write_atomic",
         "hydra.utils.instantiate",
         "torch.load",
         "wandb.init.__globals__",
@@ -147,7 +148,7 @@ def test_a_file_looks_nothing_up_but_what_is_listed(lookup, given):
 )
 def test_what_is_listed_leads_to_nothing_else(name):
     with pytest.raises(ConfigError, match="settings may not call this"):
-        targets._located(name)
+        allowlist._located(name)
 
 
 def test_another_thing_under_a_listed_name_is_refused_before_anything_is_trained(
@@ -271,10 +272,10 @@ def test_the_environment_allows_more(in_process, monkeypatch, mark, tmp_path):
 
 def test_a_package_that_is_allowed_allows_no_other(monkeypatch):
     monkeypatch.setenv(ALLOW, f"{__name__},js")
-    assert targets._located(f"{__name__}.Mine.on_fit_start")
+    assert allowlist._located(f"{__name__}.Mine.on_fit_start")
     for name in (f"{__name__}.os.makedirs", f"{__name__}s.Mine", "json.loads"):
         with pytest.raises(ConfigError, match="settings may not call this"):
-            targets._located(name)
+            allowlist._located(name)
 
 
 def test_all_that_our_own_settings_call_is_listed():
@@ -282,8 +283,8 @@ def test_all_that_our_own_settings_call_is_listed():
     assert len(files) > 80
     for file in files:
         settings = OmegaConf.load(file)
-        targets.check_targets(OmegaConf.to_container(settings), f"{file}: ")
-        targets.find(settings)
+        allowlist.check_targets(OmegaConf.to_container(settings), f"{file}: ")
+        allowlist.find(settings)
 
 
 def test_hydras_pickles_of_settings_are_not_read(in_process, tmp_path, mark):

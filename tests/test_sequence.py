@@ -7,14 +7,14 @@ import torch
 from conftest import TINY
 from forked import Place
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
+from lightning_distill.constants import IGNORED
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective
 from lightning_distill.models import sizes
-from lightning_distill.teacher import Teacher
-from lightning_distill.transfer import Sequence
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.sequence import Sequence
 
 P = 8  # tokens of a prompt
 LOSS = Objective(forward_kl, 1.0, 1.0, 1.0, "labels")

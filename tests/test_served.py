@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lightning_distill import ConfigError
 from lightning_distill.data.tokenizer import train_tokenizer
-from lightning_distill.models.served import Largest, Served
-from lightning_distill.transfer.stored import from_bytes
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.api_teacher import APITeacher, Largest
+from lightning_distill.transfer.cache.sparse_codec import from_bytes
 
 K = 8
 T = 32
@@ -148,7 +148,7 @@ def ask(server):
     """Asks for a batch [B, T] what its teacher says: ids and log-probabilities [B, T, k]."""
 
     def asked(ids, position_ids=None, **settings):
-        served = Served(
+        served = APITeacher(
             **{
                 "url": server.url,
                 "name": "tiny",

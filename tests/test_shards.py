@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_distill import ConfigError
-from lightning_distill.transfer import shards
-from lightning_distill.transfer.shards import (
+from lightning_distill.errors import ConfigError
+from lightning_distill.transfer.cache import shards
+from lightning_distill.transfer.cache.shards import (
     Batches,
     Labelled,
     checksum,

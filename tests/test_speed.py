@@ -7,8 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from lightning_distill.models import weight_bytes
-from lightning_distill.speed import (
+from lightning_distill.evaluation.generation_speed import (
     FIRST_TOKENS,
     NEW_TOKENS,
     PROMPT_TOKENS,
@@ -16,6 +15,7 @@ from lightning_distill.speed import (
     compare,
     speeds,
 )
+from lightning_distill.models.inspection import weight_bytes
 
 
 def llama(layers, positions=256, tied=False):

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.jensen_shannon import jensen_shannon
-from lightning_distill.losses.targets import Dense, Sparse, Student
-from lightning_distill.models.head import Head, Predictions
-from lightning_distill.transfer.hidden import Hidden
-from lightning_distill.transfer.stored import (
+from lightning_distill.losses.distributions import Dense, Sparse, Student
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.divergences.jensen_shannon import jensen_shannon
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.output_head import Head, Predictions
+from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec
+from lightning_distill.transfer.cache.sparse_codec import (
     REACH,
-    Listed,
+    SparseCodec,
     as_bytes,
     from_bytes,
     largest_and_draws,
@@ -27,14 +27,14 @@ from lightning_distill.transfer.stored import (
 )
 
 # The package holds a function of the same name as the module.
-fused = sys.modules["lightning_distill.losses.fused"]
+fused = sys.modules["lightning_distill.losses.chunked"]
 V = 23
 EVENLY = 20_000  # the uniform number at so many even places: an integral over it
 
 
 def layout(kind, k=3, draws=4, temperatures=(1.0,), bits=16, vocab_size=V):
     k, draws = (k if kind != "sampled" else 0), (draws if kind != "topk" else 0)
-    return Listed(kind, k, draws, temperatures, bits, vocab_size)
+    return SparseCodec(kind, k, draws, temperatures, bits, vocab_size)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def log_p():
     return (2 * torch.randn(V)).log_softmax(-1)
 
 
-def everywhere(kept: Listed, log_p):
+def everywhere(kept: SparseCodec, log_p):
     """What is stored of one position for every uniform number."""
     uniform = (torch.arange(EVENLY) + 0.5) / EVENLY
     return kept.decode(kept.fields(log_p.expand(EVENLY, -1), uniform))
@@ -289,7 +289,7 @@ def test_teachers_are_stored_as_the_mean_of_their_probabilities_in_blocks_of_any
     monkeypatch, rows
 ):
     monkeypatch.setitem(fused.BLOCK, "cpu", rows * V)
-    kept = Listed("hybrid", 3, 4, (1.0, 2.0), 16, V, (1.0, 3.0))
+    kept = SparseCodec("hybrid", 3, 4, (1.0, 2.0), 16, V, (1.0, 3.0))
     teachers, uniform = said(7, 2), torch.rand(7)
     one, other = (t.states[:, :V].softmax(-1) for t in teachers)
     mean = (one / 4 + 3 * other / 4).log()
@@ -420,7 +420,7 @@ def test_hidden_states_come_back_within_half_a_step_of_their_largest(seed, scale
     dice = torch.Generator().manual_seed(seed)
     states = scale * torch.randn(6, 12, generator=dice)
     linear = torch.nn.Linear(12, V, bias=False)
-    kept = Hidden([Head(linear, 1.0, None)], bits, V)
+    kept = HiddenStateCodec([Head(linear, 1.0, None)], bits, V)
     fields = kept.encode([Predictions(states, Head(linear, 1.0, None), V)], torch.zeros(6))
     assert sum(x[0].numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
     (found,) = kept.decode(fields)

@@ -7,16 +7,18 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_distill import ConfigError, ranks
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Language, chunks, sources
-from lightning_distill.data.huggingface import HuggingFace
-from lightning_distill.data.sources import held_out, split_of
+from lightning_distill.data.sources import base, readers
+from lightning_distill.data.sources.base import held_out, split_of
+from lightning_distill.data.sources.huggingface import HuggingFace
+from lightning_distill.data.sources.text import Text
 from lightning_distill.data.streaming import Mark, Portions, loaded
-from lightning_distill.data.text import Text
+from lightning_distill.data.tasks.causal_lm import CausalLM
+from lightning_distill.distributed import process_group
+from lightning_distill.errors import ConfigError
+from lightning_distill.storage.artifacts import Store
 
 
-class Listed:
+class SparseCodec:
     """A source that has all of its documents at hand."""
 
     def __init__(self, path):
@@ -29,7 +31,7 @@ class Listed:
         return ["a", "b"]
 
 
-class Generated(Listed):
+class Generated(SparseCodec):
     """One that knows no places."""
 
     def documents(self):
@@ -40,15 +42,15 @@ class Generated(Listed):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK", 800)  # several documents
-    monkeypatch.setattr("lightning_distill.data.huggingface.ROWS", 7)
+    monkeypatch.setattr(readers, "CHUNK", 800)  # several documents
+    monkeypatch.setattr("lightning_distill.data.sources.huggingface.ROWS", 7)
 
 
 @pytest.fixture
 def make(text_file, tmp_path):
     def make(source=Text, isolate=True, **settings):
         settings = {"path": str(text_file)} | settings
-        data = Language(source, 16, 4, 300, isolate, streaming=True, **settings)
+        data = CausalLM(source, 16, 4, 300, isolate, streaming=True, **settings)
         data.prepare(Store(tmp_path / "outputs"), None)
         return data
 
@@ -116,7 +118,7 @@ def test_every_block_is_of_one_rank_alone(make, text_file):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3)])
 def test_a_stream_goes_on_at_the_next_token_from_any_state(make, workers, rank, world, monkeypatch):
-    monkeypatch.setattr(ranks, "all_of", lambda own: [own] * world)
+    monkeypatch.setattr(process_group, "all_gather", lambda own: [own] * world)
     data = make()
     stream = data.examples("train")
     whole = taken(stream, 500, None, rank, world)
@@ -133,7 +135,7 @@ def test_what_is_behind_the_state_is_not_tokenized_again(make, monkeypatch):
     stream = data.examples("train")
     taken(stream, 300)
     seen = []
-    monkeypatch.setattr(sources, "split_of", lambda text: pytest.fail("only workers read a stream"))
+    monkeypatch.setattr(base, "split_of", lambda text: pytest.fail("only workers read a stream"))
     monkeypatch.setattr(
         "lightning_distill.data.streaming.split_of", lambda text: seen.append(text) or "train"
     )
@@ -181,7 +183,7 @@ def test_held_out_documents_are_the_first_and_never_trained_on(make, text_file):
 def test_held_out_text_is_an_artifact_that_the_number_decides(make, monkeypatch):
     first = make(held_out_documents=3).artifact
     assert first.seconds > 0
-    monkeypatch.setattr(sources, "texts_of", lambda source: pytest.fail("it is there already"))
+    monkeypatch.setattr(base, "texts_of", lambda source: pytest.fail("it is there already"))
     assert make(held_out_documents=3).artifact.key == first.key
     monkeypatch.undo()
     assert make(held_out_documents=4).artifact.key != first.key
@@ -198,8 +200,8 @@ def test_a_stream_that_holds_out_nothing_is_refused(texts):
 
 
 def test_a_source_that_lists_its_documents_is_refused(make):
-    with pytest.raises(ConfigError, match="Listed cannot be streamed"):
-        make(Listed)
+    with pytest.raises(ConfigError, match="SparseCodec cannot be streamed"):
+        make(SparseCodec)
 
 
 def test_a_run_that_goes_on_on_another_number_of_devices_is_refused(make):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_distill import ConfigError
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.objective import nll
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.student import StudentModule
-from lightning_distill.transfer import Online
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective, nll
+from lightning_distill.models import sizes
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.training.student import StudentModule
+from lightning_distill.transfer.online import Online
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_distilling_brings_the_student_towards_its_teacher(data, tmp_path):
 
 
 def test_fused_and_unfused_training_end_at_the_same_nll(data, tmp_path, monkeypatch):
-    fused = sys.modules["lightning_distill.losses.fused"]
+    fused = sys.modules["lightning_distill.losses.chunked"]
     monkeypatch.setitem(fused.CHUNK, "cpu", 9 * 300)  # many chunks a step, and none of them even
     monkeypatch.setitem(fused.BLOCK, "cpu", 4 * 300)
     batch = next(iter(data.val_dataloader()))

@@ -2,8 +2,9 @@
 
 from omegaconf import OmegaConf
 
-from lightning_distill.results import Job, read_results, write_results
-from lightning_distill.sweep import folder_name, run_once, sweep_name
+from lightning_distill.sweeps.job import Job, read_results, write_results
+from lightning_distill.sweeps.naming import folder_name, sweep_name
+from lightning_distill.sweeps.resume import run_once
 
 
 def test_a_folders_name_holds_no_slash_and_is_never_too_long():

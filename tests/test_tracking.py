@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import TINY
 
-from lightning_distill import sync, wandb_runs
-from lightning_distill.errors import CONF
+from lightning_distill.config.messages import CONF
+from lightning_distill.tracking import wandb_run, wandb_sync
 
 AT_ONCE = 60  # seconds that the machine may take to get as far
 BLOCK = 32768  # bytes that W&B writes at once
@@ -31,12 +31,12 @@ BLOCK = 32768  # bytes that W&B writes at once
     ],
 )
 def test_a_short_name_keeps_what_tells_jobs_apart(overrides, name):
-    assert wandb_runs.short(overrides) == name
+    assert wandb_run.short(overrides) == name
 
 
 def test_a_name_that_is_too_long_keeps_its_seed():
-    name = wandb_runs._cut("long " * 60 + "seed=12")
-    assert len(name) == wandb_runs.LONGEST_NAME
+    name = wandb_run._cut("long " * 60 + "seed=12")
+    assert len(name) == wandb_run.LONGEST_NAME
     assert name.endswith(" seed=12")
 
 
@@ -92,10 +92,10 @@ def test_seeds_of_a_job_share_a_name_and_a_key_of_their_settings(runs):
 @pytest.mark.slow
 def test_what_is_offline_is_found_and_given_to_wandb_sync_until_it_is_marked(sweep, command):
     outputs = sweep.parents[1]
-    found = sync.offline_runs(outputs)
+    found = wandb_sync.offline_runs(outputs)
     assert len(found) == 5
     dry = subprocess.run(
-        [*sync.command(found), "--dry-run"], capture_output=True, text=True, timeout=60
+        [*wandb_sync.command(found), "--dry-run"], capture_output=True, text=True, timeout=60
     )
     assert "Would sync 5 run(s)" in dry.stdout + dry.stderr
 
@@ -107,7 +107,7 @@ def test_what_is_offline_is_found_and_given_to_wandb_sync_until_it_is_marked(swe
         (file,) = folder.glob("*.wandb")
         file.with_name(f"{file.name}.synced").touch()
     try:
-        assert sync.offline_runs(outputs) == []
+        assert wandb_sync.offline_runs(outputs) == []
         done = command("stage=sync", f"paths.outputs={outputs}")
         assert "no offline run" in done.stdout
     finally:
@@ -179,9 +179,9 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
     empty.mkdir()
     (empty / "run-00000000.wandb").write_bytes(b":W&B\0\0\0")
     server, key = wandb_server
-    one, other = sync.offline_runs(tmp_path)
-    assert not sync.has_ended(one, [one])  # for all that is known, it is being written
-    assert sync.has_ended(other, [one, other])
+    one, other = wandb_sync.offline_runs(tmp_path)
+    assert not wandb_sync.has_ended(one, [one])  # for all that is known, it is being written
+    assert wandb_sync.has_ended(other, [one, other])
     command("stage=sync", f"paths.outputs={tmp_path}", **key)
     ((run_id, lines),) = server.history.items()
     assert run_id == first.run.run_id

@@ -6,13 +6,14 @@ import torch
 from forked import as_ranks
 from torch.utils.data import DataLoader
 
-from lightning_distill import ranks
 from lightning_distill.data.tokenizer import train_tokenizer
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.models import Frozen, sizes
-from lightning_distill.student import StudentModule
-from lightning_distill.transfer import Online
+from lightning_distill.distributed import process_group
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models import sizes
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.training.student import StudentModule
+from lightning_distill.transfer.online import Online
 
 RATE = 0.1
 
@@ -122,7 +123,7 @@ def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
 
 def train_alike(file):
     """What each of the devices does: two steps on eight blocks, four a step."""
-    world = ranks.world()
+    world = process_group.world_size()
     tokenizer = train_tokenizer(["soft targets"] * 3, 300)
     size = len(tokenizer)
     torch.manual_seed(1)
@@ -151,8 +152,8 @@ def train_alike(file):
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, DataLoader(blocks[ranks.number() :: world], batch_size=4 // world))
-    if ranks.number() == 0:
+    trainer.fit(module, DataLoader(blocks[process_group.rank() :: world], batch_size=4 // world))
+    if process_group.rank() == 0:
         torch.save(student.state_dict(), file)
 
 

@@ -22,21 +22,22 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import Translation
-from lightning_distill.data.django_messages import DjangoMessages, read_catalogue
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.data.pairs import Pairs
-from lightning_distill.losses import LABELS_ALONE, Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.models import find_layers
-from lightning_distill.models.head import Predictor
+from lightning_distill.constants import IGNORED
+from lightning_distill.data.sources.django_messages import DjangoMessages, read_catalogue
+from lightning_distill.data.sources.pairs import Pairs
+from lightning_distill.data.tasks.translation import Translation
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import LABELS_ALONE, Objective
+from lightning_distill.models.generation import Sampling, generate
+from lightning_distill.models.inspection import find_layers
+from lightning_distill.models.output_head import Predictor
 from lightning_distill.models.sizes import Size
-from lightning_distill.teacher import Teacher
-from lightning_distill.transfer import Cached, Sequence
-from lightning_distill.transfer.shards import Labelled
-from lightning_distill.transfer.writing import Sampling, write
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.cache.shards import Labelled
+from lightning_distill.transfer.cached import Cached
+from lightning_distill.transfer.sequence import Sequence
 
 WORDS = {
     "a": "ein",
@@ -257,7 +258,7 @@ def test_django_brings_messages_in_many_languages():
 
 
 def test_without_django_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("lightning_distill.data.django_messages.find_spec", lambda _: None)
+    monkeypatch.setattr("lightning_distill.data.sources.django_messages.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'lightning_distill\[translation\]'"):
         DjangoMessages("de")
 
@@ -441,7 +442,7 @@ def test_the_likeliest_translation_is_that_of_reading_it_all_anew(name, checkpoi
     data = make(pretrained_tokenizer())
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoints / name).eval()
     sources = [data.examples("test").source(i) for i in range(3)] + [torch.tensor([4, 5, 2])]
-    found = write(model, data.tokenizer, sources, 12, Sampling(0.0), 0)
+    found = generate(model, data.tokenizer, sources, 12, Sampling(0.0), 0)
     assert found == [by_hand(model, source, 12) for source in sources]
 
 
@@ -460,7 +461,7 @@ def test_beams_find_a_text_that_is_no_less_likely(checkpoints, make):
         return torch.stack(each)
 
     one, six = (
-        mean_log_p(write(model, data.tokenizer, sources, 12, Sampling(0.0, num_beams=n), 0))
+        mean_log_p(generate(model, data.tokenizer, sources, 12, Sampling(0.0, num_beams=n), 0))
         for n in (1, 6)
     )
     assert six.mean() > one.mean()
@@ -516,7 +517,7 @@ def test_the_teachers_translations_take_the_place_of_the_targets(make, tmp_path)
     written, examples = transfer.dataset(data), data.examples("train")
     assert len(written) == 10
     sources = [examples.source(i) for i in range(10)]
-    expected = write(model, data.tokenizer, sources[:4], 24, Sampling(0.0, num_beams=2), 0)
+    expected = generate(model, data.tokenizer, sources[:4], 24, Sampling(0.0, num_beams=2), 0)
     for i in range(10):
         assert torch.equal(written[i]["input_ids"], examples[i]["input_ids"])
         if i < 4:

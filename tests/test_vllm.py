@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lightning_distill.models import sizes
+from lightning_distill.models.generation import Sampling, generate
 from lightning_distill.transfer import vllm
-from lightning_distill.transfer.writing import Sampling, write
 
 BEGINNINGS = [torch.arange(5, 11), torch.arange(40, 42)]
 
@@ -46,7 +46,7 @@ def test_it_writes_what_transformers_writes(make_data, tmp_path, monkeypatch):
     model = sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer)
     writer = vllm.VLLM(model, tokenizer, 14, tmp_path)
     found = writer(BEGINNINGS, 14, Sampling(0.0), 0)
-    assert found == write(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)
+    assert found == generate(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)
 
 
 def test_it_is_not_asked_without_a_gpu(make_data):

@@ -1,11 +1,11 @@
-"""What models write: against a loop without a cache, and the rules that sampling must keep."""
+"""What models generate: against a loop without a cache, and the rules that sampling must keep."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.transfer.writing import Sampling, seed_of, write
+from lightning_distill.constants import IGNORED
+from lightning_distill.models.generation import Sampling, generate, seed_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ BEGINNINGS = [torch.arange(5, 11), torch.arange(40, 42), torch.arange(7, 8)]
 
 
 def test_the_likeliest_tokens_are_those_of_reading_it_all_anew_each_time(model, tokenizer):
-    found = write(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)
+    found = generate(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)
     model.eval()
     for begin, new in zip(BEGINNINGS, found, strict=True):
         text = begin
@@ -46,7 +46,7 @@ def test_writing_ends_with_the_end_of_text(model, tokenizer):
         output[..., tokenizer.eos_token_id] = 100.0
 
     model.lm_head.register_forward_hook(at_once)
-    assert write(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0) == [
+    assert generate(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0) == [
         [tokenizer.eos_token_id]
     ] * len(BEGINNINGS)
 
@@ -54,7 +54,7 @@ def test_writing_ends_with_the_end_of_text(model, tokenizer):
 def test_a_seed_gives_the_same_text_and_leaves_other_dice_alone(model, tokenizer):
     before = torch.get_rng_state()
     once, again, other = (
-        write(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), seed) for seed in (1, 1, 2)
+        generate(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), seed) for seed in (1, 1, 2)
     )
     assert once == again != other
     assert torch.equal(torch.get_rng_state(), before)
@@ -62,21 +62,21 @@ def test_a_seed_gives_the_same_text_and_leaves_other_dice_alone(model, tokenizer
 
 
 def test_rows_behind_the_vocabulary_are_never_written(model, tokenizer):
-    found = write(model, tokenizer, BEGINNINGS * 20, 40, Sampling(50.0), 0)
+    found = generate(model, tokenizer, BEGINNINGS * 20, 40, Sampling(50.0), 0)
     ids = {i for new in found for i in new}
     assert max(ids) < len(tokenizer)
     assert len(ids) > 200  # and any other token may be
 
 
 def test_top_p_leaves_the_likeliest_token(model, tokenizer):
-    likeliest = write(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)
-    assert write(model, tokenizer, BEGINNINGS, 14, Sampling(1.0, top_p=1e-5), 0) == likeliest
+    likeliest = generate(model, tokenizer, BEGINNINGS, 14, Sampling(0.0), 0)
+    assert generate(model, tokenizer, BEGINNINGS, 14, Sampling(1.0, top_p=1e-5), 0) == likeliest
 
 
 def test_a_models_own_habits_of_writing_do_not_count(model, tokenizer):
-    sampled = write(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0)
+    sampled = generate(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0)
     model.generation_config.update(top_k=1, repetition_penalty=9.0, min_new_tokens=3)
-    assert write(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0) == sampled
+    assert generate(model, tokenizer, BEGINNINGS, 14, Sampling(1.0), 0) == sampled
 
 
 def test_a_prompt_begins_where_its_document_does_and_ends_before_the_filling(make_data):

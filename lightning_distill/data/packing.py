@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_distill import ConfigError
+from lightning_distill.constants import IGNORED
+from lightning_distill.errors import ConfigError
 
-IGNORED = -100  # a label that carries no loss
 OPEN = 64  # blocks that whole documents are still put into
 LOOKED_AT = 512  # blocks of a split, to tell what its labels are
 

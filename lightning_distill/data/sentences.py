@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_distill.data.packing import IGNORED
+from lightning_distill.constants import IGNORED
 
 
 @dataclass(frozen=True)

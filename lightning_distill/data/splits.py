@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TypeVar
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 18  # one document in 18 is for validation, and one for the test

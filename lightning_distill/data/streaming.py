@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from lightning_distill import ConfigError, ranks
-from lightning_distill.data.loading import start_method
+from lightning_distill.data.loaders import start_method
 from lightning_distill.data.packing import Blocks
-from lightning_distill.data.sources import chunks_of, split_of
+from lightning_distill.data.sources.base import chunks_of, split_of
+from lightning_distill.distributed import process_group
+from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Stream(Dataset[dict[str, Tensor]]):
 
     def state(self, start: int) -> dict[str, Any]:
         """What `begin` goes on from, when so many blocks are behind us; of all ranks."""
-        return {"start": start, "marks": ranks.all_of(tuple(self._marks[start]))}
+        return {"start": start, "marks": process_group.all_gather(tuple(self._marks[start]))}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """input_ids, labels and position_ids of one block, each [T], and its number."""

@@ -13,10 +13,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
 from lightning_distill.data.splits import sha256
-from lightning_distill.models import positions, pretrained
+from lightning_distill.errors import ConfigError
+from lightning_distill.models import pretrained
+from lightning_distill.models.inspection import max_positions
+from lightning_distill.storage.artifacts import Store
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -140,7 +141,7 @@ def check_reads(
             f"{name} has {rows} embedding rows, the tokenizer "
             f"{len(tokenizer)} tokens: they do not belong together."
         )
-    most = positions(model)
+    most = max_positions(model)
     if most and most < length:
         raise ConfigError(
             f"data.sequence_length={length} is longer than the {most} positions "

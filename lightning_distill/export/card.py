@@ -13,12 +13,12 @@ from huggingface_hub import ModelCardData
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_distill.config.validation import each_teacher
 from lightning_distill.export import task
-from lightning_distill.export.run import Run
-from lightning_distill.jobs import flatten
+from lightning_distill.export.finished_run import Run
 from lightning_distill.report.tables import millions
-from lightning_distill.results import learns_alone
-from lightning_distill.settings import each_teacher
+from lightning_distill.sweeps.job_key import is_baseline
+from lightning_distill.sweeps.records import flatten
 
 PACKAGES = ("lightning_distill", "torch", "lightning", "transformers", "tokenizers", "datasets")
 SCORES = {  # of results.json: heading and format
@@ -36,7 +36,7 @@ SETTINGS = ("loss", "transfer", "optimizer", "schedule")
 def write(run: Run, settings: DictConfig) -> str:
     """README.md, with the front matter that the hub reads."""
     cfg, name = run.cfg, settings.push or run.cfg.name
-    alone = learns_alone({group: _plain(cfg[group]) for group in ("student", "transfer", "loss")})
+    alone = is_baseline({group: _plain(cfg[group]) for group in ("student", "transfer", "loss")})
     parts = [
         _front(run, settings, alone),
         f"# {_text(str(name).rpartition('/')[2])}",

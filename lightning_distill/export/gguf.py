@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 from lightning_distill.export import gguf_tokenizer
-from lightning_distill.export.run import Run
+from lightning_distill.export.finished_run import Run
 from lightning_distill.models import pretrained
 
 NEEDS = ("gguf",)

@@ -5,9 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import MANIFEST
-from lightning_distill.errors import one_line
+from lightning_distill.errors import ConfigError, one_line
+from lightning_distill.storage.artifacts import MANIFEST
 
 
 def check(name: str) -> None:

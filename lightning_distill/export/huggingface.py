@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from lightning_distill.export import task
-from lightning_distill.export.run import Run
+from lightning_distill.export.finished_run import Run
 
 NEEDS: tuple[str, ...] = ()
 # What vLLM's loader asks for.

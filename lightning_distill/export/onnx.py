@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 from lightning_distill.export import task
-from lightning_distill.export.run import Run
+from lightning_distill.export.finished_run import Run
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data import DataModule
+from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.models import pretrained
-from lightning_distill.models.head import INPUTS
+from lightning_distill.models.output_head import INPUTS
 
 OUTPUT = "logits"
 LOADED = """from transformers import {auto}, AutoTokenizer
@@ -29,28 +29,28 @@ inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 
-def load(task: type[DataModule], folder: Path) -> PreTrainedModel:
+def load(task: type[DistillationData], folder: Path) -> PreTrainedModel:
     model: PreTrainedModel = pretrained.saved(task.auto, folder, "export.run")
     return model.eval()
 
 
-def load_tokenizer(task: type[DataModule], folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(task: type[DistillationData], folder: Path) -> PreTrainedTokenizerBase | None:
     return pretrained.saved(AutoTokenizer, folder, "export.run") if task.has_tokenizer else None
 
 
-def kind(task: type[DataModule]) -> tuple[str, str | None]:
+def kind(task: type[DistillationData]) -> tuple[str, str | None]:
     """What a model of the task is, and the hub's name of it where there is one."""
     return task.kind, task.hub_task
 
 
-def use(task: type[DataModule], name: str) -> str:
+def use(task: type[DistillationData], name: str) -> str:
     """How to load it, in Python."""
     auto = task.auto.__name__
     text = (LOADED if task.has_tokenizer else UNTOKENIZED).format(auto=auto, name=name)
     return f"```python\n{text}{CONTINUED if goes_on(task) else ''}\n```"
 
 
-def goes_on(task: DataModule | type[DataModule]) -> bool:
+def goes_on(task: DistillationData | type[DistillationData]) -> bool:
     """Whether its models are causal language models."""
     return task.writes and task.goes_on
 
@@ -61,7 +61,7 @@ def inputs(model: Any) -> list[str]:
     return [name for name in INPUTS if name in known]
 
 
-def examples(model: PreTrainedModel, data: DataModule) -> list[dict[str, Tensor]]:
+def examples(model: PreTrainedModel, data: DistillationData) -> list[dict[str, Tensor]]:
     """Batches of the test split, of several sizes; of a language model one with padding on the
     left."""
     there = data.examples("test")

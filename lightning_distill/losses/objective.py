@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_distill import ConfigError
-from lightning_distill.data.packing import IGNORED
-from lightning_distill.errors import nearest
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.fused import fused
-from lightning_distill.losses.inside import Inside
-from lightning_distill.losses.schedules import Balance
-from lightning_distill.losses.targets import Dense, Sparse, Student, Target
-from lightning_distill.models.head import Predictions
-from lightning_distill.settings import require
+from lightning_distill.config.validation import require
+from lightning_distill.constants import IGNORED
+from lightning_distill.errors import ConfigError, unknown_name
+from lightning_distill.losses.chunked import chunked
+from lightning_distill.losses.distributions import Dense, Sparse, Student, Target
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.intermediate import IntermediateLoss
+from lightning_distill.losses.schedules import LossWeights
+from lightning_distill.models.output_head import Predictions
 
 HARD_TARGETS = ("labels", "teacher")
 COMPARED = ("probabilities", "logits")
@@ -40,7 +39,7 @@ class Terms:
     tokens: Tensor  # how many were summed
     details: dict[str, Tensor] = field(default_factory=dict)  # averages over them, for the log
 
-    def plus(self, name: str, term: Inside, value: Tensor, details: bool) -> "Terms":
+    def plus(self, name: str, term: IntermediateLoss, value: Tensor, details: bool) -> "Terms":
         """With a term inside the network, and the norm of its gradient if details are wanted."""
         norm = {f"{name}_gradient_norm": term.gradient_norm(value) / self.tokens} if details else {}
         return Terms(
@@ -62,7 +61,7 @@ class Objective:
     hard_target: t is the text itself (`labels`) or the teacher's distribution (`teacher`).
     label_smoothing: share of t, from 0 to below 1, that is spread evenly over the vocabulary where
         t is the text (Szegedy et al. 2016, section 7): what of a teacher needs no teacher.
-    fused: never hold all logits, where the models allow that (`losses/fused.py`).
+    fused: never hold all logits, where the models allow that (`losses/chunked.py`).
     hidden, relations: terms inside the network, each with a weight of its own.
     compares: `logits` if the divergence takes logits / T in place of log-probabilities.
     shared_vocabulary: false if the divergence takes any two vocabularies, [N, V] and [N, V'].
@@ -98,7 +97,7 @@ class Objective:
         self.compares = compares
         self.shared_vocabulary = shared_vocabulary
         self.teacher_weights: Sequence[float] = (1.0,)
-        self.balance = Balance(temperature, alpha, hard_weight)
+        self.balance = LossWeights(temperature, alpha, hard_weight)
         if problems := [*self._problems(), *self._problems_of_divergence()]:
             raise ConfigError("; ".join(problems) + ".")
 
@@ -149,7 +148,7 @@ class Objective:
             return self.score(z, target, said, where, details)
 
         if self.fused and student.head is not None and all(t.head for t in dense):
-            total, sums = fused(student, dense, score)
+            total, sums = chunked(student, dense, score)
         else:
             total, sums = score(student.logits(), [t.logits() for t in dense], slice(None))
         tokens = torch.as_tensor(len(kept), device=labels.device)
@@ -231,7 +230,7 @@ class Objective:
         ):
             yield "loss.hard_weight=0 with loss.alpha=0 leaves nothing to learn from"
         if self.hard_target not in HARD_TARGETS:
-            yield str(nearest("loss.hard_target", self.hard_target, HARD_TARGETS)).rstrip(".")
+            yield str(unknown_name("loss.hard_target", self.hard_target, HARD_TARGETS)).rstrip(".")
         elif self.hard_target == "teacher" and not self.shared_vocabulary:
             yield "loss.hard_target=teacher needs a loss for one shared vocabulary"
         try:

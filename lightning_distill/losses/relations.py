@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError
-from lightning_distill.losses.inside import Inside, layer_map, layers_of, refuse, summed, widen
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.intermediate import (
+    IntermediateLoss,
+    layer_map,
+    layers_of,
+    refuse,
+    summed,
+    widen,
+)
 
 BERT = {"q": "query", "k": "key", "v": "value"}
 
 
-class Relations(Inside):
+class Relations(IntermediateLoss):
     """Σ over tokens of the mean over layers, pairs and heads of KL(R_t ‖ R_s).
 
     R = softmax(A Bᵀ / √d) over the positions that a token may see: in a decoder itself, earlier

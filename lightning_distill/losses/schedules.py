@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_distill import ConfigError
-from lightning_distill.settings_ranges import is_number
+from lightning_distill.config.schema import is_number
+from lightning_distill.errors import ConfigError
 
 SHAPES = ("linear", "cosine", "warmup")
 WARMUP = 0.1  # of the run, where `warmup` is given no steps
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Schedule:
     """From `start` to `end` over the first `steps` steps (None: of the whole run), then constant.
 
     linear: at an even pace. cosine: half a cosine, slow at both ends. warmup: linear over the
@@ -43,14 +43,14 @@ class Ramp:
         return f"{{shape: {self.shape}, start: {self.start:g}, end: {self.end:g}}}"
 
 
-class Balance:
+class LossWeights:
     """T, and the weights of the hard and the soft term: at the current step, and ever.
 
     problems: what is wrong with the settings, a line each.
     """
 
     def __init__(self, temperature: Any, alpha: Any, hard_weight: Any) -> None:
-        self.ramps: dict[str, Ramp] = {}
+        self.ramps: dict[str, Schedule] = {}
         self.hard_weight = hard_weight
         self.problems = [*self._read(temperature=temperature, alpha=alpha), *self._check()]
         if not self.problems:
@@ -94,10 +94,10 @@ class Balance:
             yield f"loss.hard_weight={hard} must be a number from 0, or complement"
 
 
-def make_ramp(key: str, value: Any) -> Ramp:
+def make_ramp(key: str, value: Any) -> Schedule:
     """A number, or {shape, start, end, steps}, of which `end` is needed. Raises ConfigError."""
     if not isinstance(value, Mapping):
-        return Ramp("linear", _number(key, value), _number(key, value))
+        return Schedule("linear", _number(key, value), _number(key, value))
     said = f"{key}={dict(value)}"
     if unknown := [str(name) for name in value if name not in ("shape", "start", "end", "steps")]:
         raise ConfigError(f"{said}: a schedule has shape, start, end, steps, no {unknown[0]}.")
@@ -112,7 +112,7 @@ def make_ramp(key: str, value: Any) -> Ramp:
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ConfigError(f"{said}: its steps must be a whole number of at least 1.")
     start = _number(f"{key}.start", value.get("start", 0))
-    return Ramp(shape, start, _number(f"{key}.end", value["end"]), steps)
+    return Schedule(shape, start, _number(f"{key}.end", value["end"]), steps)
 
 
 def _number(key: str, value: Any) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_distill.models.head import Predictions, Predictor
+from lightning_distill.models.output_head import Predictions, Predictor
 
 
 class Frozen(nn.Module):

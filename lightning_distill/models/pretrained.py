@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_distill import ConfigError, targets
-from lightning_distill.artifacts import hash_of
-from lightning_distill.errors import one_line
+from lightning_distill.config import allowlist
+from lightning_distill.errors import ConfigError, one_line
+from lightning_distill.storage.artifacts import hash_of
 
 # What decides, beside its weights, what a model predicts.
 DESCRIBED_BY = ("config.json", "tokenizer.json")
@@ -56,7 +56,7 @@ def load(
         **attention,
     )
     if quantization:
-        from lightning_distill.models.quantization import quantize  # an extra, seconds to import
+        from lightning_distill.models.quantization import quantize
 
         quantize(model, quantization)
     return model.train()  # as a model from a size begins; transformers' dropout is then on
@@ -175,10 +175,10 @@ def loaded(auto: Any, name: str, key: str = "name", **settings: Any) -> Any:
     what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"{key}={name}: there is no such folder.")
-    if settings["trust_remote_code"] and not targets.runs_code("trust_remote_code"):
+    if settings["trust_remote_code"] and not allowlist.runs_code("trust_remote_code"):
         raise ConfigError(
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
-            f"if you trust the model, or allow it by {targets.ALLOW}=trust_remote_code."
+            f"if you trust the model, or allow it by {allowlist.ALLOW}=trust_remote_code."
         )
     _refuse_parts_elsewhere(key, name, folder)
     try:

@@ -28,8 +28,8 @@ from torchao.utils import TorchAOBaseTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lightning_distill import ConfigError
-from lightning_distill.models import weight_bytes
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.inspection import weight_bytes
 
 log = logging.getLogger(__name__)
 

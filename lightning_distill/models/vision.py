@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from lightning_distill import ConfigError
+from lightning_distill.errors import ConfigError
 from lightning_distill.models.sizes import Size
 
 

@@ -3,9 +3,9 @@
 import math
 from statistics import mean
 
-from lightning_distill.jobs import Row
-from lightning_distill.report.pictures import Figure, figure
+from lightning_distill.report.figures import Figure, figure
 from lightning_distill.report.tables import millions
+from lightning_distill.sweeps.records import Row
 
 TEMPERATURE, ALPHA = "loss.temperature", "loss.alpha"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from lightning_distill.artifacts import write_whole
-from lightning_distill.jobs import Row, not_begun, planned
-from lightning_distill.report import heatmaps, pictures
-from lightning_distill.report.answer import answer, over_seeds_table, unfinished
-from lightning_distill.report.details import commands, cost, influences, jobs_table, samples
+from lightning_distill.report import figures, heatmaps
+from lightning_distill.report.headline import answer, over_seeds_table, unfinished
+from lightning_distill.report.sections import commands, cost, influences, jobs_table, samples
+from lightning_distill.storage.artifacts import write_atomic
+from lightning_distill.sweeps.records import Row, not_begun, planned
 
 SECTIONS = {
     "jobs": "All jobs",
@@ -45,7 +45,7 @@ def write_report(rows: list[Row], file: Path) -> None:
         "against": _against(rows),
         "influence": influences(rows),
         "maps": _maps(rows),
-        "sizes": _drawn("sizes", pictures.sizes(rows)),
+        "sizes": _drawn("sizes", figures.sizes(rows)),
         "curves": _curves(rows),
         "cost": cost(rows),
         "samples": samples(rows),
@@ -76,7 +76,7 @@ def write_report(rows: list[Row], file: Path) -> None:
         f"<script type='text/plain' id='plotly'>{get_plotlyjs()}</script>"
         f"<script>{script}</script></body></html>"
     )
-    write_whole(file, text.encode())
+    write_atomic(file, text.encode())
 
 
 def _gaps(rows: list[Row]) -> str:
@@ -86,7 +86,7 @@ def _gaps(rows: list[Row]) -> str:
         "How much of the way from the nll of the same training without a teacher (alpha = 0, no "
         f"label smoothing, equal steps) to the teacher's.{bars if repeated else ''}"
     )
-    return _drawn("gaps", pictures.gaps(rows), note)
+    return _drawn("gaps", figures.gaps(rows), note)
 
 
 def _repeats(rows: list[Row]) -> bool:
@@ -101,7 +101,7 @@ def _against(rows: list[Row]) -> str:
         "without a teacher: plainly, and with smoothed labels where the sweep has that. Means "
         "over seeds; further left is better."
     )
-    drawn = _drawn("against", pictures.against(rows), note)
+    drawn = _drawn("against", figures.against(rows), note)
     if drawn and not any(row.gain_over_smoothing is not None for row in rows):
         hint = "loss.alpha=0 loss.label_smoothing=0.1"
         drawn += f"<p class='note'>No job has smoothed labels; add <code>{hint}</code>.</p>"
@@ -131,7 +131,7 @@ def _curves(rows: list[Row]) -> str:
     parts = [
         f"<h3>{escape(title.capitalize())}</h3>{html}"
         for n, (column, title) in enumerate(CURVES.items())
-        if (html := _drawn(f"curves-{n}", pictures.curves(rows, column, title)))
+        if (html := _drawn(f"curves-{n}", figures.curves(rows, column, title)))
     ]
     without = [row.name for row in rows if not row.curves and row.results["status"] != "not run"]
     if without:
@@ -140,7 +140,7 @@ def _curves(rows: list[Row]) -> str:
     return "".join(parts)
 
 
-def _drawn(name: str, figure: pictures.Figure | None, note: str = "") -> str:
+def _drawn(name: str, figure: figures.Figure | None, note: str = "") -> str:
     """A figure's place, and what the script draws there when it comes into view."""
     if figure is None:
         return ""

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_distill.artifacts import write_whole
-from lightning_distill.comparison import over_seeds
-from lightning_distill.jobs import Row, flatten, varying
+from lightning_distill.storage.artifacts import write_atomic
+from lightning_distill.sweeps.comparison import over_seeds
+from lightning_distill.sweeps.records import Row, flatten, varying
 
 # What some tasks tell and others do not: the key, its head, digits.
 TASK_SCORES = (
@@ -65,7 +65,7 @@ def write_csv(rows: list[Row], file: Path) -> None:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(table)
-    write_whole(file, text.getvalue().encode())
+    write_atomic(file, text.getvalue().encode())
 
 
 def print_table(rows: list[Row]) -> None:

@@ -11,22 +11,21 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store, damage, read_manifest
-from lightning_distill.data import DataModule
-from lightning_distill.errors import nearest
-from lightning_distill.losses import Objective
-from lightning_distill.losses.forward_kl import forward_kl
-from lightning_distill.losses.targets import Sparse
-from lightning_distill.models import Frozen
-from lightning_distill.models.head import Predictions, find_head
-from lightning_distill.settings import require
-from lightning_distill.teacher import Teacher
-from lightning_distill.transfer.hidden import Hidden, load_heads, save_heads
-from lightning_distill.transfer.labelling import Labeller
+from lightning_distill.config.validation import require
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.errors import ConfigError, unknown_name
+from lightning_distill.losses.distributions import Sparse
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.models.output_head import Predictions, find_head
+from lightning_distill.storage.artifacts import Store, find_damage, read_manifest
+from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec, load_heads, save_heads
+from lightning_distill.transfer.cache.shards import Labelled
+from lightning_distill.transfer.cache.sparse_codec import SparseCodec
+from lightning_distill.transfer.cache.writer import CacheWriter
 from lightning_distill.transfer.online import Online
-from lightning_distill.transfer.shards import Labelled
-from lightning_distill.transfer.stored import Listed
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class Cached(Online):
     ) -> None:
         super().__init__(num_blocks)
         if stored not in STORED:
-            raise nearest("transfer.stored", stored, STORED)
+            raise unknown_name("transfer.stored", stored, STORED)
         if isinstance(temperatures, str) or not isinstance(temperatures, Sequence):
             raise ConfigError(f"transfer.temperatures={temperatures} must be a list, as in [1, 2].")
         for temperature in temperatures:
@@ -83,7 +82,11 @@ class Cached(Online):
         self.folder: Path | None = None
 
     def check(
-        self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
+        self,
+        objective: Objective,
+        data: DistillationData,
+        teacher_data: DistillationData,
+        teachers: int,
     ) -> None:
         """Raises ConfigError where the objective needs more than what is stored."""
         stored, count = self.settings["stored"], data.num_classes
@@ -127,7 +130,7 @@ class Cached(Online):
 
     def prepare(
         self,
-        data: DataModule,
+        data: DistillationData,
         teacher: Teacher,
         store: Store,
         make_trainer: Callable[..., L.Trainer],
@@ -155,17 +158,19 @@ class Cached(Online):
         self.layout = self._layout(teacher.weights, data.num_classes)
         return seconds
 
-    def check_cache(self, data: DataModule, teacher: Teacher) -> None:
+    def check_cache(self, data: DistillationData, teacher: Teacher) -> None:
         if self.path:
             _refuse_another(self.path, self._made_from(data, teacher))
 
-    def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
+    def ahead(self, data: DistillationData, teacher_data: DistillationData) -> int:
         return 0 if self.path else self.count(data.transfer_set())
 
-    def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]] | None:
+    def made_from(
+        self, data: DistillationData, teacher: Teacher
+    ) -> tuple[str, dict[str, Any]] | None:
         return None if self.path else (KIND, self._made_from(data, teacher))
 
-    def _made_from(self, data: DataModule, teacher: Teacher) -> dict[str, Any]:
+    def _made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
         return {  # what a user can type comes first, and is named first where it differs
             **data.shape,
             **data.chosen,
@@ -175,7 +180,7 @@ class Cached(Online):
             "stored": self.settings,
         }
 
-    def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
+    def dataset(self, data: DistillationData) -> Dataset[dict[str, Any]]:
         blocks = data.transfer_set()
         if self.folder is None:  # nothing to learn from it
             return super().dataset(data)
@@ -190,12 +195,12 @@ class Cached(Online):
 
     def _make(
         self,
-        data: DataModule,
+        data: DistillationData,
         teacher: Teacher,
         make_trainer: Callable[..., L.Trainer],
         folder: Path,
     ) -> dict[str, Any]:
-        layout: Listed | Hidden
+        layout: SparseCodec | HiddenStateCodec
         if self.settings["stored"] == "hidden":
             heads = [find_head(model) for model in teacher.models]
             if any(head is None for head in heads):
@@ -211,7 +216,7 @@ class Cached(Online):
                     )
             save_heads(folder, [head for head in heads if head])
         layout = self._layout(teacher.weights, data.num_classes, folder)
-        labeller = Labeller(
+        labeller = CacheWriter(
             [teacher.served] if teacher.served else teacher.frozen(),
             layout,
             data.transfer_set(),
@@ -233,16 +238,16 @@ class Cached(Online):
 
     def _layout(
         self, weights: Sequence[float], vocab_size: int, folder: Path | None = None
-    ) -> Listed | Hidden:
+    ) -> SparseCodec | HiddenStateCodec:
         settings = dict(self.settings)
         kind, bits = settings.pop("stored"), settings.pop("bits")
         if kind == "hidden":
             found = folder or self.folder
             assert found
-            return Hidden(load_heads(found), bits, vocab_size)
+            return HiddenStateCodec(load_heads(found), bits, vocab_size)
         temperatures = tuple(settings.pop("temperatures"))
         kept = {"k": 0, "draws": 0, **settings}
-        return Listed(
+        return SparseCodec(
             kind,
             **kept,
             temperatures=temperatures,
@@ -252,7 +257,7 @@ class Cached(Online):
         )
 
 
-def _refuse_other_tokens(data: DataModule, teacher_data: DataModule) -> None:
+def _refuse_other_tokens(data: DistillationData, teacher_data: DistillationData) -> None:
     if teacher_data is not data:
         raise ConfigError(
             "transfer=cached needs a teacher with the student's tokenizer. Choose transfer=online."
@@ -268,7 +273,7 @@ def _refuse_another(cache: Path, ours: dict[str, Any]) -> None:
                 f"transfer.cache={cache} was made from another {name}: {theirs.get(name)}; "
                 f"this run's is {value}. Leave transfer.cache out to have its own made."
             )
-    if damaged := damage(cache):
+    if damaged := find_damage(cache):
         raise ConfigError(
             f"transfer.cache={cache} is damaged ({', '.join(damaged)}). Leave transfer.cache out "
             "to have it made again."

@@ -8,22 +8,16 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_distill import ConfigError
-from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
-from lightning_distill.losses import Objective
-from lightning_distill.settings import require
-from lightning_distill.teacher import Teacher
-from lightning_distill.training import TrainedModule
+from lightning_distill.config.validation import require
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.generation import Sampling, generate, seed_of
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.module import TrainedModule
+from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.generated import GENERATED, refuse_silent, show
 from lightning_distill.transfer.online import Online
-from lightning_distill.transfer.writing import (
-    GENERATED,
-    Sampling,
-    refuse_silent,
-    seed_of,
-    show,
-    write,
-)
 
 
 class OnPolicy(Online):
@@ -48,12 +42,16 @@ class OnPolicy(Online):
         require("transfer.student_fraction", student_fraction, 0, 1)
         self.student_fraction, self.prompt_length = student_fraction, prompt_length
         self.sampling = Sampling(temperature)
-        self.data: DataModule | None = None
+        self.data: DistillationData | None = None
 
     def check(
-        self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
+        self,
+        objective: Objective,
+        data: DistillationData,
+        teacher_data: DistillationData,
+        teachers: int,
     ) -> None:
-        """Raises ConfigError where there is nobody to grade, or no room to write."""
+        """Raises ConfigError where there is nobody to grade, or no room to generate."""
         refuse_silent(data, "on_policy")
         data.check_prompts(self.prompt_length)
         if objective.inside and not objective.compares_predictions:
@@ -64,7 +62,7 @@ class OnPolicy(Online):
 
     def prepare(
         self,
-        data: DataModule,
+        data: DistillationData,
         teacher: Teacher,
         store: Store,
         make_trainer: Callable[..., L.Trainer],
@@ -90,7 +88,7 @@ class OnPolicy(Online):
         beginnings = self.data.beginnings(asked, self.prompt_length)
         dice = seed_of(seed, step, *batch["block"].tolist())
         tokenizer = self.data.tokenizer
-        new = write(
+        new = generate(
             module.model,
             tokenizer,
             beginnings,

@@ -6,15 +6,14 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
-from lightning_distill.data.datamodule import Examples
-from lightning_distill.losses import Objective
-from lightning_distill.losses.targets import Sparse
-from lightning_distill.models import Frozen
-from lightning_distill.models.head import Predictions
-from lightning_distill.teacher import Teacher
-from lightning_distill.training import TrainedModule
+from lightning_distill.data.tasks.base import DistillationData, Examples
+from lightning_distill.losses.distributions import Sparse
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.models.output_head import Predictions
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.module import TrainedModule
+from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer.alignment import Aligner
 
 
@@ -35,13 +34,17 @@ class Online:
         self.aligner: Aligner | None = None
 
     def check(
-        self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
+        self,
+        objective: Objective,
+        data: DistillationData,
+        teacher_data: DistillationData,
+        teachers: int,
     ) -> None:
         """Raises ConfigError where the objective asks for what this transfer cannot bring."""
 
     def prepare(
         self,
-        data: DataModule,
+        data: DistillationData,
         teacher: Teacher,
         store: Store,
         make_trainer: Callable[..., L.Trainer],
@@ -55,21 +58,23 @@ class Online:
             self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.positions)
         return 0.0
 
-    def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
+    def ahead(self, data: DistillationData, teacher_data: DistillationData) -> int:
         """How many blocks the teacher labels, or sequences it writes, before a student trains."""
         return 0
 
-    def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]] | None:
+    def made_from(
+        self, data: DistillationData, teacher: Teacher
+    ) -> tuple[str, dict[str, Any]] | None:
         """The kind of artifact that is prepared, and everything that decides its content."""
         return None
 
-    def check_cache(self, data: DataModule, teacher: Teacher) -> None:
+    def check_cache(self, data: DistillationData, teacher: Teacher) -> None:
         """Raises ConfigError where the cache that the user names is another's."""
 
     def count(self, examples: Examples) -> int:
         return min(self.num_blocks or len(examples), len(examples))
 
-    def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
+    def dataset(self, data: DistillationData) -> Dataset[dict[str, Any]]:
         """What the student trains on."""
         examples: Any = data.transfer_set()
         # Of a stream no number can be chosen: it has no end.

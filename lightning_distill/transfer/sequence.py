@@ -10,16 +10,18 @@ from typing import Any
 import lightning as L
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from lightning_distill import ConfigError, ranks
-from lightning_distill.artifacts import Store
-from lightning_distill.data import DataModule
-from lightning_distill.losses import Objective
-from lightning_distill.settings import require
-from lightning_distill.teacher import Teacher
+from lightning_distill.config.validation import require
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.distributed import process_group
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.generation import Sampling
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer import vllm
+from lightning_distill.transfer.generated import GENERATED, refuse_silent, show
 from lightning_distill.transfer.online import Online
-from lightning_distill.transfer.writer import Plan, lines_of, write_all
-from lightning_distill.transfer.writing import GENERATED, Sampling, refuse_silent, show
+from lightning_distill.transfer.sequence_writer import Plan, lines_of, write_all
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,11 @@ class Sequence(Online):
         require("transfer.mix", mix, 0, 1, below=True)
 
     def check(
-        self, objective: Objective, data: DataModule, teacher_data: DataModule, teachers: int
+        self,
+        objective: Objective,
+        data: DistillationData,
+        teacher_data: DistillationData,
+        teachers: int,
     ) -> None:
         """Raises ConfigError where the blocks are too short or too few."""
         refuse_silent(data, "sequence")
@@ -85,7 +91,7 @@ class Sequence(Online):
 
     def prepare(
         self,
-        data: DataModule,
+        data: DistillationData,
         teacher: Teacher,
         store: Store,
         make_trainer: Callable[..., L.Trainer],
@@ -101,17 +107,17 @@ class Sequence(Online):
         new = sum(len(line["ids"]) for line in lines)
         reused = "" if artifact.seconds else " (reused)"
         log.info("text: %s%s; %s sequences, %s tokens", artifact.folder, reused, len(lines), new)
-        if ranks.first():
+        if process_group.is_rank_zero():
             (folder / GENERATED).unlink(missing_ok=True)
             shown = [{k: line[k] for k in ("prompt", "text")} for line in lines[:SHOWN]]
             show(folder / GENERATED, shown)
         self.written: Any = data.written(lines, teacher.data)
         return artifact.seconds
 
-    def ahead(self, data: DataModule, teacher_data: DataModule) -> int:
+    def ahead(self, data: DistillationData, teacher_data: DistillationData) -> int:
         return self._plan(teacher_data).num_sequences
 
-    def made_from(self, data: DataModule, teacher: Teacher) -> tuple[str, dict[str, Any]]:
+    def made_from(self, data: DistillationData, teacher: Teacher) -> tuple[str, dict[str, Any]]:
         theirs = teacher.data
         return KIND, {
             "teacher": teacher.hash,
@@ -123,7 +129,7 @@ class Sequence(Online):
             **asdict(self._plan(theirs)),
         }
 
-    def _plan(self, data: DataModule) -> Plan:
+    def _plan(self, data: DistillationData) -> Plan:
         """data: in the teacher's tokens."""
         return Plan(
             self.num_sequences or self.count(data.transfer_set()),
@@ -134,7 +140,7 @@ class Sequence(Online):
             self.batch_size,
         )
 
-    def dataset(self, data: DataModule) -> Dataset[dict[str, Any]]:
+    def dataset(self, data: DistillationData) -> Dataset[dict[str, Any]]:
         """The blocks of what was written, and as many of the data's own as `mix` asks for."""
         examples: Any = data.transfer_set()
         own = round(len(self.written) * self.mix / (1 - self.mix))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data import DataModule
-from lightning_distill.transfer.writing import Sampling
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.models.generation import Sampling
 
 
-def usable(data: DataModule, sampling: Sampling) -> bool:
+def usable(data: DistillationData, sampling: Sampling) -> bool:
     """Decoders alone, and without beams, are what it is fast at."""
     fits = data.goes_on and sampling.num_beams == 1
     return fits and importlib.util.find_spec("vllm") is not None and torch.cuda.is_available()

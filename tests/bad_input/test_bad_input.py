@@ -13,8 +13,8 @@ import pytest
 import world
 import yaml
 
-from lightning_distill import app
-from lightning_distill.artifacts import damage, hash_of
+from lightning_distill.cli import app
+from lightning_distill.storage.artifacts import find_damage, hash_of
 
 COMMANDS = yaml.safe_load((Path(__file__).parent / "commands.yaml").read_text(encoding="utf-8"))
 CASES = [(group, case) for group, cases in COMMANDS.items() for case in cases]
@@ -108,7 +108,7 @@ def test_a_mistake_is_refused_in_a_line_and_leaves_nothing(
     assert {name: after.get(name) for name in before} == before
     allowed = LEFT[case.get("leaves", "nothing")]
     made = {match[1] for name in after if name not in before and (match := MADE.fullmatch(name))}
-    assert not any(damage(typing_place / folder) for folder in made)
+    assert not any(find_damage(typing_place / folder) for folder in made)
     odd = [n for n in after if n not in before and not re.fullmatch(allowed, n)]
     assert [n for n in odd if not MADE.fullmatch(n)] == []
     for notes in ("runs/distill", "sweeps", "plan"):  # which the next case need not compare

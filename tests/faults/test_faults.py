@@ -15,8 +15,8 @@ import pytest
 from forked import EVERY, STEPS, SWEEP, Place, check_whole, children, environment, numbers, results
 from wandb_server import Server
 
-from lightning_distill import wandb_runs
-from lightning_distill.checkpoints import BEFORE, LAST
+from lightning_distill.tracking import wandb_run
+from lightning_distill.training.checkpoint_io import BEFORE, LAST
 
 pytestmark = pytest.mark.slow
 
@@ -201,7 +201,7 @@ def test_a_loader_whose_worker_dies_is_named_and_gone_on_behind(place, expected)
 
 def be_impatient():
     """Of a server that is asked for a new run, or to take what an old one has left."""
-    wandb_runs.INIT_TIMEOUT = wandb_runs.FINISH_TIMEOUT = 5
+    wandb_run.INIT_TIMEOUT = wandb_run.FINISH_TIMEOUT = 5
 
 
 @pytest.mark.long

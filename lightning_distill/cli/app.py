@@ -1,0 +1,129 @@
+"""The command line: `lightning-distill [overrides]`, a Hydra application.
+
+Nothing here imports torch, so that `--help`, completion and a mistyped name answer at once.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_distill.cli.hydra_callback import end_what_broke_off
+from lightning_distill.config import allowlist
+from lightning_distill.config.hydra_plugins import prefer_own_configs
+from lightning_distill.config.messages import CONF, explain
+from lightning_distill.config.validation import check, check_secrets
+from lightning_distill.distributed import launcher, process_group
+from lightning_distill.distributed.gpus import (
+    LAUNCHERS,
+    best_precision,
+    gpu_places,
+    gpu_share,
+    take_gpu,
+    visible_gpus,
+)
+from lightning_distill.errors import Refused, Stopped, unknown_name
+from lightning_distill.stages import STAGES
+from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
+from lightning_distill.sweeps.naming import job_folder, run_folder, sweep_name
+from lightning_distill.sweeps.resume import discard_empty_run, run_alone, run_once
+
+log = logging.getLogger(__name__)
+
+# Another process of a sweep unpickles `job` by its name, which imports this module there too.
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("oc.env", allowlist.environment, replace=True)
+# A list of OmegaConf's own, which `--cfg job --resolve` can show.
+OmegaConf.register_new_resolver(
+    "once", lambda v: OmegaConf.create(list(v or [])), replace=True, use_cache=True
+)
+OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(names), replace=True)
+OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
+OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
+OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
+OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+prefer_own_configs()
+allowlist.install(check_secrets)
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def job(cfg: DictConfig) -> float | list[float] | None:
+    """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimise them."""
+    if not process_group.is_rank_zero():
+        launcher.follow(cfg)
+        return None
+    hydra_cfg = HydraConfig.get()
+    alone = hydra_cfg.mode != RunMode.MULTIRUN
+    folder = Path(hydra_cfg.runtime.output_dir)
+    name = cfg.name if alone else folder.name
+    group = cfg.name if alone else Path(hydra_cfg.sweep.dir).name
+    this = Job.of(cfg, folder, name, group, list(hydra_cfg.overrides.task))
+    try:
+        if cfg.stage not in STAGES:
+            raise unknown_name("stage", cfg.stage, STAGES)
+        if cfg.stage != "distill":
+            results = run(cfg, this)
+        elif alone:
+            results = run_alone(this, partial(run, cfg, this))
+        else:
+            results = run_once(cfg, this, partial(run, cfg, this))
+    except Exception as error:
+        reason = explain(error)
+        if alone and reason:
+            discard_empty_run(this, Path(cfg.paths.outputs))
+            raise Refused(reason) from error
+        if alone:
+            raise
+        # The other jobs go on; the end of the sweep says what failed, and exits accordingly.
+        log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
+        why = {"error": reason or repr(error), "mendable": reason is not None}
+        write_results(folder, this.state("failed", **why))
+        return None
+    return objectives(results or {}, cfg.sweep.objectives)
+
+
+def run(cfg: DictConfig, this: Job) -> Any:
+    """The function of `stage=`, imported when it is known to be needed."""
+    # Here, so that a mistake leaves alone what has finished.
+    check(cfg, problems_of_objectives(cfg.sweep.objectives))
+    chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
+    if HydraConfig.get().mode == RunMode.MULTIRUN and chosen in LAUNCHERS:
+        take_gpu(cfg.sweep.jobs_per_gpu)
+    return launcher.run(cfg, this)
+
+
+def main() -> None:
+    """Exit code 0; 2 for what the user can mend, in a line or two; 1 for anything else."""
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    allowlist.allow_what_is_typed(sys.argv[1:])
+    process_group.adopt_srun_environment()
+    if not process_group.is_rank_zero():
+        sys.argv += launcher.keep_to_itself()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of exiting with 1
+    try:
+        allowlist.check_flags(sys.argv[1:])
+        job()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Stopped as stop:
+        if process_group.is_rank_zero():
+            print("The same command goes on from there, in the same folder.", file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except (Exception, Refused) as error:
+        message = str(error) if isinstance(error, Refused) else explain(error)
+        if message is None and not full:
+            message = end_what_broke_off(error)
+        if full or message is None:
+            raise
+        print(f"lightning-distill: {message}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,67 @@
+"""Your own images: a folder for each class."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lightning_distill.data.tasks.images import Pixels
+from lightning_distill.errors import ConfigError
+from lightning_distill.storage.artifacts import hash_of
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+MODES = {1: "L", 3: "RGB"}
+
+
+class ImageFolder:
+    """`path/<class>/<any name>.png` and the like, each scaled to one size.
+
+    image_size: pixels of a side. channels: 3 for colours, 1 for shades of grey.
+    Raises ConfigError where there are none, or one cannot be read; skip_bad_rows leaves those out.
+    """
+
+    def __init__(self, path: str, image_size: int, channels: int, skip_bad_rows: bool) -> None:
+        self.path, self.side, self.channels = Path(path).expanduser(), image_size, channels
+        self.skip_bad_rows = skip_bad_rows
+        if channels not in MODES:
+            raise ConfigError(f"data.channels={channels} must be 1 or 3.")
+        if not self.path.is_dir():
+            raise ConfigError(f"data.path={path} is no folder.")
+        files = sorted(self.path.glob("*/**/*"))
+        self.files = [f for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
+        if not self.files:
+            raise ConfigError(
+                f"data.path={path} holds no folder of a class with images ({', '.join(SUFFIXES)})."
+            )
+
+    def fingerprint(self) -> str:
+        content = " ".join(f"{f.relative_to(self.path)}:{hash_of(f)}" for f in self.files)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return f"images {self.side} {self.channels} {self.skip_bad_rows} {digest}"
+
+    def images(self) -> Iterator[tuple[Pixels, str]]:
+        from PIL import Image
+
+        bad: list[Path] = []
+        for file in self.files:
+            try:
+                with Image.open(file) as image:
+                    scaled = image.convert(MODES[self.channels]).resize((self.side, self.side))
+            except OSError as error:
+                bad.append(file)
+                if not self.skip_bad_rows:
+                    raise ConfigError(
+                        f"data.path: {file} is no image that can be read. "
+                        "data.skip_bad_rows=true leaves such files out."
+                    ) from error
+                continue
+            pixels = np.asarray(scaled, dtype=np.uint8).reshape(self.side, self.side, -1)
+            yield pixels.transpose(2, 0, 1).copy(), file.relative_to(self.path).parts[0]
+        if bad:
+            log.warning(
+                "%d of %d images are left out; the first: %s", len(bad), len(self.files), bad[0]
+            )

@@ -1,0 +1,64 @@
+"""Models whose weights lie in shards on all devices, a layer of which is put together at a time.
+
+PyTorch's FSDP2.
+"""
+
+from collections.abc import Iterable
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Over all devices of all machines; a checkpoint is one file, as a single device writes it."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def uses_fsdp(trainer: L.Trainer) -> bool:
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def _own_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """Before FSDP made a class of its own of it."""
+    return next(c for c in type(model).__mro__[1:] if c is not FSDPModule)
+
+
+def reshard(models: Iterable[nn.Module]) -> None:
+    """Frees what was put together of frozen models, for which no backward pass does it."""
+    for model in models:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
+def full_tensor(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def local_tensor(x: Tensor) -> Tensor:
+    """This device's part."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def full_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A sharded model with all of its weights, in rank 0; elsewhere without any. To be saved."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    with torch.device("meta"):
+        plain: PreTrainedModel = _own_class(model)(model.config)
+    if weights:
+        plain.load_state_dict(weights, assign=True)
+        plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain

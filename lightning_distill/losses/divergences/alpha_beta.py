@@ -1,0 +1,32 @@
+import torch
+from torch import Tensor
+
+from lightning_distill.config.validation import require
+
+LIMIT = 1e3  # of either exponent; far beyond anything that has a use
+
+
+def alpha_beta(student: Tensor, teacher: Tensor, ab_alpha: float, ab_beta: float) -> Tensor:
+    """−1/(a b) Σ [p^a q^b − a/(a + b) p^(a + b) − b/(a + b) q^(a + b)] per position.
+
+    a is `ab_alpha`, b is `ab_beta`; where a, b or a + b is 0 it is continued by its limit.
+    student, teacher: log-probabilities log q, log p: [..., V]. Returns [...]. a=1, b=0 is the
+    forward KL, a=0, b=1 the reverse KL, a=b=1 half the squared distance of p and q, and a=b=½
+    four times the squared Hellinger distance.
+    Wang et al. 2025, ABKD, after Cichocki et al. 2011.
+    """
+    a, b = ab_alpha, ab_beta
+    require("loss.ab_alpha", a, -LIMIT, LIMIT)
+    require("loss.ab_beta", b, -LIMIT, LIMIT)
+    q, p = student, teacher
+    if a == 0 and b == 0:
+        return 0.5 * (p - q).square().sum(-1)
+    if b == 0:
+        return ((a * p).exp() * (a * (p - q) - 1) + (a * q).exp()).sum(-1) / a**2
+    if a == 0:
+        return ((b * q).exp() * (b * (q - p) - 1) + (b * p).exp()).sum(-1) / b**2
+    if a + b == 0:
+        return ((a * (p - q)).exp() - 1 - a * (p - q)).sum(-1) / a**2
+    both = torch.exp(a * p + b * q)
+    ends = a / (a + b) * ((a + b) * p).exp() + b / (a + b) * ((a + b) * q).exp()
+    return (ends - both).sum(-1) / (a * b)

@@ -1,0 +1,21 @@
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_distill.config.validation import require
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+
+
+def skewed_forward_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(p ‖ λ p + (1 − λ) q) per position, in nats; λ is `skew`.
+
+    student, teacher: log-probabilities log q, log p: [..., V]. Returns [...]. skew: from 0 to
+    below 1. `skew=0` is the forward KL; above, it is bounded by −log λ however wrong the student.
+    Ko et al. 2024, DistiLLM, eq. 4.
+    """
+    require("loss.skew", skew, 0, 1, below=True)
+    if skew == 0:
+        return forward_kl(student, teacher)
+    mixture = torch.logaddexp(teacher + math.log(skew), student + math.log(1 - skew))
+    return forward_kl(mixture, teacher)

@@ -1,0 +1,93 @@
+"""The student's hidden states drawn towards the teacher's."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_distill.losses.intermediate import (
+    IntermediateLoss,
+    layer_map,
+    layers_of,
+    summed,
+    widen,
+)
+
+
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the width of (h_s − h_t)²: [B, T, W] to [B, T].
+
+    Jiao et al. 2020, TinyBERT, eq. 8.
+    """
+    return (student - teacher).square().mean(-1)
+
+
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 − cos(h_s, h_t): [B, T, W] to [B, T].
+
+    Sanh et al. 2019, DistilBERT.
+    """
+    return 1 - F.cosine_similarity(student, teacher, dim=-1)
+
+
+DISTANCES = {"mse": mse, "cosine": cosine}
+
+
+class HiddenStates(IntermediateLoss):
+    """Σ over tokens of the mean over mapped layers of distance(W h_s, h_t).
+
+    h: what a layer puts out, before the final norm. W: where the widths differ, a learned
+    projection for each pair of layers (Romero et al. 2015, FitNets); it is trained with the
+    student and is no part of it.
+    layers: see `layer_map`. distance: `mse` or `cosine`.
+    """
+
+    key = "loss.hidden"
+
+    def __init__(self, weight: float, layers: Any, distance: str) -> None:
+        problems = []
+        if distance not in list(DISTANCES):
+            problems.append(f"{self.key}.distance={distance} must be one of {', '.join(DISTANCES)}")
+        super().__init__(weight, problems)
+        self.layers = layers
+        self.distance = distance
+        self.projections = nn.ModuleList()
+
+    def attach(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Projections begin at unit scale, from torch's random state, in the student's dtype."""
+        own = layers_of(student, "student", self.key)
+        theirs = layers_of(teacher, "teacher", self.key)
+        self.pairs = layer_map(self.layers, len(own), len(theirs), f"{self.key}.layers")
+        for s, t in self.pairs:
+            self.record("student", own[s - 1], s)
+            self.record("teacher", theirs[t - 1], t)
+        narrow, wide = (m.config.get_text_config().hidden_size for m in (student, teacher))
+        if narrow != wide:
+            place: Any = {"device": student.device, "dtype": student.dtype}
+            for _ in self.pairs:
+                projection = nn.Linear(narrow, wide, bias=False, **place)
+                nn.init.normal_(projection.weight, std=narrow**-0.5)
+                self.projections.append(projection)
+
+    def forward(
+        self,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        student, teacher = self.take()
+        values = torch.stack(
+            [
+                DISTANCES[self.distance](widen(self._project(n, student[s])), widen(teacher[t]))
+                for n, (s, t) in enumerate(self.pairs)
+            ]
+        )
+        return summed(values.mean(0), labels, attention_mask)
+
+    def _project(self, n: int, state: Tensor) -> Tensor:
+        if not self.projections:
+            return state
+        weight: Any = self.projections[n].weight
+        return F.linear(state.to(weight.dtype), weight)

@@ -1,0 +1,173 @@
+"""What is measured on the held-out split, over torchmetrics' accumulators."""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.functional.text import rouge_score
+
+from lightning_distill.losses.divergences.forward_kl import forward_kl
+
+BINS = 15  # of the calibration error (Guo et al. 2017)
+
+
+class CalibrationError(Metric):
+    """The expected one (ECE, Guo et al. 2017, eq. 3): |accuracy − confidence| of the most probable
+    class, averaged over 15 bins of confidence.
+
+    torchmetrics' own keeps two small tensors an update. Between the logits of one update and the
+    next they have the allocator hold on to both, by gigabytes over a long text.
+    """
+
+    full_state_update = False
+    gaps: Tensor  # of each bin, the sum of (correct − confidence); of confidence 1, a bin more
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("gaps", torch.zeros(BINS + 1), "sum")
+        self.add_state("count", torch.tensor(0), "sum")
+
+    def update(self, probs: Tensor, labels: Tensor) -> None:
+        """probs: [N, V], labels: [N]."""
+        confidence, predicted = probs.float().max(-1)
+        edges = torch.linspace(0, 1, BINS + 1, device=probs.device)
+        bins = torch.bucketize(confidence, edges, right=True) - 1
+        self.gaps.index_add_(0, bins, (predicted == labels).float() - confidence)
+        self.count += len(labels)
+
+    def compute(self) -> Tensor:
+        return self.gaps.abs().sum() / self.count
+
+
+class Quality(nn.Module):
+    """One model against the text: nll in nats a token, perplexity, bits a byte, calibration error.
+
+    bytes_per_token: None where only some of the tokens are predicted; then no bits a byte.
+    """
+
+    def __init__(self, bytes_per_token: float | None = None) -> None:
+        super().__init__()
+        self.bytes_per_token = bytes_per_token
+        self.nll = MeanMetric()
+        self.calibration = CalibrationError()
+
+    def update(self, log_probs: Tensor, labels: Tensor) -> None:
+        """log_probs: [N, V], labels: [N]."""
+        self.nll.update(-log_probs.gather(1, labels[:, None]))
+        self.calibration.update(log_probs.exp(), labels)
+
+    def compute(self) -> dict[str, float]:
+        nll = float(self.nll.compute())
+        each = self.bytes_per_token
+        return {
+            "nll": nll,
+            "perplexity": math.exp(min(nll, 700.0)),
+            **({"bits_per_byte": nll / math.log(2) / each} if each else {}),
+            "calibration_error": float(self.calibration.compute()),
+        }
+
+
+class ClassQuality(nn.Module):
+    """One classifier against the labels: nll in nats an example, accuracy, F1 (the mean over
+    classes), calibration error.
+
+    omitted: a class that the student was never shown, and its frequency among all. Then also how
+    much of it is recognised, as it is (`omitted_accuracy`) and with the bias of that class moved
+    until it is predicted as often as it occurs (`corrected_omitted_accuracy`, and of all classes
+    `corrected_accuracy`), which takes no label (Hinton et al. 2015, section 3).
+    """
+
+    def __init__(
+        self, num_classes: int, omitted: int | None = None, frequency: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.omitted, self.frequency = omitted, frequency
+        if omitted is not None:
+            self.log_probs, self.labels = CatMetric(), CatMetric()
+        self.nll = MeanMetric()
+        self.scores = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "f1": MulticlassF1Score(num_classes, average="macro"),
+                "calibration_error": CalibrationError(),
+            },
+            compute_groups=False,
+        )
+
+    def update(self, log_probs: Tensor, labels: Tensor) -> None:
+        """log_probs: [N, C], labels: [N]."""
+        self.nll.update(-log_probs.gather(1, labels[:, None]))
+        self.scores.update(log_probs.exp(), labels)
+        if self.omitted is not None:
+            self.log_probs.update(log_probs)
+            self.labels.update(labels)
+
+    def compute(self) -> dict[str, float]:
+        found = {key: float(x) for key, x in self.scores.compute().items()}
+        if self.omitted is not None:
+            found |= omitted_class(
+                self.log_probs.compute(), self.labels.compute(), self.omitted, self.frequency
+            )
+        return {"nll": float(self.nll.compute()), **found}
+
+
+def omitted_class(
+    log_probs: Tensor, labels: Tensor, omitted: int, frequency: float
+) -> dict[str, float]:
+    """log_probs: [N, C], labels: [N]. See `ClassQuality`."""
+    own = log_probs[:, omitted]
+    others = log_probs.clone()
+    others[:, omitted] = -math.inf
+    best, rival = others.max(-1)
+    behind = best - own  # by how much its bias has to rise for it to be predicted
+    count = round(frequency * len(labels))
+    bias = behind.sort().values[max(0, count - 1)]
+    theirs = labels == omitted
+    corrected = torch.where(behind <= bias, omitted, rival)
+    return {
+        "omitted_accuracy": float((behind < 0)[theirs].float().mean()),
+        "corrected_omitted_accuracy": float((corrected == omitted)[theirs].float().mean()),
+        "corrected_accuracy": float((corrected == labels).float().mean()),
+        "bias_correction": float(bias),
+    }
+
+
+class Likeness(nn.Module):
+    """A student against its teacher: how often both favour the same class, and KL(p ‖ q)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.agreement = MeanMetric()
+        self.kl = MeanMetric()
+
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        """Log-probabilities, both [N, V]."""
+        self.agreement.update((student.argmax(-1) == teacher.argmax(-1)).float())
+        self.kl.update(forward_kl(student, teacher))
+
+    def compute(self) -> dict[str, float]:
+        return {
+            "teacher_agreement": float(self.agreement.compute()),
+            "teacher_kl": float(self.kl.compute()),
+        }
+
+
+def rouge_l(written: list[str], references: list[str]) -> float:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, averaged over pairs.
+
+    written, references: at least one, and as many of each. From 0 to 1. Words are runs of letters
+    and digits of any script, in lower case; of English text they are those of `rouge-score`.
+    """
+    if len(written) != len(references):
+        raise ValueError(f"{len(written)} texts for {len(references)} references")
+    found = rouge_score(
+        written,
+        references,
+        rouge_keys="rougeL",  # rougeLsum would need nltk and a download
+        normalizer=lambda text: re.sub(r"[\W_]+", " ", text.lower()),
+    )
+    return float(found["rougeL_fmeasure"])

@@ -1,0 +1,78 @@
+"""What the doctor looks at."""
+
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
+
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models import pretrained
+from lightning_distill.models.build import build_model
+from lightning_distill.pipeline import prepare_data
+from lightning_distill.planning.plan import requirements
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.sweeps.job import Job
+from lightning_distill.sweeps.resume import pointed_at
+from lightning_distill.training.teacher import Teacher, find_teacher
+from lightning_distill.transfer.online import Online
+
+
+class LeftOutError(Exception):
+    """A check that there is nothing to make of; says why."""
+
+
+class Case:
+    """What the checks look at, each part made when the first of them asks for it."""
+
+    def __init__(self, cfg: DictConfig, job: Job) -> None:
+        self.cfg, self.job, self.store = cfg, job, Store(cfg.paths.outputs)
+
+    @cached_property
+    def both(self) -> tuple[DistillationData, DistillationData]:
+        return prepare_data(self.cfg)
+
+    @property
+    def data(self) -> DistillationData:
+        return self.both[0]
+
+    @cached_property
+    def objective(self) -> Objective:
+        found: Objective = instantiate(self.cfg.loss)
+        return found
+
+    @cached_property
+    def transfer(self) -> Online:
+        found: Online = instantiate(self.cfg.transfer)
+        return found
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        if "url" in self.cfg.teacher:
+            raise LeftOutError(
+                "the teacher is behind a server, which tells nothing of held-out text"
+            )
+        found = find_teacher(self.cfg, self.store, self.both[1])
+        if found is None:
+            raise LeftOutError("the teacher is not there yet, stage=teacher trains it")
+        return found
+
+    @cached_property
+    def student(self) -> tuple[str, PreTrainedModel]:
+        """What this job begins with, or has led to."""
+        folder = pointed_at(self.cfg, self.job)
+        if folder and (folder / "student").exists():
+            return "its finished student", pretrained.saved(self.data.auto, folder / "student")
+        if self.cfg.student.initialize == "teacher_layers":
+            raise LeftOutError("the student is a part of its teacher")
+        L.seed_everything(self.cfg.seed, verbose=False)
+        model = build_model(self.cfg.student, self.data)
+        return "the student before training", model
+
+    @cached_property
+    def requirements(self) -> dict[str, Any]:
+        """Of a run in small, as `stage=plan` makes it."""
+        return requirements(self.cfg, self.job, self.cfg.student.max_steps)

@@ -1,0 +1,93 @@
+"""The small model, trained on what the frozen big one predicts."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from lightning_distill.distributed.fsdp import reshard
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.distributions import Sparse
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.models.output_head import Predictions, Predictor
+from lightning_distill.training.module import TrainedModule
+
+
+class Transfer(Protocol):
+    """What brings the teacher's predictions to a training step: `transfer=`."""
+
+    def compose(self, module: "StudentModule", batch: dict[str, Any]) -> dict[str, Any]:
+        """What student and teacher read in place of a batch."""
+
+    def label(
+        self, teachers: Sequence[Frozen], batch: dict[str, Any]
+    ) -> tuple[list[Predictions] | Sparse, Tensor | None]:
+        """Each teacher's predictions for a batch, and where they are known; None is everywhere."""
+
+
+class StudentModule(TrainedModule):
+    """A student and its frozen teachers; none if the objective needs none (alpha = 0).
+
+    teacher_hash: says which teachers. A checkpoint holds no weight of theirs, only this hash, and
+    does not resume under others.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        teachers: Sequence[Frozen],
+        objective: Objective,
+        transfer: Transfer,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any],
+        teacher_hash: str | None = None,
+    ) -> None:
+        super().__init__(model, vocab_size, objective, optimizer, schedule)
+        self.teachers: Any = nn.ModuleList(teachers)
+        self.inside: Any = nn.ModuleDict(objective.inside)
+        self.transfer = transfer
+        self.teacher_hash = teacher_hash
+        for term in objective.inside.values():
+            term.attach(model, self.teachers[0].model)
+
+    @property
+    def predictors(self) -> list[Predictor]:
+        return [self.predict, *(teacher.predict for teacher in self.teachers)]
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        self.objective.balance.move_to(self.global_step, self.trainer.max_steps)
+        batch = self.transfer.compose(self, batch)
+        with ExitStack() as recording:
+            for term in self.inside.values():
+                recording.enter_context(term.recording())
+            student = self.predict(batch)
+            teacher, known = self.transfer.label(self.teachers, batch)
+        labels, logs = batch["labels"], self.logs_now
+        truth = "by_student" not in batch
+        terms = self.objective(student, teacher, labels, known, truth, logs, batch.get("kept"))
+        reshard(predictor.model for predictor in self.predictors[1:])
+        for name, term in self.inside.items():
+            # Where an example has one prediction, its mask says what was read for that.
+            mask = batch.get("attention_mask") if labels.ndim == 1 else None
+            terms = terms.plus(name, term, term(labels, batch.get("position_ids"), mask), logs)
+        if logs:
+            self.log("train/temperature", self.objective.balance.temperature)
+            self.log("train/alpha", self.objective.balance.alpha)
+        return self.step(terms)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher_hash"] = self.teacher_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["teacher_hash"] != self.teacher_hash:
+            raise ConfigError(
+                f"The checkpoint was distilled from teacher {checkpoint['teacher_hash']}, not from "
+                f"this run's, {self.teacher_hash}. Resume with that teacher, or start a new run."
+            )
