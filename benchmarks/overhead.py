@@ -80,7 +80,7 @@ class Step:
         module.compiles = self.cfg.trainer.compile
         if self.cfg.trainer.gradient_checkpointing:
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.data.train_on(self.transfer.dataset(self.data), 0)
+        self.data.set_train_examples(self.transfer.dataset(self.data), 0)
         settings = {"max_steps": self.steps, "limit_val_batches": 0}
         trainer = make_trainer(
             self.cfg, self.folder, "student", [CSVLogger(str(self.folder))], [clock], **settings

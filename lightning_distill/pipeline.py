@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lightning_distill.config import allowlist
 from lightning_distill.config.validation import each_teacher
-from lightning_distill.data.tasks.base import DistillationData, task_of
+from lightning_distill.data.tasks.base import DistillationData, task_class
 from lightning_distill.distributed import process_group, topology
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import (
@@ -106,7 +106,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         needed.hash if needed else None,
     )
     with cost.measure(module):
-        data.train_on(transfer.dataset(data), cfg.seed)
+        data.set_train_examples(transfer.dataset(data), cfg.seed)
         fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
 
     trained = lora.trainable(module.model)
@@ -195,7 +195,7 @@ def evaluate_run(
     weights = folder / "student"  # none after stage=teacher
     student = None
     if weights.exists():
-        student = pretrained.saved(data.auto, weights, "evaluate.run")
+        student = pretrained.saved(data.auto_class, weights, "evaluate.run")
     teacher = find_teacher(cfg, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
@@ -210,13 +210,13 @@ def evaluate_run(
 
 def prepare_data(cfg: DictConfig) -> tuple[DistillationData, DistillationData]:
     """The examples in the student's tokens and in the teacher's: the same where they share them."""
-    task = task_of(cfg)
+    task = task_class(cfg.data._target_)
     check_requested(cfg.evaluate, task)
     theirs, own = None, None
     if task.has_tokenizer:
         shared = cfg.loss.get("shared_vocabulary", True)
         nodes = [one.teacher for one in each_teacher(cfg)]
-        theirs, own = load_tokenizers(nodes, cfg.student, shared, task.read_alike)
+        theirs, own = load_tokenizers(nodes, cfg.student, shared, task.shares_tokenizer)
     found = []
     for tokenizer in [own] if own is theirs else [own, theirs]:
         data: DistillationData = instantiate(cfg.data)

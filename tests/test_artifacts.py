@@ -231,3 +231,12 @@ def test_a_file_that_became_a_folder_or_a_device_is_made_again(tmp_path):
         change(folder / "weights")
         again = Store(tmp_path).get("teacher", MADE_FROM, write).folder / "weights"
         assert again.read_text() == "1 2 3"
+
+
+def test_a_class_that_moves_to_another_module_keeps_its_keys():
+    before = {"loss": {"_target_": "lightning_distill.losses.fused.Objective", "alpha": 1}}
+    after = {"loss": {"_target_": "lightning_distill.losses.objective.Objective", "alpha": 1}}
+    renamed = {"loss": {"_target_": "lightning_distill.losses.objective.Other", "alpha": 1}}
+    foreign = {"loss": {"_target_": "plugin.losses.Objective", "alpha": 1}}
+    assert key_of(before) == key_of(after)
+    assert len({key_of(one) for one in (before, renamed, foreign)}) == 3

@@ -319,7 +319,7 @@ def test_of_what_a_model_completes_exactly_that_is_learned(make_data):
         dice = torch.Generator().manual_seed(seed)
         given_ids = [torch.randint(300, (size,), generator=dice) for size, _ in sizes]
         new = [torch.randint(300, (size,), generator=dice).tolist() for _, size in sizes]
-        batch = data.completed(given_ids, new)
+        batch = data.completion_batch(given_ids, new)
         for row, (begin, end) in enumerate(zip(given_ids, new, strict=True)):
             whole = [*begin.tolist(), *end]
             assert batch["input_ids"][row, : len(whole) - 1].tolist() == whole[:-1]
@@ -355,7 +355,7 @@ def test_a_model_is_asked_for_another_turn_of_a_block_in_each_round(make_chat):
     data = make_chat()
     block = data.examples("train")[1]
     batch = {name: torch.stack([x, x, x, x]) for name, x in block.items()}
-    asked = data.beginnings(batch | {"round": torch.arange(4)}, length=16)
+    asked = data.prompt_tokens(batch | {"round": torch.arange(4)}, length=16)
     texts = [data.tokenizer.decode(ids) for ids in asked]
     assert all(text.endswith("<|assistant|>") for text in texts)
     assert all(text.startswith(("<|user|>", "<|system|>")) for text in texts)
@@ -367,7 +367,7 @@ def test_what_a_teacher_writes_is_learned_in_whole_conversations(make_chat):
     data = make_chat()
     prompts = [prompt for prompt, _ in data._answered]
     lines = [{"prompt_ids": p.tolist(), "ids": [300 + n, 0]} for n, p in enumerate(prompts)]
-    blocks = data.written(lines, data)
+    blocks = data.from_generated(lines, data)
     learned = [i for b in each(blocks) for i in b["labels"].tolist() if i != IGNORED]
     assert sorted(learned) == sorted(i for line in lines for i in line["ids"])
     for block in each(blocks):
@@ -387,8 +387,8 @@ def test_rouge_l_holds_answers_against_the_references(make_chat, monkeypatch):
         return [references[tuple(prompt.tolist())][model:] for prompt in prompts]
 
     monkeypatch.setattr("lightning_distill.models.generation.generate", parrot)
-    assert data.score_writing(0) == {"rouge_l": 1.0}
-    assert 0 < data.score_writing(4)["rouge_l"] < 1
+    assert data.score_generation(0) == {"rouge_l": 1.0}
+    assert 0 < data.score_generation(4)["rouge_l"] < 1
 
 
 def test_the_student_stops_where_a_turn_does_and_has_the_template(make_chat, chats, tmp_path):
@@ -398,12 +398,12 @@ def test_the_student_stops_where_a_turn_does_and_has_the_template(make_chat, cha
     rows = ([m for m in conversation(n) if m["role"] != "system"] for n in range(150))
     path.write_text("\n".join(json.dumps({"messages": row}) for row in rows))
     data = make_chat(path, length=400, tokenizer=tokenizer_of(template, special))
-    assert data.stops == [0, special.index("<end_of_turn>")]
+    assert data.stop_token_ids == [0, special.index("<end_of_turn>")]
     model = sizes.decoder(sizes.Size(16, 1, 2, 512), data.tokenizer)
     data.save(model, tmp_path / "student")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
-    assert saved.generation_config.eos_token_id == data.stops
+    assert saved.generation_config.eos_token_id == data.stop_token_ids
     assert tokenizer.chat_template == template
     asked = tokenizer.apply_chat_template(ONE[:1], add_generation_prompt=True)
     assert tokenizer.decode(asked["input_ids"]).endswith("<start_of_turn>model\n")

@@ -158,7 +158,7 @@ def test_what_cannot_be_measured_is_refused_in_a_line(in_process, tmp_path):
 def test_models_that_do_not_write_are_not_asked_to(make_data):
     data = make_data()
     check_requested(OmegaConf.create({"speed": True}), data)
-    data.writes = False
+    data.is_generative = False
     check_requested(OmegaConf.create({"speed": False, "tasks": []}), data)
     with pytest.raises(ConfigError, match=r"Set evaluate\.tasks=\[\] evaluate\.speed=false"):
         check_requested(OmegaConf.create({"speed": True}), data)

@@ -370,8 +370,8 @@ def test_all_formats_at_once_are_one_folder(run, call, tmp_path):
 class Labels(DistillationData):
     """Another task than a language model's, as far as an export asks."""
 
-    auto = AutoModelForImageClassification
-    kind, hub_task = "image classifier", "image-classification"
+    auto_class = AutoModelForImageClassification
+    model_kind, hub_task = "image classifier", "image-classification"
     has_tokenizer = False
 
 

@@ -54,7 +54,7 @@ CONFIGS = {
 class Text:
     """What `task.examples` asks of a DistillationData."""
 
-    auto, writes, goes_on = AutoModelForCausalLM, True, True
+    auto_class, is_generative, continues_prompt = AutoModelForCausalLM, True, True
 
     def __init__(self, length):
         self.length = length
@@ -68,7 +68,7 @@ class Wholes:
     """Images, or texts of one length that carry one label."""
 
     def __init__(self, example):
-        self.writes, self.example = False, example
+        self.is_generative, self.example = False, example
 
     def examples(self, split):
         return [{**self.example(), "labels": torch.tensor(1)} for _ in range(5)]

@@ -49,7 +49,7 @@ def train(make_data, tmp_path):
             lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         )
-        data.train_on(None, seed=0)
+        data.set_train_examples(None, seed=0)
         keeping = CheckpointCallback(folder / LAST, 5, 10)
         logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
         if (folder / LAST).exists():

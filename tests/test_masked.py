@@ -120,7 +120,7 @@ def test_a_sample_shows_the_guesses_in_their_places(text_file, tmp_path):
     )  # fmt: skip
     with torch.no_grad():
         model.cls.predictions.bias[data.tokenizer.get_vocab()["x"]] = 100
-    prompt, answer = data.prompts()[0], data.answer(model, 0, None, 0)
+    prompt, answer = data.sample_prompts()[0], data.sample_answer(model, 0, None, 0)
     assert MASK in prompt
     assert MASK not in answer
     assert answer.count("[x]") == int((data.examples("test")[0]["labels"] != -100).sum())

@@ -44,7 +44,7 @@ def make(make_data, tmp_path):
 
 
 def fit(module, data, folder, steps=5, resume=None):
-    data.train_on(module.transfer.dataset(data), seed=0)
+    data.set_train_examples(module.transfer.dataset(data), seed=0)
     checkpoints = L.pytorch.callbacks.ModelCheckpoint(
         folder, filename="{step}", every_n_train_steps=2, save_top_k=-1
     )

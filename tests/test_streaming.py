@@ -241,7 +241,7 @@ def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, worker
         )
 
     data, whole, part, rest = make(num_workers=workers), Trained(), Trained(), Trained()
-    data.train_on(None, 0)
+    data.set_train_examples(None, 0)
     trainer(20).fit(whole, datamodule=data)
     assert len(whole.seen) == 20 * 2 * 4
     data = make()

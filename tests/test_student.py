@@ -48,7 +48,7 @@ def make_student(
 
 
 def fit(student, data, folder, steps=6, resume=None, every=3, accumulate=1):
-    data.train_on(None, seed=0)
+    data.set_train_examples(None, seed=0)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,

@@ -348,7 +348,7 @@ def test_a_pretrained_translator_is_read_as_transformers_reads_it(name, checkpoi
     logits = found.logits.detach()[..., : data.num_classes]  # of a padded vocabulary
     theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     torch.testing.assert_close(nll_of(model, data), theirs)
-    data.check(model, name)
+    data.check_model(model, name)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -403,7 +403,7 @@ def test_a_model_that_is_no_translator_is_refused(in_process, checkpoints, make,
 
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=8, n_layer=1, n_head=1, n_positions=24))
     with pytest.raises(ConfigError, match="GPT2LMHeadModel, is no encoder-decoder"):
-        make(pretrained_tokenizer()).check(gpt, "gpt")
+        make(pretrained_tokenizer()).check_model(gpt, "gpt")
 
 
 def test_a_saved_student_translates_without_this_package(make, tmp_path):
@@ -475,10 +475,10 @@ def test_beams_and_dice_do_not_go_together():
 def test_the_students_translations_are_what_is_graded(make):
     data = make()
     batch = next(iter(data.loader(data.examples("train"), 3)))
-    sources = data.beginnings(batch, length=2)
+    sources = data.prompt_tokens(batch, length=2)
     assert [len(s) for s in sources] == batch["attention_mask"].sum(-1).tolist()
     new = [[5, 6, 0], [7], [8, 9]]
-    own = data.completed(sources, new)
+    own = data.completion_batch(sources, new)
     assert own["labels"].tolist() == [[5, 6, 0], [7, IGNORED, IGNORED], [8, 9, IGNORED]]
     assert torch.equal(own["input_ids"], batch["input_ids"])
     assert torch.equal(own["attention_mask"], batch["attention_mask"])
@@ -533,14 +533,14 @@ def test_scores_are_sacrebleus(make, monkeypatch):
     monkeypatch.setattr(
         data, "_translate", lambda _, sources: [next(spoken) for _ in range(len(sources))]
     )
-    found = data.score_writing(model_of(data))
+    found = data.score_generation(model_of(data))
     assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(said, [truth]).score, abs=1e-3)
     assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(said, [truth]).score, abs=1e-3)
 
 
 def test_bits_are_of_the_targets_bytes(make):
     data = make()
-    quality = data.quality()
+    quality = data.quality_metric()
     targets = [pair.target for pair in data._pairs["test"]]
     count = sum(len(data.tokenizer(text)["input_ids"]) for text in targets)
     assert quality.bytes_per_token == sum(len(t.encode()) for t in targets) / count

@@ -60,4 +60,4 @@ def test_it_is_asked_for_nothing_but_what_decoders_write_without_beams(make_data
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert vllm.usable(make_data(), Sampling(1.0))
     assert not vllm.usable(make_data(), Sampling(0.0, num_beams=2))
-    assert not vllm.usable(SimpleNamespace(goes_on=False), Sampling(1.0))
+    assert not vllm.usable(SimpleNamespace(continues_prompt=False), Sampling(1.0))

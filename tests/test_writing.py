@@ -85,7 +85,7 @@ def test_a_prompt_begins_where_its_document_does_and_ends_before_the_filling(mak
         "position_ids": torch.tensor([[0, 1, 2, 3, 4], [3, 4, 0, 1, 0], [0, 1, 2, 3, 4]]),
         "labels": torch.tensor([[6, 7, 8, 9, 1], [6, IGNORED, 8, IGNORED, 1], [6, 7] + 3 * [-100]]),
     }
-    found = [begin.tolist() for begin in make_data().beginnings(batch, 4)]
+    found = [begin.tolist() for begin in make_data().prompt_tokens(batch, 4)]
     assert found == [[5, 6, 7, 8], [7, 8], [5, 6]]
 
 

@@ -87,7 +87,7 @@ def _out_of_shards(
     if teacher and uses_fsdp(trainer):
         teacher.release()
     if isinstance(student, FSDPModule):
-        whole: PreTrainedModel = pretrained.saved(data.auto, folder / "student")
+        whole: PreTrainedModel = pretrained.saved(data.auto_class, folder / "student")
         return whole
     return student
 
@@ -159,7 +159,7 @@ def evaluate(
         runs[-1][1]["teacher"] = teacher.frozen()
     for own, models in runs:
         weights = teacher.weights if teacher else [1.0]
-        evaluation = Evaluation(models, weights, own.quality)
+        evaluation = Evaluation(models, weights, own.quality_metric)
         trainer.test(evaluation, own, verbose=False)
         for role, scores in evaluation.found.items():
             size = sum(count_parameters(one.model) for one in models[role])
@@ -182,7 +182,7 @@ def check_teacher_quality(
 
     def nll(role: str, models: list[Frozen], weights: list[float], own: DistillationData) -> float:
         trainer = make_trainer(f"{role} at first sight", limit_test_batches=SIGHT)
-        evaluation = Evaluation({role: models}, weights, own.quality)
+        evaluation = Evaluation({role: models}, weights, own.quality_metric)
         trainer.test(evaluation, own.val_dataloader(), verbose=False)
         if uses_fsdp(trainer):
             teacher.release()  # whole again, where it is asked for next
@@ -192,7 +192,7 @@ def check_teacher_quality(
         return {"nll": nll("teacher", teacher.frozen(), teacher.weights, teacher.data)}
 
     made_from = {"teacher": teacher.hash, "tokens": teacher.data.artifact.key, "batches": SIGHT}
-    made_from |= {"examples": teacher.data.shape | {"data.batch_size": data.batch_size}}
+    made_from |= {"examples": teacher.data.example_settings | {"data.batch_size": data.batch_size}}
     theirs = store.get("sight", made_from, make, together=True).manifest["content"]["nll"]
     uniform = math.log(teacher.data.num_classes)
     if not theirs < uniform:
@@ -213,7 +213,7 @@ def check_teacher_quality(
 def check_requested(asked: DictConfig, task: type[DistillationData]) -> None:
     """Raises ConfigError where what `evaluate` asks for cannot be measured, before anything is
     trained."""
-    if (asked.get("tasks") or asked.get("speed")) and not task.writes:
+    if (asked.get("tasks") or asked.get("speed")) and not task.is_generative:
         raise ConfigError(
             "evaluate.tasks and evaluate.speed are for models that write, which those of this "
             "data are not. Set evaluate.tasks=[] evaluate.speed=false."
@@ -230,7 +230,7 @@ def score_writing(
 ) -> dict[str, dict[str, Any]]:
     """The task's scores of what each role writes; `tasks` and `speed` as far as `evaluate` asks for
     them. Of several teachers the first one's."""
-    if not data.writes:
+    if not data.is_generative:
         return {}
     models, texts = {}, {}
     if student is not None:
@@ -244,7 +244,9 @@ def score_writing(
         if teacher is None:
             log.info("evaluate: without a teacher that is here, the student alone")
     with _on(device, list(models.values())):
-        found = {role: dict[str, Any](texts[role].score_writing(m)) for role, m in models.items()}
+        found = {
+            role: dict[str, Any](texts[role].score_generation(m)) for role, m in models.items()
+        }
         if tasks:
             known = {"teacher": teacher.hash if teacher else None}
             scores = {
@@ -281,11 +283,11 @@ def write_samples(
     """What student and teacher make of the same few test examples. Of several teachers, the first
     one is asked."""
     samples = []
-    for number, prompt in enumerate(data.prompts()):
-        sample = {"prompt": prompt, "student": data.answer(student, number, None, seed)}
+    for number, prompt in enumerate(data.sample_prompts()):
+        sample = {"prompt": prompt, "student": data.sample_answer(student, number, None, seed)}
         if teacher is not None:
             shown = None if teacher.data is data else prompt
             model = teacher.models[0]
-            sample["teacher"] = teacher.data.answer(model, number, shown, seed)
+            sample["teacher"] = teacher.data.sample_answer(model, number, shown, seed)
         samples.append(sample)
     return samples

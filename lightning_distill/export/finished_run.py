@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data.tasks.base import DistillationData, task_of
+from lightning_distill.data.tasks.base import DistillationData, task_class
 from lightning_distill.errors import ConfigError
 from lightning_distill.export import task
 from lightning_distill.pipeline import prepare_data
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def task(self) -> type[DistillationData]:
-        return task_of(self.cfg)
+        return task_class(self.cfg.data._target_)
 
     def load(self) -> PreTrainedModel:
         """Anew at each call, so that what a format does to it reaches no other."""

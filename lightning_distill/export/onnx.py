@@ -26,7 +26,7 @@ LARGEST = 1_500_000_000  # bytes of weights in the file itself; an ONNX file end
 def check(run: Run, settings: DictConfig) -> None:
     """Raises ConfigError for encoder-decoders; whether torch can export a student is known when it
     has."""
-    if run.task.writes and not run.task.goes_on:
+    if run.task.is_generative and not run.task.continues_prompt:
         raise ConfigError(
             "export.formats=onnx: an encoder-decoder is more than one graph, which optimum makes "
             "(optimum-cli export onnx). Leave onnx out."

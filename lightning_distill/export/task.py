@@ -30,7 +30,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 
 def load(task: type[DistillationData], folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = pretrained.saved(task.auto, folder, "export.run")
+    model: PreTrainedModel = pretrained.saved(task.auto_class, folder, "export.run")
     return model.eval()
 
 
@@ -40,19 +40,19 @@ def load_tokenizer(task: type[DistillationData], folder: Path) -> PreTrainedToke
 
 def kind(task: type[DistillationData]) -> tuple[str, str | None]:
     """What a model of the task is, and the hub's name of it where there is one."""
-    return task.kind, task.hub_task
+    return task.model_kind, task.hub_task
 
 
 def use(task: type[DistillationData], name: str) -> str:
     """How to load it, in Python."""
-    auto = task.auto.__name__
+    auto = task.auto_class.__name__
     text = (LOADED if task.has_tokenizer else UNTOKENIZED).format(auto=auto, name=name)
     return f"```python\n{text}{CONTINUED if goes_on(task) else ''}\n```"
 
 
 def goes_on(task: DistillationData | type[DistillationData]) -> bool:
     """Whether its models are causal language models."""
-    return task.writes and task.goes_on
+    return task.is_generative and task.continues_prompt
 
 
 def inputs(model: Any) -> list[str]:

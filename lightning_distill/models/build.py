@@ -34,8 +34,8 @@ def build_model(role: DictConfig, data: Any) -> PreTrainedModel:
     """A new model, or a loaded one. Raises ConfigError where it does not fit the data."""
     model: PreTrainedModel = instantiate(architecture(role), data=data)
     if "name" in role:
-        data.adapt(model, role.name, bool(role.get("max_steps")))
-    data.check(model, role.get("name", "The model"))
+        data.adapt_model(model, role.name, bool(role.get("max_steps")))
+    data.check_model(model, role.get("name", "The model"))
     return model
 
 
@@ -45,7 +45,7 @@ def outline_model(role: DictConfig, data: Any) -> PreTrainedModel:
         if "name" in role:
             told = role.name, role.revision, role.trust_remote_code, data
             model = pretrained.outline(*told, role.get("attn_implementation"))
-            data.adapt(model, role.name, bool(role.get("max_steps")))
+            data.adapt_model(model, role.name, bool(role.get("max_steps")))
             return model
         return instantiate(architecture(role), data=data)
 

@@ -47,7 +47,7 @@ def load(
         with torch.device("meta"):
             outline(name, revision, trust_remote_code, data, attn_implementation)
     model: PreTrainedModel = loaded(
-        data.auto,
+        data.auto_class,
         name,
         revision=revision,
         dtype=_dtype(name, dtype),
@@ -79,7 +79,7 @@ def outline(
             "which is only run with trust_remote_code=true."
         )
     try:
-        model: PreTrainedModel = data.auto.from_config(
+        model: PreTrainedModel = data.auto_class.from_config(
             config, trust_remote_code=trust_remote_code, **attention
         )
     except (ValueError, ImportError) as error:

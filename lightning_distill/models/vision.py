@@ -45,7 +45,7 @@ def convnet(hidden_sizes: Sequence[int], depths: Sequence[int], data: Any) -> Pr
     batch, so micro-batches and devices change nothing.
     hidden_sizes, depths: channels and blocks of each stage.
     """
-    if data.auto is not AutoModelForImageClassification:
+    if data.auto_class is not AutoModelForImageClassification:
         raise ConfigError("convnet is a model for images; choose a size, as in student=s.")
     if len(hidden_sizes) != len(depths) or not depths:
         raise ConfigError(

@@ -65,7 +65,9 @@ class Case:
         """What this job begins with, or has led to."""
         folder = pointed_at(self.cfg, self.job)
         if folder and (folder / "student").exists():
-            return "its finished student", pretrained.saved(self.data.auto, folder / "student")
+            return "its finished student", pretrained.saved(
+                self.data.auto_class, folder / "student"
+            )
         if self.cfg.student.initialize == "teacher_layers":
             raise LeftOutError("the student is a part of its teacher")
         L.seed_everything(self.cfg.seed, verbose=False)

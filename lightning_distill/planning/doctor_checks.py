@@ -110,7 +110,7 @@ def teacher(case: Case) -> str:
 
 def alignment(case: Case) -> str:
     """The teacher predicts the token that the label is, and not one beside it."""
-    if not isinstance(case.data, CausalLM) or not case.data.writes:
+    if not isinstance(case.data, CausalLM) or not case.data.is_generative:
         raise LeftOutError("no token follows another")
     found = case.teacher
     batch = next(iter(found.data.loader(found.data.examples("validation"), case.data.batch_size)))

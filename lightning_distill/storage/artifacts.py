@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,10 +27,15 @@ from lightning_distill.storage.locks import locked
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+PACKAGE_PATH = re.compile(r"lightning_distill(\.\w+)+")  # as in `_target_`
 
 
 def key_of(made_from: dict[str, Any]) -> str:
-    """16 hexadecimal digits that change whenever anything in `made_from` does; 2.0 is 2."""
+    """16 hexadecimal digits that change whenever anything in `made_from` does; 2.0 is 2.
+
+    A class or function of this package counts by its name alone, so that moving it to another
+    module keeps every key.
+    """
     content = json.dumps(_alike(made_from), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -39,6 +45,8 @@ def _alike(value: Any) -> Any:
         return {str(key): _alike(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_alike(one) for one in value]
+    if isinstance(value, str) and PACKAGE_PATH.fullmatch(value):
+        return value.rpartition(".")[2]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

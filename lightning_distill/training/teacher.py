@@ -146,7 +146,7 @@ def trained_here(
 
 
 def _trained(artifact: Artifact, data: DistillationData) -> Found:
-    load = partial(pretrained.saved, data.auto, artifact.folder)
+    load = partial(pretrained.saved, data.auto_class, artifact.folder)
     return load, pretrained.fingerprint(str(artifact.folder), None), artifact.seconds
 
 
@@ -173,7 +173,7 @@ def _train(
         instantiate(cfg.teacher.schedule),
     )
     loggers = tracker.start(logs, folder / "checkpoints", teacher=folder.stem)
-    data.train_on(None, cfg.teacher.seed)
+    data.set_train_examples(None, cfg.teacher.seed)
     fit(cfg, module, data, cfg.teacher.max_steps, folder, loggers, "teacher")
     lora.merge(module.model)
     tracker.finish(loggers, {"parameters": count_parameters(module.model)})
@@ -188,7 +188,7 @@ def _as_it_is(cfg: DictConfig, data: DistillationData) -> Found:
     """A pretrained teacher that is not trained further."""
     if "name" not in cfg.teacher:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
-    data.check(outline_model(cfg.teacher, data), cfg.teacher.name)
+    data.check_model(outline_model(cfg.teacher, data), cfg.teacher.name)
     load = partial(build_model, cfg.teacher, data)
     known = {"weights": pretrained.fingerprint(cfg.teacher.name, cfg.teacher.revision)}
     rounded = {key: cfg.teacher.get(key) for key in ("dtype", "quantization")}
@@ -225,6 +225,8 @@ def _made_from(cfg: DictConfig, data: DistillationData) -> dict[str, Any]:
     return {
         "teacher": node,
         "tokens": data.artifact.key,
-        "examples": data.shape | {"data.batch_size": data.batch_size * devices} | streams,
+        "examples": data.example_settings
+        | {"data.batch_size": data.batch_size * devices}
+        | streams,
         "trainer": {k: cfg.trainer.get(k) for k in NUMERIC},
     }

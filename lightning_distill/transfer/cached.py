@@ -172,8 +172,8 @@ class Cached(Online):
 
     def _made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
         return {  # what a user can type comes first, and is named first where it differs
-            **data.shape,
-            **data.chosen,
+            **data.example_settings,
+            **data.transfer_set_settings,
             "text and tokenizer": data.artifact.key,
             "transfer.num_blocks": self.count(data.transfer_set()),
             "teacher": teacher.hash,

@@ -12,7 +12,7 @@ GENERATED = "generated.jsonl"  # in a run's folder
 
 def refuse_silent(data: DistillationData, transfer: str) -> None:
     """Raises ConfigError where models of the task generate nothing."""
-    if not data.writes:
+    if not data.is_generative:
         raise ConfigError(
             f"transfer={transfer} needs models that write, and those of this data choose among "
             f"{data.num_classes} classes. Choose transfer=online or transfer=cached."

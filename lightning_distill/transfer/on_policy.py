@@ -53,7 +53,7 @@ class OnPolicy(Online):
     ) -> None:
         """Raises ConfigError where there is nobody to grade, or no room to generate."""
         refuse_silent(data, "on_policy")
-        data.check_prompts(self.prompt_length)
+        data.check_prompt_length(self.prompt_length)
         if objective.inside and not objective.compares_predictions:
             raise ConfigError(
                 "transfer.student_fraction: no term of the loss grades what the student writes. "
@@ -85,21 +85,21 @@ class OnPolicy(Online):
         if not mine:
             return batch
         asked = batch | {"round": torch.full_like(batch["block"], step)}
-        beginnings = self.data.beginnings(asked, self.prompt_length)
+        beginnings = self.data.prompt_tokens(asked, self.prompt_length)
         dice = seed_of(seed, step, *batch["block"].tolist())
         tokenizer = self.data.tokenizer
         new = generate(
             module.model,
             tokenizer,
             beginnings,
-            self.data.longest,
+            self.data.max_length,
             self.sampling,
             dice,
-            self.data.stops,
+            self.data.stop_token_ids,
         )
         if module.logs_now and module.global_rank == 0:
             prompt, text = tokenizer.decode(beginnings[0]), tokenizer.decode(new[0])
             show(self.file, [{"step": step, "prompt": prompt, "text": text}])
-        own = self.data.completed(beginnings, new)
+        own = self.data.completion_batch(beginnings, new)
         places = {name: x.to(batch["labels"].device) for name, x in own.items()}
         return batch | places | {"by_student": True, "kept": None}

@@ -72,15 +72,16 @@ class Sequence(Online):
     ) -> None:
         """Raises ConfigError where the blocks are too short or too few."""
         refuse_silent(data, "sequence")
-        data.check_prompts(self.prompt_length)
-        if data.goes_on and self.length is not None and self.length <= self.prompt_length:
+        data.check_prompt_length(self.prompt_length)
+        if data.continues_prompt and self.length is not None and self.length <= self.prompt_length:
             raise ConfigError(
                 f"transfer.length={self.length} counts the prompt's tokens too, and must be more "
                 f"than transfer.prompt_length={self.prompt_length}."
             )
-        if self.length is not None and not data.goes_on and self.length > data.longest:
+        if self.length is not None and not data.continues_prompt and self.length > data.max_length:
             raise ConfigError(
-                f"transfer.length={self.length} is longer than data.sequence_length={data.longest}."
+                f"transfer.length={self.length} is longer than "
+                f"data.sequence_length={data.max_length}."
             )
         count = self.count(teacher_data.transfer_set())
         if not self.sampling.temperature and (self.num_sequences or 0) > count:
@@ -111,7 +112,7 @@ class Sequence(Online):
             (folder / GENERATED).unlink(missing_ok=True)
             shown = [{k: line[k] for k in ("prompt", "text")} for line in lines[:SHOWN]]
             show(folder / GENERATED, shown)
-        self.written: Any = data.written(lines, teacher.data)
+        self.written: Any = data.from_generated(lines, teacher.data)
         return artifact.seconds
 
     def ahead(self, data: DistillationData, teacher_data: DistillationData) -> int:
@@ -122,8 +123,8 @@ class Sequence(Online):
         return KIND, {
             "teacher": teacher.hash,
             "text and tokenizer": theirs.artifact.key,
-            **theirs.shape,
-            **theirs.chosen,
+            **theirs.example_settings,
+            **theirs.transfer_set_settings,
             "transfer.num_blocks": self.count(theirs.transfer_set()),
             "written by": "vllm" if vllm.usable(theirs, self.sampling) else "transformers",
             **asdict(self._plan(theirs)),
@@ -134,7 +135,7 @@ class Sequence(Online):
         return Plan(
             self.num_sequences or self.count(data.transfer_set()),
             self.prompt_length,
-            self.length or data.longest,
+            self.length or data.max_length,
             self.sampling,
             self.seed,
             self.batch_size,

@@ -68,7 +68,7 @@ class Writer(L.LightningModule):
             self.scratch = TemporaryDirectory()  # gone with this object
             places = [Path(self.scratch.name) / str(i) for i in range(len(teacher.load))]
             self.writers: list[Any] = [
-                vllm.VLLM(model, self.tokenizer, plan.length, place, self.data.stops)
+                vllm.VLLM(model, self.tokenizer, plan.length, place, self.data.stop_token_ids)
                 for model, place in zip(teacher.models, places, strict=True)
             ]
             teacher.release()
@@ -76,7 +76,13 @@ class Writer(L.LightningModule):
             self.teachers.extend(teacher.frozen())
             self.numbers = [Numbers() for _ in self.teachers]
             self.writers = [
-                partial(generate, one.model, self.tokenizer, stops=self.data.stops, watch=numbers)
+                partial(
+                    generate,
+                    one.model,
+                    self.tokenizer,
+                    stops=self.data.stop_token_ids,
+                    watch=numbers,
+                )
                 for one, numbers in zip(self.teachers, self.numbers, strict=True)
             ]
 
@@ -94,7 +100,7 @@ class Writer(L.LightningModule):
         if not self.missing:
             return
         beginnings = self.prompts(self.missing[0])
-        begun = max(map(len, beginnings)) if self.data.goes_on else 0
+        begun = max(map(len, beginnings)) if self.data.continues_prompt else 0
         length = min(begun + TRIAL, self.plan.length)
         start = time.perf_counter()
         self.generate(beginnings, length, 0)
@@ -136,7 +142,7 @@ class Writer(L.LightningModule):
             self.source[i % count] | {"round": torch.tensor(i // count)}
             for i in self.plan.batches[number]
         ]
-        return self.data.beginnings(default_collate(rows), self.plan.prompt_length)
+        return self.data.prompt_tokens(default_collate(rows), self.plan.prompt_length)
 
     def generate(self, beginnings: list[torch.Tensor], length: int, number: int) -> list[list[int]]:
         writer = self.writers[number % len(self.writers)]

@@ -15,7 +15,7 @@ from lightning_distill.models.generation import Sampling
 
 def usable(data: DistillationData, sampling: Sampling) -> bool:
     """Decoders alone, and without beams, are what it is fast at."""
-    fits = data.goes_on and sampling.num_beams == 1
+    fits = data.continues_prompt and sampling.num_beams == 1
     return fits and importlib.util.find_spec("vllm") is not None and torch.cuda.is_available()
 
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Protocol
 import lightning as L
 import torch
 from hydra.utils import get_class
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,13 +45,13 @@ class DistillationData(L.LightningDataModule):
     batch_size: examples a micro-batch. num_workers: processes that bring them; 0 for this one.
     """
 
-    auto: ClassVar[Any]  # transformers' class that loads models of the task
-    kind: ClassVar[str] = "model"  # what such a model is, in a sentence
+    auto_class: ClassVar[Any]  # transformers' class that loads models of the task
+    model_kind: ClassVar[str] = "model"  # what such a model is, in a sentence
     hub_task: ClassVar[str | None] = None  # what the hub calls the task
     has_tokenizer: ClassVar[bool] = True
-    writes: ClassVar[bool] = False  # models of it generate text
-    goes_on: ClassVar[bool] = True  # what they write goes on from its prompt; else it answers it
-    read_alike: ClassVar[bool] = True  # teacher and student read the same batch, tokens and all
+    is_generative: ClassVar[bool] = False  # models of it generate text
+    continues_prompt: ClassVar[bool] = True  # generated text continues its prompt
+    shares_tokenizer: ClassVar[bool] = True  # teacher and student read one batch
     streams_train = False  # the train split has no end, and workers of its own
 
     tokenizer: PreTrainedTokenizerBase
@@ -61,7 +60,7 @@ class DistillationData(L.LightningDataModule):
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.train_on(None, seed=0)
+        self.set_train_examples(None, seed=0)
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Makes examples of the source, unless that was done. tokenizer: None for one of our own.
@@ -83,12 +82,12 @@ class DistillationData(L.LightningDataModule):
         return len(self.tokenizer)
 
     @property
-    def shape(self) -> dict[str, Any]:
+    def example_settings(self) -> dict[str, Any]:
         """The settings that decide what an example is, beside the artifact, by their keys."""
         raise NotImplementedError
 
     @property
-    def chosen(self) -> dict[str, Any]:
+    def transfer_set_settings(self) -> dict[str, Any]:
         """The settings that choose the transfer set from the train split, by their keys."""
         return {}
 
@@ -96,66 +95,68 @@ class DistillationData(L.LightningDataModule):
         """An untrained model of that size. Its weights follow torch's random state."""
         raise NotImplementedError
 
-    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
         """Fits a loaded model's head to the task. trains: whether it is trained further, so that
         parts of it may be new. Raises ConfigError where it says other things than the task asks."""
 
-    def check(self, model: PreTrainedModel, name: str) -> None:
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
         """Raises ConfigError where the model cannot read the examples; one without weights will
         do."""
         raise NotImplementedError
 
-    def quality(self) -> nn.Module:
+    def quality_metric(self) -> nn.Module:
         """What measures a model on the test split: `update(log_probs [N, V], labels [N])`, and
         `compute()`, a dictionary of numbers with `nll` in it."""
         raise NotImplementedError
 
-    def score_writing(self, model: PreTrainedModel) -> dict[str, float]:
+    def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
         """Further numbers, of what a model writes on the test split."""
         return {}
 
     @property
-    def shown(self) -> list[int]:
+    def sample_indices(self) -> list[int]:
         """The test examples that samples show, by their numbers."""
         return spread(len(self.examples("test")), PROMPTS)
 
-    def prompts(self) -> list[str]:
+    def sample_prompts(self) -> list[str]:
         """What samples show of a few test examples."""
         raise NotImplementedError
 
-    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
         """What a model makes of the number-th of them. prompt: as other tokens have it, or None."""
         raise NotImplementedError
 
     # Of models that write:
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Tokens that a model may write; where it goes on from a beginning, with that one."""
         raise NotImplementedError
 
     @property
-    def stops(self) -> list[int]:
+    def stop_token_ids(self) -> list[int]:
         """Tokens that end what a model writes."""
         raise NotImplementedError
 
-    def check_prompts(self, length: int) -> None:
+    def check_prompt_length(self, length: int) -> None:
         """Raises ConfigError unless an example has room for a beginning of that length and more."""
 
-    def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
+    def prompt_tokens(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
         """What a model is given of each example to go on from, [P] tokens, on the processor.
 
         batch: with `round` [B], how often each example was asked for one before.
         """
         raise NotImplementedError
 
-    def written(self, lines: list[dict[str, Any]], theirs: "DistillationData") -> Examples:
+    def from_generated(self, lines: list[dict[str, Any]], theirs: "DistillationData") -> Examples:
         """Examples of what a teacher wrote. lines: prompt, text, prompt_ids and ids of each, in
         the tokens of `theirs`; what the prompts say is not there to be learned."""
         raise NotImplementedError
 
-    def completed(self, beginnings: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
-        """A batch of beginnings and what a model wrote behind them, which alone is predicted."""
+    def completion_batch(self, prompts: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
+        """A batch of prompts and what a model wrote behind them, which alone is predicted."""
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -171,7 +172,7 @@ class DistillationData(L.LightningDataModule):
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(folder)
 
-    def train_on(self, dataset: Any, seed: int) -> None:
+    def set_train_examples(self, dataset: Any, seed: int) -> None:
         """Chooses the examples (all of the train split where None), and their order."""
         self.dataset, self.seed, self.start = dataset, seed, 0
         self.stream: Any = None  # that is trained on, and the state that it goes on from
@@ -259,7 +260,7 @@ def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch | {name: batch[name][:, :longest].contiguous() for name in names}
 
 
-def task_of(cfg: DictConfig) -> type[DistillationData]:
-    """The class that `data=` chooses: what it says of its task needs no data."""
-    found: type[DistillationData] = get_class(cfg.data._target_)
-    return found
+def task_class(target: str) -> type[DistillationData]:
+    """The class that `data._target_` names. What a task declares is known without its data."""
+    task: type[DistillationData] = get_class(target)
+    return task

@@ -47,11 +47,11 @@ class CausalLM(DistillationData):
     first `tokenizer_mb` megabytes of the rest.
     """
 
-    auto: ClassVar[Any] = AutoModelForCausalLM
-    kind, hub_task = "causal language model", "text-generation"
-    writes = True
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    model_kind, hub_task = "causal language model", "text-generation"
+    is_generative = True
     streams: ClassVar[bool] = True  # can train on text that is tokenized on the way
-    read_alike = False  # transfer/alignment.py brings two tokenizers together
+    shares_tokenizer = False  # transfer/alignment.py brings two tokenizers together
     needs: ClassVar[tuple[str, ...]] = ("eos_token",)  # of the tokenizer
     special_tokens: ClassVar[tuple[str, ...]] = ()  # of one that is trained here, besides that
 
@@ -71,7 +71,7 @@ class CausalLM(DistillationData):
         super().__init__(batch_size, num_workers)
         if streaming:
             if not self.streams:
-                raise ConfigError(f"data.streaming=true is not there for a {self.kind}.")
+                raise ConfigError(f"data.streaming=true is not there for a {self.model_kind}.")
             if "streaming" in inspect.signature(source).parameters:
                 settings["streaming"] = True
         self.source = source(**settings)
@@ -128,7 +128,7 @@ class CausalLM(DistillationData):
         return self._blocks(self._tokens[split], self._tokens[f"{split}_documents"], None)
 
     @property
-    def shape(self) -> dict[str, Any]:
+    def example_settings(self) -> dict[str, Any]:
         return {
             "data.sequence_length": self.sequence_length,
             "data.isolate_documents": self.isolate_documents,
@@ -137,25 +137,27 @@ class CausalLM(DistillationData):
     def new_model(self, size: Size) -> PreTrainedModel:
         return decoder(size, self.tokenizer)
 
-    def check(self, model: PreTrainedModel, name: str) -> None:
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)
         if self.isolate_documents:
             check_isolates(model, name)
 
-    def quality(self) -> Quality:
+    def quality_metric(self) -> Quality:
         return Quality(self.bytes_per_token("test"))
 
     def bytes_per_token(self, split: str) -> float:
         split = split if split in self._tokens else "validation"  # much like what is streamed
         return self._bytes[split] / len(self._tokens[split])
 
-    def prompts(self) -> list[str]:
-        return [str(self.tokenizer.decode(ids)) for ids in self._beginnings()]
+    def sample_prompts(self) -> list[str]:
+        return [str(self.tokenizer.decode(ids)) for ids in self._prompt_ids()]
 
     @torch.no_grad()
-    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
         """How it goes on, sampled at T = 1."""
-        ids = self._beginnings()[number]
+        ids = self._prompt_ids()[number]
         if prompt is not None:
             ids = torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         torch.manual_seed(seed)
@@ -165,28 +167,28 @@ class CausalLM(DistillationData):
             attention_mask=torch.ones_like(given),
             max_new_tokens=NEW_TOKENS,
             do_sample=True,
-            eos_token_id=self.stops,
+            eos_token_id=self.stop_token_ids,
             pad_token_id=self.tokenizer.eos_token_id,
         )
         new = written[0, given.shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
     @property
-    def stops(self) -> list[int]:
+    def stop_token_ids(self) -> list[int]:
         return [self.tokenizer.eos_token_id]
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         return self.sequence_length + 1
 
-    def check_prompts(self, length: int) -> None:
+    def check_prompt_length(self, length: int) -> None:
         if length >= self.sequence_length:
             raise ConfigError(
                 f"transfer.prompt_length={length} must be less than "
                 f"data.sequence_length={self.sequence_length}."
             )
 
-    def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
+    def prompt_tokens(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
         """The first tokens of each block, or fewer: with documents kept apart, those of the last
         document that begins there."""
         ids, places = batch["input_ids"].cpu(), batch["position_ids"].cpu()
@@ -197,7 +199,7 @@ class CausalLM(DistillationData):
             found.append(row[int(begins.max()) if len(begins) else 0 : end])
         return found
 
-    def written(self, lines: list[dict[str, Any]], theirs: DistillationData) -> Blocks:
+    def from_generated(self, lines: list[dict[str, Any]], theirs: DistillationData) -> Blocks:
         """All sequences one after the other, in blocks."""
         tokens: list[int] = []
         documents: list[int] = []
@@ -225,10 +227,10 @@ class CausalLM(DistillationData):
             torch.tensor(targets),
         )
 
-    def completed(self, beginnings: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
-        ids = torch.zeros(len(new), self.longest, dtype=torch.long)
+    def completion_batch(self, prompts: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
+        ids = torch.zeros(len(new), self.max_length, dtype=torch.long)
         labels = torch.full_like(ids, IGNORED)
-        for b, (own, said) in enumerate(zip(beginnings, new, strict=True)):
+        for b, (own, said) in enumerate(zip(prompts, new, strict=True)):
             whole = torch.cat([own, torch.tensor(said)])
             ids[b, : len(whole)] = whole
             labels[b, len(own) : len(whole)] = whole[len(own) :]
@@ -249,9 +251,9 @@ class CausalLM(DistillationData):
     def _blocks(self, tokens: Tensor, documents: Tensor, targets: Tensor | None) -> Blocks:
         return Blocks(tokens, documents, self.sequence_length, self.isolate_documents, targets)
 
-    def _beginnings(self) -> list[Any]:
+    def _prompt_ids(self) -> list[Any]:
         blocks, width = self.examples("test"), min(PROMPT_TOKENS, self.sequence_length)
-        return [blocks[number]["input_ids"][:width] for number in self.shown]
+        return [blocks[number]["input_ids"][:width] for number in self.sample_indices]
 
     def _made_from(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What decides the tokenizer, and what the tokens, beside it."""

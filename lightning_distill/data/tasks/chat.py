@@ -51,7 +51,7 @@ class Chat(CausalLM):
     """
 
     streams = False
-    read_alike = True  # one template, and with it one tokenizer, for teacher and student
+    shares_tokenizer = True  # one template, and with it one tokenizer, for teacher and student
 
     def __init__(
         self,
@@ -89,17 +89,17 @@ class Chat(CausalLM):
         return float(self._bytes[split] / self._stream(split)[2].sum())
 
     @property
-    def stops(self) -> list[int]:
+    def stop_token_ids(self) -> list[int]:
         return self._stops
 
     def save(self, model: PreTrainedModel, folder: Any) -> None:
         """Generation with what was saved stops where a turn does."""
         assert model.generation_config is not None
-        model.generation_config.eos_token_id = self.stops
+        model.generation_config.eos_token_id = self.stop_token_ids
         super().save(model, folder)
 
     @torch.no_grad()
-    def score_writing(self, model: PreTrainedModel) -> dict[str, float]:
+    def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
         """ROUGE-L of what the model answers, token by token the likeliest, in 64 turns of the test
         split or as many as there are; the turns before are the reference's."""
         from lightning_distill.models.generation import Sampling, generate
@@ -109,16 +109,22 @@ class Chat(CausalLM):
         for start in range(0, len(turns), AT_A_TIME):
             prompts = [prompt for prompt, _ in turns[start : start + AT_A_TIME]]
             new = generate(
-                model, self.tokenizer, prompts, self.longest, Sampling(0.0), 0, self.stops
+                model,
+                self.tokenizer,
+                prompts,
+                self.max_length,
+                Sampling(0.0),
+                0,
+                self.stop_token_ids,
             )
             written += map(self._said, new)
         references = [self._said(said.tolist()) for _, said in turns]
         return {"rouge_l": rouge_l(written, references)}
 
-    def check_prompts(self, length: int) -> None:
+    def check_prompt_length(self, length: int) -> None:
         """A prompt is a conversation up to one of the assistant's turns, however long that is."""
 
-    def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
+    def prompt_tokens(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
         """Of each block a conversation up to one of the assistant's turns, another one in each
         round."""
         found = []
@@ -186,7 +192,7 @@ class Chat(CausalLM):
                     found.append((ids[:start], ids[start:stop]))
         return found
 
-    def _beginnings(self) -> list[Tensor]:
+    def _prompt_ids(self) -> list[Tensor]:
         return [self._answered[n][0] for n in spread(len(self._answered), PROMPTS)]
 
     def _said(self, ids: list[int]) -> str:

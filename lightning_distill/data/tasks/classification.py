@@ -51,8 +51,8 @@ class Classification(DistillationData):
     held_out: one text in so many is for validation, and one for the test.
     """
 
-    auto = AutoModelForSequenceClassification
-    kind, hub_task = "text classifier", "text-classification"
+    auto_class = AutoModelForSequenceClassification
+    model_kind, hub_task = "text classifier", "text-classification"
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Classification(DistillationData):
         return len(self.labels)
 
     @property
-    def shape(self) -> dict[str, Any]:
+    def example_settings(self) -> dict[str, Any]:
         return {"data.sequence_length": self.sequence_length}
 
     def new_model(self, size: Size) -> PreTrainedModel:
@@ -119,21 +119,21 @@ class Classification(DistillationData):
         kind = ModernBertForSequenceClassification
         return encoder(kind, size, self.tokenizer, id2label=names, label2id=numbers)
 
-    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
         adapt_head(model, name, self.labels, trains)
         config: Any = model.config
         if getattr(config, "pad_token_id", None) is None:  # by which a decoder tells the last token
             config.pad_token_id = self.filler
 
-    def check(self, model: PreTrainedModel, name: str) -> None:
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)
 
-    def quality(self) -> ClassQuality:
+    def quality_metric(self) -> ClassQuality:
         return ClassQuality(self.num_classes)
 
-    def prompts(self) -> list[str]:
+    def sample_prompts(self) -> list[str]:
         found = []
-        for number in self.shown:
+        for number in self.sample_indices:
             example = self.examples("test")[number]
             ids = example["input_ids"][example["attention_mask"].bool()]
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -141,9 +141,11 @@ class Classification(DistillationData):
         return found
 
     @torch.no_grad()
-    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
         """The most probable label, and how sure the model is."""
-        batch = trimmed([self.examples("test")[self.shown[number]]])
+        batch = trimmed([self.examples("test")[self.sample_indices[number]]])
         given = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
         p: Tensor = model.eval()(**given).logits[0].float().softmax(-1)
         return f"{self.labels[int(p.argmax())]} {float(p.max()):.0%}"

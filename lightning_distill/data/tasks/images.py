@@ -75,8 +75,8 @@ class Images(DistillationData):
     image_mean, image_std: of all channels; what a pretrained model's preprocessor_config.json says.
     """
 
-    auto = AutoModelForImageClassification
-    kind, hub_task = "image classifier", "image-classification"
+    auto_class = AutoModelForImageClassification
+    model_kind, hub_task = "image classifier", "image-classification"
     has_tokenizer = False
 
     def __init__(
@@ -109,11 +109,11 @@ class Images(DistillationData):
         return len(self.names)
 
     @property
-    def shape(self) -> dict[str, Any]:
+    def example_settings(self) -> dict[str, Any]:
         return {"data.image_mean": self.mean, "data.image_std": self.std}
 
     @property
-    def chosen(self) -> dict[str, Any]:
+    def transfer_set_settings(self) -> dict[str, Any]:
         return {"data.omit": self.omit}
 
     def examples(self, split: str) -> LabelledImages:
@@ -143,10 +143,10 @@ class Images(DistillationData):
         ids = dict(enumerate(self.names))
         return {"id2label": ids, "label2id": {name: i for i, name in ids.items()}}
 
-    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
         adapt_head(model, name, self.names, trains)
 
-    def check(self, model: PreTrainedModel, name: str) -> None:
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
         """By trying it: what a model refuses is not told by its config."""
         channels, height, width = self.image_size
         image = torch.zeros(1, channels, height, width, device=model.device, dtype=model.dtype)
@@ -164,7 +164,7 @@ class Images(DistillationData):
                 f"{self.num_classes}: {', '.join(self.names[:20])}."
             )
 
-    def quality(self) -> nn.Module:
+    def quality_metric(self) -> nn.Module:
         if self.omit is None:
             return ClassQuality(self.num_classes)
         return ClassQuality(self.num_classes, self.names.index(self.omit), self._frequency())
@@ -174,18 +174,20 @@ class Images(DistillationData):
         assert self.omit is not None
         return float((self._tensors["train_labels"] == self.names.index(self.omit)).float().mean())
 
-    def prompts(self) -> list[str]:
+    def sample_prompts(self) -> list[str]:
         shown = []
-        for number in self.shown:
+        for number in self.sample_indices:
             label = int(self._tensors["test_labels"][number])
             image = drawn(self._tensors["test"][number])
             shown.append(f"test image {number}, a {self.names[label]}\n{image}\n")
         return shown
 
     @torch.no_grad()
-    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
         """Its likeliest class, and how probable."""
-        example = self.examples("test")[self.shown[number]]
+        example = self.examples("test")[self.sample_indices[number]]
         pixels = example["pixel_values"][None].to(model.device, model.dtype)
         p, best = model.eval()(pixel_values=pixels).logits[0].softmax(-1).max(-1)
         return f"{self.names[int(best)]} ({float(p):.0%})"

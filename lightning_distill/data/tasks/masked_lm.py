@@ -41,11 +41,11 @@ class MaskedLM(CausalLM):
     Other settings: see `CausalLM`.
     """
 
-    auto = AutoModelForMaskedLM
-    kind, hub_task = "masked language model", "fill-mask"
-    writes = False
+    auto_class = AutoModelForMaskedLM
+    model_kind, hub_task = "masked language model", "fill-mask"
+    is_generative = False
     streams = False
-    read_alike = True
+    shares_tokenizer = True
     needs = ("mask_token",)
     special_tokens = (MASK,)
 
@@ -83,7 +83,7 @@ class MaskedLM(CausalLM):
         )
 
     @property
-    def shape(self) -> dict[str, Any]:
+    def example_settings(self) -> dict[str, Any]:
         return {
             "data.sequence_length": self.sequence_length,
             "data.mask_share": self.mask_share,
@@ -92,7 +92,7 @@ class MaskedLM(CausalLM):
     def new_model(self, size: Size) -> PreTrainedModel:
         return encoder(ModernBertForMaskedLM, size, self.tokenizer)
 
-    def adapt(self, model: PreTrainedModel, name: str, trains: bool) -> None:
+    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
         saved = model.config.architectures or []
         if not trains and not any("MaskedLM" in x or "PreTraining" in x for x in saved):
             raise ConfigError(
@@ -100,17 +100,21 @@ class MaskedLM(CausalLM):
                 "teacher.max_steps to train one, or name a masked language model."
             )
 
-    def quality(self) -> Quality:
+    def quality_metric(self) -> Quality:
         return Quality()
 
-    def prompts(self) -> list[str]:
-        found = (self.examples("test")[number]["input_ids"][:SHOWN] for number in self.shown)
+    def sample_prompts(self) -> list[str]:
+        found = (
+            self.examples("test")[number]["input_ids"][:SHOWN] for number in self.sample_indices
+        )
         return [str(self.tokenizer.decode(ids)) for ids in found]
 
     @torch.no_grad()
-    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
         """The text with the most probable tokens in their places, each between brackets."""
-        example = self.examples("test")[self.shown[number]]
+        example = self.examples("test")[self.sample_indices[number]]
         guess = model.eval()(input_ids=example["input_ids"][None].to(model.device)).logits
         parts = []
         guesses = guess[0, :SHOWN, : self.num_classes].argmax(-1).tolist()

@@ -45,10 +45,10 @@ class Translation(DistillationData):
     vocab_size: of the tokenizer that is trained here, where no pretrained model brings its own.
     """
 
-    auto = AutoModelForSeq2SeqLM
-    kind, hub_task = "sequence-to-sequence model", "translation"
-    writes = True
-    goes_on = False
+    auto_class = AutoModelForSeq2SeqLM
+    model_kind, hub_task = "sequence-to-sequence model", "translation"
+    is_generative = True
+    continues_prompt = False
 
     def __init__(
         self,
@@ -90,13 +90,13 @@ class Translation(DistillationData):
         return Sentences(sources, targets, self.sequence_length, self._padding)
 
     @property
-    def shape(self) -> dict[str, Any]:
+    def example_settings(self) -> dict[str, Any]:
         return {"data.sequence_length": self.sequence_length}
 
     def new_model(self, size: Size) -> PreTrainedModel:
         return encoder_decoder(size, self.tokenizer, self.sequence_length)
 
-    def check(self, model: PreTrainedModel, name: str) -> None:
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
         config = model.config
         if not config.is_encoder_decoder:
             raise ConfigError(
@@ -107,11 +107,11 @@ class Translation(DistillationData):
             raise ConfigError(f"{name}: its config.json has no decoder_start_token_id.")
         check_reads(model, name, self.tokenizer, self.sequence_length)
 
-    def quality(self) -> Quality:
+    def quality_metric(self) -> Quality:
         count = len(self._tokens["test_targets"])
         return Quality(self._known["test"]["bytes"] / count)
 
-    def score_writing(self, model: PreTrainedModel) -> dict[str, float]:
+    def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
         """BLEU (Papineni et al. 2002, as sacreBLEU counts it) and chrF (Popović 2015), 0 to 100,
         of the likeliest tokens (greedy) for the first SCORED pairs of the test split."""
         from torchmetrics.text import CHRFScore, SacreBLEUScore
@@ -128,40 +128,44 @@ class Translation(DistillationData):
             chrf.update(said, truth)
         return {"bleu": 100 * float(bleu.compute()), "chrf": 100 * float(chrf.compute())}
 
-    def prompts(self) -> list[str]:
+    def sample_prompts(self) -> list[str]:
         test = self.examples("test")
         return [
             f"{self._text(test.source(i))} (reference: {self._text(test.target(i))})"
-            for i in self.shown
+            for i in self.sample_indices
         ]
 
-    def answer(self, model: PreTrainedModel, number: int, prompt: str | None, seed: int) -> str:
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
         """The translation, of the likeliest tokens."""
-        return self._translate(model, [self.examples("test").source(self.shown[number])])[0]
+        return self._translate(model, [self.examples("test").source(self.sample_indices[number])])[
+            0
+        ]
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         return self.sequence_length
 
     @property
-    def stops(self) -> list[int]:
+    def stop_token_ids(self) -> list[int]:
         return [int(self.tokenizer.eos_token_id)]
 
-    def beginnings(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
+    def prompt_tokens(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
         """The sources, whole."""
         counts = batch["attention_mask"].sum(-1).tolist()
         return [row[:n] for row, n in zip(batch["input_ids"].cpu(), counts, strict=True)]
 
-    def written(self, lines: list[dict[str, Any]], theirs: DistillationData) -> Sentences:
+    def from_generated(self, lines: list[dict[str, Any]], theirs: DistillationData) -> Sentences:
         """The same sources, with the teacher's translations as targets."""
         sources, targets = ([line[key] for line in lines] for key in ("prompt_ids", "ids"))
         if not any(targets):
             raise ConfigError("The teacher has written nothing. Train it longer.")
         return Sentences(joined(sources), joined(targets), self.sequence_length, self._padding)
 
-    def completed(self, beginnings: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
+    def completion_batch(self, prompts: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
         pairs = Sentences(
-            joined([own.tolist() for own in beginnings]),
+            joined([own.tolist() for own in prompts]),
             joined(new),
             self.sequence_length,
             self._padding,
@@ -200,7 +204,7 @@ class Translation(DistillationData):
     def _translate(self, model: PreTrainedModel, sources: list[Tensor]) -> list[str]:
         from lightning_distill.models.generation import Sampling, generate
 
-        said = generate(model, self.tokenizer, sources, self.longest, Sampling(0.0), 0)
+        said = generate(model, self.tokenizer, sources, self.max_length, Sampling(0.0), 0)
         return [self._text(ids) for ids in said]
 
     @cached_property
