@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from lightning_distill.config import allowlist
 from lightning_distill.config.validation import each_teacher
 from lightning_distill.data.tasks.base import DistillationData, task_class
-from lightning_distill.distributed import process_group, topology
+from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import (
     check_requested,
@@ -30,8 +30,9 @@ from lightning_distill.evaluation.evaluate import (
 from lightning_distill.models import lora, pretrained
 from lightning_distill.models.build import build_model, load_tokenizers, outline_model
 from lightning_distill.models.pruning import prune_teacher
+from lightning_distill.run import finished_run, hardware, plain_settings
 from lightning_distill.storage.artifacts import Store
-from lightning_distill.sweeps.job import RESULTS, Job, finished_run, results_in, write_results
+from lightning_distill.sweeps.job import RESULTS, Job, results_in, write_results
 from lightning_distill.sweeps.job_key import HARDWARE
 from lightning_distill.sweeps.records import job_folders
 from lightning_distill.tracking.loggers import Tracker, log_samples
@@ -81,7 +82,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
             shutil.rmtree(job.folder / old, ignore_errors=True)
         for name in (GENERATED, SKIPPED):
             (job.folder / name).unlink(missing_ok=True)
-    write_results(job.folder, job.state("running"))
+    write_results(job.folder, job.results("running"))
     process_group.barrier()
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
     checkpoints = job.folder / "checkpoints"
@@ -116,7 +117,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     scores = evaluate_all(cfg, data, job.folder, module.model, teacher, show)
     if lora.wanted(cfg.student):
         scores["student"]["trainable_parameters"] = trained
-    results = job.results(cost, scores)
+    results = job.final_results(cost, scores)
     write_results(job.folder, results)
     tracker.finish(loggers, results)
     return results
@@ -129,7 +130,7 @@ def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
     _, data = prepare_data(cfg)
     teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, Tracker(cfg, job), job.folder)
     scores = evaluate_all(cfg, data, job.folder, None, teacher)
-    results = job.results(Cost(teacher_seconds=teacher.seconds), scores)
+    results = job.final_results(Cost(teacher_seconds=teacher.seconds), scores)
     write_results(job.folder, results)
     return results
 
@@ -144,7 +145,7 @@ def run_transfer(cfg: DictConfig, job: Job) -> dict[str, Any]:
     teacher = obtain_teacher(cfg, store, teacher_data, Tracker(cfg, job), job.folder)
     seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job), job.folder)
     scores = evaluate_all(cfg, data, job.folder, None, teacher)
-    results = job.results(Cost(teacher.seconds, seconds), scores)
+    results = job.final_results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)
     return results
 
@@ -175,21 +176,21 @@ def evaluate_run(
     folder: Path,
     outputs: str,
     asked: DictConfig | None = None,
-    hardware: DictConfig | None = None,
+    trainer: DictConfig | None = None,
 ) -> dict[str, Any]:
     """Measures a finished run's student, against its teacher if that exists by now.
 
     asked: the tasks and the speed to measure besides; those that the run itself asked for if None.
-    hardware: a trainer's node that says where; the run's own if None.
+    trainer: a node of settings that says where; the run's own if None.
     The run's results.json is brought up to date, and keeps what is not measured again.
     """
     cfg, results = finished_run("evaluate.run", folder)
     cfg.paths.outputs = outputs
     if asked is not None:
         cfg.evaluate = asked
-    if hardware is not None:
+    if trainer is not None:
         for key in HARDWARE:
-            cfg.trainer[key] = hardware[key]
+            cfg.trainer[key] = trainer[key]
     allowlist.check(cfg, f"evaluate.run={folder}: ")
     data, teacher_data = prepare_data(cfg)
     weights = folder / "student"  # none after stage=teacher
@@ -241,7 +242,7 @@ def check_inside(cfg: DictConfig, data: DistillationData, teacher_data: Distilla
             )
         teacher = outline_model(each_teacher(cfg)[0].teacher, data)
         term.attach(outline_student(cfg, data), teacher)
-        if topology.uses_fsdp(cfg) and list(term.parameters()):
+        if hardware(plain_settings(cfg)).uses_fsdp and list(term.parameters()):
             raise ConfigError(
                 f"loss.{name}.weight={term.weight:g} between models of different widths learns "
                 "matrices of its own, which trainer=fsdp does not share. Set trainer=ddp."

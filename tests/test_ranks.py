@@ -14,12 +14,11 @@ import torch
 from conftest import TINY, curve, scores
 from forked import Place
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.loaders import Order, Part, Share
-from lightning_distill.distributed import topology
+from lightning_distill.distributed.topology import Hardware
 from lightning_distill.training.checkpoint_callback import queue_again
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
@@ -315,7 +314,7 @@ for rank in range(2):
     told = {"PROCID": rank, "NTASKS": 2, "LOCALID": 0, "NODEID": rank, "STEP_ID": 0,
             "JOB_NODELIST": "localhost", "NODELIST": "localhost"}
     env = {**os.environ, **{f"SLURM_{key}": str(value) for key, value in told.items()}}
-    process_group.append(subprocess.Popen(command, env=env))
+    ranks.append(subprocess.Popen(command, env=env))
 sys.exit(max([rank.wait() for rank in ranks]))
 """
 
@@ -368,7 +367,7 @@ def test_the_doctor_counts_the_devices(in_process, tmp_path):
     look = ["stage=doctor", f"paths.outputs={tmp_path}"]
     assert "2 × cpu" in in_process("trainer=ddp", *TWO, *look).stdout
     said = in_process("trainer=fsdp", "trainer.accelerator=cpu", *look, expect=2).stdout
-    assert "WRONG device     trainer=fsdp splits models up" in said
+    assert "WRONG device     trainer=fsdp splits models among" in said
 
 
 @pytest.mark.slow
@@ -404,9 +403,9 @@ def test_held_out_examples_count_once_and_ranks_have_as_many():
     assert sorted(label for label in labels if label != IGNORED) == list(range(7))
 
 
-def config(device=None, **trainer):
+def hardware(device=None, **trainer):
     node = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, **trainer}
-    return OmegaConf.create({"trainer": node, "teacher": {"device": device}})
+    return Hardware.from_settings({"trainer": node, "teacher": {"device": device}})
 
 
 @pytest.mark.parametrize(
@@ -420,16 +419,16 @@ def config(device=None, **trainer):
         (
             {"strategy": {"_target_": "lightning_distill.distributed.fsdp.FSDP2Strategy"}},
             "",
-            "trainer=fsdp splits models up among several devices, and has one",
+            "trainer=fsdp splits models among several devices, and has one",
         ),
         ({"accelerator": "gpu", "precision": "bf16-mixed"}, "0", "does not compute in bf16"),
-        ({"device": "cuda:1"}, "0", "teacher.device=cuda:1 is not there"),
-        ({"device": "abacus"}, "0", "teacher.device=abacus is not there"),
+        ({"device": "cuda:1"}, "0", "teacher.device=cuda:1 does not exist"),
+        ({"device": "abacus"}, "0", "teacher.device=abacus does not exist"),
     ],
 )
 def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    assert expected in topology.hardware_problem(config(**trainer))
+    assert expected in hardware(**trainer).problem()
 
 
 @pytest.mark.parametrize(
@@ -445,4 +444,4 @@ def test_hardware_that_is_not_there_is_named(trainer, gpus, expected, monkeypatc
 )
 def test_a_process_for_each_device(trainer, gpus, count, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    assert topology.num_devices(config(**trainer)) == count
+    assert hardware(**trainer).num_devices == count

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from lightning_distill.cli import app
 from lightning_distill.config.messages import CONF
+from lightning_distill.run import job_settings
 from lightning_distill.storage.artifacts import key_of
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key
 
@@ -25,7 +26,7 @@ def composed():
 
 @pytest.fixture(scope="module")
 def key(composed):
-    return lambda *overrides: job_key(composed(*overrides))
+    return lambda *overrides: job_key(job_settings(composed(*overrides)))
 
 
 SAME = [
@@ -180,14 +181,26 @@ def has_effect(path, overrides):
 
 def test_a_key_changes_with_every_setting_that_has_an_effect_and_with_no_other(configurations):
     for overrides, before in configurations:
-        key = job_key(OmegaConf.create(before))
+        key = job_key(before)
         for path in leaves(before):
             after = copy.deepcopy(before)
             *groups, last = path
             node = functools.reduce(dict.__getitem__, groups, after)
             node[last] = other(node[last])
-            changed = job_key(OmegaConf.create(after)) != key
+            changed = job_key(after) != key
             assert changed == has_effect(path, overrides), (path, overrides)
+
+
+def test_a_key_depends_on_the_class_of_ours_that_is_named_and_not_on_its_module(configurations):
+    def key(target):
+        settings = copy.deepcopy(configurations[0][1])
+        settings["loss"]["_target_"] = target
+        return job_key(settings)
+
+    ours = "lightning_distill.losses.objective"
+    assert key(f"{ours}.Mine") == key("lightning_distill.elsewhere.Mine")
+    assert key(f"{ours}.Mine") != key(f"{ours}.Another")
+    assert key("theirs.losses.Mine") != key("theirs.elsewhere.Mine")
 
 
 def test_a_key_is_the_same_in_another_order_and_for_2_as_2_0(configurations):
@@ -195,13 +208,13 @@ def test_a_key_is_the_same_in_another_order_and_for_2_as_2_0(configurations):
     @settings(max_examples=15, deadline=None)
     def check(configuration, dice):
         _, before = configuration
-        key = job_key(OmegaConf.create(before))
+        key = job_key(before)
         # The batch is counted, and a count is no fraction.
         after = shuffled(before, dice)
         after["data"]["batch_size"] = before["data"]["batch_size"]
         after["trainer"]["num_nodes"] = before["trainer"]["num_nodes"]
         after["trainer"]["devices"] = before["trainer"]["devices"]
-        assert job_key(OmegaConf.create(after)) == key
+        assert job_key(after) == key
 
     check()
 

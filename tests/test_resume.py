@@ -175,12 +175,12 @@ def test_changed_settings_leave_alone_what_others_made(run, tmp_path, text_file)
 
 def test_jobs_that_cannot_differ_are_trained_once_and_reported_for_each(run, tmp_path):
     said = run("loss.alpha=0", "loss.temperature=1,2,4", "transfer=online,cached")
-    assert said.count("takes over the results") == 5
+    assert said.count("reuses the results") == 5
     found = list(results(tmp_path / "outputs" / "sweeps" / "all").values())
     assert len(found) == 6
     assert len({job["student"]["nll"] for job in found}) == 1
     assert sorted(job["cost"]["student_seconds"] > 0 for job in found) == [False] * 5 + [True]
-    (name, *_) = re.findall(r"(\S+): takes over", said)
+    (name, *_) = re.findall(r"(\S+): reuses", said)
     weights = tmp_path / "outputs" / "sweeps" / "all" / name / "student" / "model.safetensors"
     assert weights.stat().st_nlink == 6  # once on the disk
     before = weights.read_bytes()

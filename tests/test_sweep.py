@@ -1,19 +1,28 @@
 """The names of a sweep's folder and of its jobs'. What a sweep does is in test_resume.py."""
 
-from omegaconf import OmegaConf
-
 from lightning_distill.sweeps.job import Job, read_results, write_results
-from lightning_distill.sweeps.naming import folder_name, sweep_name
-from lightning_distill.sweeps.resume import run_once
+from lightning_distill.sweeps.naming import job_name, sweep_name
+from lightning_distill.sweeps.resume import ResumePolicy, run_once
 
 
-def test_a_folders_name_holds_no_slash_and_is_never_too_long():
-    assert folder_name(["student=xs", "loss.alpha=1"]) == "student=xs,loss.alpha=1"
-    assert folder_name(["experiment/job=baseline"]) == "job=baseline"
-    assert "/" not in folder_name(["data.path=/a/b"])
-    long = [folder_name([f"data.path={'x' * 300}{i}"]) for i in range(2)]
+def test_a_jobs_name_has_no_slash_and_a_limited_length(tmp_path):
+    def name(*overrides):
+        return job_name(list(overrides), tmp_path, "key")
+
+    assert name("student=xs", "loss.alpha=1") == "loss.alpha=1,student=xs"
+    assert name("experiment=demo", "experiment/job=baseline") == "job=baseline"
+    assert name("stage=plan", "paths.outputs=a") == "job"
+    assert "/" not in name("data.path=/a/b")
+    long = [name(f"data.path={'x' * 300}{i}") for i in range(2)]
     assert len(set(long)) == 2
     assert max(map(len, long)) < 200
+
+
+def test_a_job_whose_name_is_that_of_other_settings_has_its_key_in_its_name(tmp_path):
+    job = Job(tmp_path / "seed=1", "seed=1", "sweep", ["seed=1"], 1, "0123456789", "now")
+    write_results(job.folder, job.results("running"))
+    assert job_name(["seed=1"], tmp_path, "0123456789") == "seed=1"
+    assert job_name(["seed=1"], tmp_path, "abcdefghij") == "seed=1-abcdefgh"
 
 
 def test_more_values_of_the_same_settings_go_on_with_the_same_sweep():
@@ -27,13 +36,12 @@ def test_more_values_of_the_same_settings_go_on_with_the_same_sweep():
 
 
 def test_a_sweep_that_gives_up_leaves_an_interrupted_job_to_go_on_another_time(tmp_path):
-    sweep = {"rerun": "failed", "stop_after_failures": 1}
-    cfg = OmegaConf.create({"paths": {"outputs": str(tmp_path)}, "sweep": sweep})
+    policy = ResumePolicy(tmp_path, stop_after_failures=1)
     jobs = [Job(tmp_path / "sweep" / n, n, "sweep", [], 0, n, "now") for n in ("bad", "cut", "new")]
     bad, cut, new = jobs
-    write_results(bad.folder, bad.state("failed"))
-    write_results(cut.folder, cut.state("running") | {"started": "before"})
+    write_results(bad.folder, bad.results("failed"))
+    write_results(cut.folder, cut.results("running") | {"started": "before"})
     for job in (cut, new):
-        assert run_once(cfg, job, dict)["status"] == "not run"
+        assert run_once(policy, job, dict)["status"] == "not run"
     assert cut.was_interrupted()
     assert read_results(new.folder)["status"] == "not run"

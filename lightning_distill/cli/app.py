@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill.cli.hydra_callback import end_what_broke_off
 from lightning_distill.config import allowlist
@@ -31,12 +33,36 @@ from lightning_distill.distributed.gpus import (
     visible_gpus,
 )
 from lightning_distill.errors import Refused, Stopped, unknown_name
+from lightning_distill.run import job_settings, make_job, resume_policy
 from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
-from lightning_distill.sweeps.naming import job_folder, run_folder, sweep_name
-from lightning_distill.sweeps.resume import discard_empty_run, run_alone, run_once
+from lightning_distill.sweeps.job_key import job_key
+from lightning_distill.sweeps.naming import job_name, sweep_name
+from lightning_distill.sweeps.resume import (
+    discard_empty_run,
+    interrupted_run,
+    run_once,
+    run_single,
+)
 
 log = logging.getLogger(__name__)
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """The folder of a sweep's job, relative to the sweep's."""
+    overrides, sweep = list(_root_.hydra.overrides.task), Path(_root_.hydra.sweep.dir)
+    return job_name(overrides, sweep, job_key(job_settings(_root_)))
+
+
+def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
+    """The folder of a single run: that of an interrupted run with the same key, or a new one."""
+    runs, found = Path(outputs) / "runs" / str(_root_.name), None
+    if _root_.stage == "distill" and _root_.trainer.get("resume") == "auto":
+        # Where a setting is wrong, the job itself says so.
+        with suppress(OmegaConfBaseException, LookupError, TypeError, ValueError, AttributeError):
+            found = interrupted_run(runs, job_key(job_settings(_root_)))
+    return str(found or runs / new)
+
 
 # Another process of a sweep unpickles `job` by its name, which imports this module there too.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
@@ -67,16 +93,16 @@ def job(cfg: DictConfig) -> float | list[float] | None:
     folder = Path(hydra_cfg.runtime.output_dir)
     name = cfg.name if alone else folder.name
     group = cfg.name if alone else Path(hydra_cfg.sweep.dir).name
-    this = Job.of(cfg, folder, name, group, list(hydra_cfg.overrides.task))
+    this = make_job(cfg, folder, name, group, list(hydra_cfg.overrides.task))
     try:
         if cfg.stage not in STAGES:
             raise unknown_name("stage", cfg.stage, STAGES)
         if cfg.stage != "distill":
             results = run(cfg, this)
         elif alone:
-            results = run_alone(this, partial(run, cfg, this))
+            results = run_single(this, partial(run, cfg, this))
         else:
-            results = run_once(cfg, this, partial(run, cfg, this))
+            results = run_once(resume_policy(cfg), this, partial(run, cfg, this))
     except Exception as error:
         reason = explain(error)
         if alone and reason:
@@ -87,7 +113,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
         # The other jobs go on; the end of the sweep says what failed, and exits accordingly.
         log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
         why = {"error": reason or repr(error), "mendable": reason is not None}
-        write_results(folder, this.state("failed", **why))
+        write_results(folder, this.results("failed", **why))
         return None
     return objectives(results or {}, cfg.sweep.objectives)
 

@@ -27,7 +27,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.messages import explain
-from lightning_distill.distributed import process_group, topology
+from lightning_distill.distributed import process_group
+from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError, Stopped
 from lightning_distill.stages import STAGES
 
@@ -41,9 +42,11 @@ WORST = ("refused", "stopped", "broken", "")  # of what ranks say when they end:
 
 def run(cfg: DictConfig, job: Any) -> Any:
     """The stage's function, in this process or in as many as `trainer` asks for."""
-    if cfg.stage in TOGETHER and (problem := topology.hardware_problem(cfg)):
+    settings: Any = OmegaConf.to_container(resolved(cfg))
+    hardware = Hardware.from_settings(settings)
+    if cfg.stage in TOGETHER and (problem := hardware.problem()):
         raise ConfigError(f"{problem}.")  # before there are processes that would all say so
-    count = topology.num_devices(cfg) if cfg.stage in TOGETHER else 1
+    count = hardware.num_devices if cfg.stage in TOGETHER else 1
     if process_group.is_distributed() and cfg.stage in TOGETHER:
         if count != process_group.world_size():
             raise ConfigError(

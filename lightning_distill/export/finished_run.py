@@ -12,8 +12,8 @@ from lightning_distill.data.tasks.base import DistillationData, task_class
 from lightning_distill.errors import ConfigError
 from lightning_distill.export import task
 from lightning_distill.pipeline import prepare_data
+from lightning_distill.run import finished_run
 from lightning_distill.sweeps.comparison import Row, gather
-from lightning_distill.sweeps.job import finished_run
 
 
 @dataclass(frozen=True)

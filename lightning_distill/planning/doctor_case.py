@@ -1,6 +1,7 @@
 """What the doctor looks at."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from lightning_distill.pipeline import prepare_data
 from lightning_distill.planning.plan import requirements
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job
-from lightning_distill.sweeps.resume import pointed_at
+from lightning_distill.sweeps.resume import last_folder
 from lightning_distill.training.teacher import Teacher, find_teacher
 from lightning_distill.transfer.online import Online
 
@@ -63,7 +64,7 @@ class Case:
     @cached_property
     def student(self) -> tuple[str, PreTrainedModel]:
         """What this job begins with, or has led to."""
-        folder = pointed_at(self.cfg, self.job)
+        folder = last_folder(Path(self.cfg.paths.outputs), self.job)
         if folder and (folder / "student").exists():
             return "its finished student", pretrained.saved(
                 self.data.auto_class, folder / "student"

@@ -14,7 +14,6 @@ from lightning_distill.config.validation import each_teacher
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.causal_lm import CausalLM
-from lightning_distill.distributed import topology
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import evaluate
 from lightning_distill.losses.objective import nll
@@ -24,6 +23,7 @@ from lightning_distill.models.pretrained import check_reading, load_tokenizer
 from lightning_distill.pipeline import check_inside
 from lightning_distill.planning.doctor_case import Case, LeftOutError
 from lightning_distill.report.plan_table import total_memory
+from lightning_distill.run import hardware, plain_settings
 from lightning_distill.tracking.wandb_run import has_key
 from lightning_distill.training.fit import make_trainer
 
@@ -86,7 +86,7 @@ def device(case: Case) -> str:
     trainer = make_trainer(case.cfg, case.job.folder, "")
     kind = trainer.strategy.root_device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
-    return f"{topology.num_devices(case.cfg)} × {name}, {trainer.precision}"
+    return f"{hardware(plain_settings(case.cfg)).num_devices} × {name}, {trainer.precision}"
 
 
 def teacher(case: Case) -> str:

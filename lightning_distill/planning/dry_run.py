@@ -17,9 +17,9 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from lightning_distill.distributed import topology
 from lightning_distill.pipeline import distill
 from lightning_distill.planning.step_profiler import WARM
+from lightning_distill.run import hardware, plain_settings
 from lightning_distill.storage.artifacts import Artifact, Store
 from lightning_distill.sweeps.job import Job
 
@@ -183,7 +183,7 @@ def _weigh(
         (results["teacher"] or {}).get("parameters"),
         _size(run) - _size(run / "checkpoints"),
         _size(run / "checkpoints"),
-        topology.num_devices(cfg),
+        hardware(plain_settings(cfg)).num_devices,
     )
 
 
@@ -200,7 +200,7 @@ def _trainings(cfg: DictConfig, notes: list[Note]) -> list[Training]:
         plain = [s for s, log in zip(steps, logged, strict=True) if not log] or steps
         more = [s for s, log in zip(steps, logged, strict=True) if log] or plain
         step = mean(plain) + (mean(more) - mean(plain)) / every if every else mean(plain)
-        flops = fit["flops"] * parts * topology.num_devices(cfg)
+        flops = fit["flops"] * parts * hardware(plain_settings(cfg)).num_devices
         found.append(Training(step, flops, validation, fit.get("save", 0.0), fit["memory_mb"]))
     return found
 

@@ -20,10 +20,11 @@ from lightning_distill.config.validation import each_teacher
 from lightning_distill.pipeline import prepare_data
 from lightning_distill.planning.dry_run import DryRun, profile_dry_run
 from lightning_distill.report.plan_table import PLAN, print_plan
+from lightning_distill.run import plain_settings, resume_policy
 from lightning_distill.storage.artifacts import Artifact, Store, key_of, write_atomic
 from lightning_distill.sweeps.job import Job, results_in
 from lightning_distill.sweeps.job_key import effective_settings
-from lightning_distill.sweeps.resume import job_status, pointed_at
+from lightning_distill.sweeps.resume import job_status, last_folder
 from lightning_distill.tracking.loggers import Tracker
 from lightning_distill.training.checkpoint_io import newest, step_of
 from lightning_distill.training.teacher import obtain_teacher, trained_here
@@ -50,10 +51,10 @@ def plan(cfg: DictConfig, job: Job) -> None:
 
 def _state(cfg: DictConfig, job: Job) -> tuple[str, int]:
     """What the sweep itself will find of this job, and the step that it goes on from."""
-    there = pointed_at(cfg, job)
+    there = last_folder(Path(cfg.paths.outputs), job)
     if not there or (there.name, there.parent.name) != (job.name, job.folder.parent.name):
         there = job.folder  # that is another sweep's
-    state, _ = job_status(cfg, job, there)
+    state, _ = job_status(resume_policy(cfg), job, there)
     if state != "new" or results_in(there).get("status") != "running":
         return state, 0
     last = newest(there / "checkpoints")
@@ -96,7 +97,8 @@ def requirements(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:
         found["shared"] += _of_teachers(cfg, teachers, cost)
     units = transfer.ahead(data, teacher_data)
     if asked and units and cost.ahead:
-        unknown = {"teachers": list(teachers), **effective_settings(cfg)["transfer"]}
+        node = effective_settings(plain_settings(cfg))["transfer"]
+        unknown = {"teachers": list(teachers), **node}
         made = "not made before its teacher is", unknown | {"tokens": data.artifact.key}
         if len(trained) == len(teachers):
             # Trains none: all are there.
@@ -139,7 +141,7 @@ def _of_teachers(
 
 def cost_class(cfg: DictConfig) -> dict[str, Any]:
     """Equal for jobs that cost the same: of what is tuned, it only counts what is 0."""
-    settings = effective_settings(cfg)
+    settings = effective_settings(plain_settings(cfg))
     del settings["seed"], settings["student"]["max_steps"]
     for role in (settings, settings["teacher"]):
         role |= {group: _whether(role[group]) for group in TUNED if group in role}

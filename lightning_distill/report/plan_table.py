@@ -20,7 +20,7 @@ STATES = {
     "new": "to run",
     "finished": "finished",
     "failed": "failed, left so",
-    "twin": "taken over",  # of another sweep, or of a folder of another name
+    "reused": "taken over",  # of another sweep, or of a folder of another name
 }
 
 

@@ -1,80 +1,58 @@
-"""What a job leaves for others to read: `results.json`."""
+"""One run, and its `results.json`."""
 
 import json
-import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from yaml import YAMLError
-
-from lightning_distill.config import allowlist
 from lightning_distill.distributed import process_group
-from lightning_distill.errors import ConfigError, one_line, unknown_name
+from lightning_distill.errors import unknown_name
 from lightning_distill.storage.artifacts import write_atomic
-from lightning_distill.sweeps.job_key import job_key
 from lightning_distill.training.cost import Cost
 
 RESULTS = "results.json"
 
-# What a run's settings have for sure.
-GROUPS = {"data", "teacher", "student", "transfer", "loss", "trainer", "paths"}
-
 
 @dataclass(frozen=True)
 class Job:
-    """One run: where it writes, and what it is called."""
+    """One run: its folder, name and identity."""
 
     folder: Path
     name: str
-    group: str  # the sweep it belongs to, or its own kind
+    group: str  # the sweep's name; of a single run the job's
     overrides: list[str]
     seed: int
-    key: str
-    started: str  # when the command was, which may be that of a whole sweep
-    resumes: bool = True  # where a run with the same settings was interrupted
-
-    @classmethod
-    def of(
-        cls, cfg: DictConfig, folder: Path, name: str, group: str, overrides: list[str]
-    ) -> "Job":
-        key, started = job_key(cfg), cfg.sweep.started
-        resumes = cfg.trainer.get("resume", "auto") == "auto"
-        return cls(folder, name, group, overrides, cfg.seed, key, started, resumes)
+    key: str  # job_key of its settings
+    started: str  # start of the command, which may be that of a whole sweep
+    resumes: bool = True  # from the last checkpoint, where a run with this key was interrupted
 
     def was_interrupted(self) -> bool:
-        """Whether a run that is gone on with stopped half-way in this folder."""
-        if not self.resumes:
-            return False
-        try:
-            before = read_results(self.folder)
-        except (OSError, ValueError):
-            return False
-        return stopped_half_way(before) and before.get("key") == self.key
+        """Whether this folder holds an unfinished run with this key, which this job resumes."""
+        results = results_in(self.folder)
+        return self.resumes and is_resumable(results) and results.get("key") == self.key
 
-    def results(self, cost: "Cost", scores: dict[str, Any]) -> dict[str, Any]:
-        """The content of results.json for a job that came to its end."""
-        return {**self.state("finished"), **scores, "cost": asdict(cost)}
-
-    def state(self, status: str, **more: Any) -> dict[str, Any]:
-        """The content of results.json for a job that has not."""
+    def results(self, status: str, **values: Any) -> dict[str, Any]:
+        """The content of results.json. status: running, finished, failed, not run."""
         return {
             "status": status,
             "key": self.key,
             "seed": self.seed,
             "overrides": self.overrides,
             "started": self.started,
-            **more,
+            **values,
         }
 
+    def final_results(self, cost: Cost, scores: dict[str, Any]) -> dict[str, Any]:
+        return self.results("finished", **scores, cost=asdict(cost))
 
-def stopped_half_way(found: dict[str, Any]) -> bool:
-    """Whether these are the results of a run that can go on: one that was interrupted, or broke
-    by no mistake in its settings."""
-    broke = found.get("status") == "failed" and found.get("mendable") is False
-    return found.get("status") == "running" or broke
+
+def is_resumable(results: dict[str, Any]) -> bool:
+    """Whether these results are of a run that was killed, or failed for no mistake of the user's,
+    so that the same settings can succeed from its last checkpoint."""
+    crashed = results.get("status") == "failed" and results.get("mendable") is False
+    return results.get("status") == "running" or crashed
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -85,108 +63,74 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Raises OSError where there is none, ValueError where it is not one."""
-    found = json.loads((folder / RESULTS).read_text())
-    if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
-    return found
-
-
-def check_results(found: dict[str, Any]) -> None:
-    """Raises ValueError unless results are as a job writes them, as far as others rely on it."""
-    if not isinstance(found.get("status"), str):
-        raise ValueError("it holds no status")
-    known = {key: found.get(key) or {} for key in ("student", "teacher", "cost")}
-    for key, node in known.items():
-        if not isinstance(node, dict) or not _is_of_numbers(node):
-            raise ValueError(f"its {key} is no table of numbers")
-    needed = {"nll", "parameters"}
-    if any(known[key] and not needed <= known[key].keys() for key in ("student", "teacher")):
-        raise ValueError(f"a model of it lacks one of {', '.join(sorted(needed))}")
-    if found["status"] == "finished" and not (known["cost"] and "seed" in found and "key" in found):
-        raise ValueError("it lacks the seed, the key or the cost of a finished job")
-
-
-def _is_of_numbers(node: dict[str, Any]) -> bool:
-    """As far down as it goes: what a task measures is a table of its own."""
-    return all(
-        _is_of_numbers(value) if isinstance(value, dict) else _is_number(value)
-        for value in node.values()
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def finished_run(setting: str, folder: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration and results of a run's folder, which `setting` names.
-
-    Raises ConfigError where it is none, or did not come to its end.
-    """
-    for needed in (".hydra/config.yaml", RESULTS):
-        if not (folder / needed).exists():
-            raise ConfigError(f"{setting}={folder} is not the folder of a run: no {needed}.")
-    try:
-        needed = RESULTS
-        results = read_results(folder)
-        check_results(results)
-        needed = ".hydra/config.yaml"
-        cfg = OmegaConf.load(folder / needed)
-        if isinstance(cfg, DictConfig):
-            allowlist.check_targets(OmegaConf.to_container(cfg), f"{setting}={folder}: ")
-        if not isinstance(cfg, DictConfig) or not set(cfg) >= GROUPS:
-            raise ValueError(f"it lacks one of {', '.join(sorted(GROUPS))}")
-    except ConfigError:
-        raise
-    except (OSError, ValueError, YAMLError) as error:
-        reason = one_line(error)
-        raise ConfigError(f"{setting}={folder}: its {needed} cannot be read: {reason}.") from error
-    if results["status"] != "finished":
-        state = f"{setting}={folder} is {results['status']}"
-        raise ConfigError(f"{state}; run its command again first.")
-    return cfg, results
-
-
-def objectives(results: dict[str, Any], names: list[str]) -> float | list[float] | None:
-    """What a sweeper is told of a job. None, a failed trial, where anything is no number.
-
-    NaN would end an Optuna study.
-    """
-    found = []
-    for name in names:
-        group, _, key = name.partition(".")
-        value = (results.get(group) or {}).get(key)
-        if value is None or not math.isfinite(value):
-            return None
-        found.append(float(value))
-    return found if len(found) > 1 else found[0]
-
-
-def scores() -> list[str]:
-    """The dotted keys of all numbers in results.json."""
-    model = ("parameters", "nll", "perplexity", "bits_per_byte", "calibration_error")
-    known = {
-        "student": (*model, "teacher_agreement", "teacher_kl"),
-        "teacher": model,
-        "cost": tuple(field.name for field in fields(Cost)),
-    }
-    return [f"{group}.{key}" for group, keys in known.items() for key in keys]
-
-
-log = logging.getLogger(__name__)
+    """Raises OSError where there is no file, ValueError where it holds no JSON object."""
+    results = json.loads((folder / RESULTS).read_text())
+    if not isinstance(results, dict):
+        raise ValueError("not a JSON object")
+    return results
 
 
 def results_in(folder: Path) -> dict[str, Any]:
-    """What is known of a job; nothing where there is none."""
+    """The job's results; empty where there is no readable file."""
     try:
         return read_results(folder)
     except (OSError, ValueError):
         return {}
 
 
+def check_results(results: dict[str, Any]) -> None:
+    """Raises ValueError unless `results` has what a job writes and others read."""
+    if not isinstance(results.get("status"), str):
+        raise ValueError("it has no status")
+    tables = {name: results.get(name) or {} for name in ("student", "teacher", "cost")}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or not _is_numeric(table):
+            raise ValueError(f"its {name} is not a table of numbers")
+    required = {"nll", "parameters"}
+    if any(tables[role] and not required <= tables[role].keys() for role in ("student", "teacher")):
+        raise ValueError(f"a model in it lacks one of {', '.join(sorted(required))}")
+    complete = tables["cost"] and "seed" in results and "key" in results
+    if results["status"] == "finished" and not complete:
+        raise ValueError("it is finished and lacks its seed, key or cost")
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether all leaves are numbers or null; the scores of a task are a table of their own."""
+    if isinstance(value, dict):
+        return all(_is_numeric(one) for one in value.values())
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def objectives(results: dict[str, Any], names: Sequence[str]) -> float | list[float] | None:
+    """The values that a sweeper minimizes, by their dotted names.
+
+    None, a failed trial, where one is missing, NaN or Inf: NaN would end an Optuna study.
+    """
+    values = []
+    for name in names:
+        group, _, key = name.partition(".")
+        value = (results.get(group) or {}).get(key)
+        if value is None or not math.isfinite(value):
+            return None
+        values.append(float(value))
+    return values if len(values) > 1 else values[0]
+
+
+def objective_names() -> list[str]:
+    """The dotted names of all numbers in results.json."""
+    model = ("parameters", "nll", "perplexity", "bits_per_byte", "calibration_error")
+    groups = {
+        "student": (*model, "teacher_agreement", "teacher_kl"),
+        "teacher": model,
+        "cost": tuple(field.name for field in fields(Cost)),
+    }
+    return [f"{group}.{key}" for group, keys in groups.items() for key in keys]
+
+
 def problems_of_objectives(names: Any) -> list[str]:
-    if not isinstance(names, list | ListConfig) or not names:
+    """What is wrong with the setting sweep.objectives."""
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         return [f"sweep.objectives={names} must be a list, as in [student.nll]"]
-    wrong = [name for name in names if name not in scores()]
-    return [str(unknown_name("sweep.objectives", name, scores())).rstrip(".") for name in wrong]
+    known = objective_names()
+    unknown = [name for name in names if name not in known]
+    return [str(unknown_name("sweep.objectives", name, known)).rstrip(".") for name in unknown]

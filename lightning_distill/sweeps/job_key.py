@@ -1,14 +1,15 @@
-"""The key of a job: a hash of every setting that can change its numbers."""
+"""The key of a job: a hash of every setting that can change its numbers.
+
+Two jobs with one key would give the same results, so that the second takes over the first's.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from lightning_distill.distributed import topology
+from lightning_distill.distributed.topology import Hardware
 from lightning_distill.storage.artifacts import key_of
 
-# What of the configuration cannot change a job's numbers is no part of its key.
+# Groups and settings that change no number.
 WITHOUT_EFFECT = (
     "hydra",
     "stage",
@@ -24,9 +25,9 @@ WITHOUT_EFFECT = (
     "checkpoint_every_n_minutes",
     "max_skipped_steps",
 )
-# What of the trainer says where numbers are computed, and not which.
+# Settings of `trainer` that say where numbers are computed, which does not change them.
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
-# Settings that may name files of the user's, which may change while their names stay.
+# Settings that may be the path of a file or folder, whose content counts besides its name.
 INPUTS = (
     ("data", "path"),
     ("data", "name"),
@@ -35,79 +36,80 @@ INPUTS = (
     ("student", "name"),
     ("transfer", "cache"),
 )
-
-# Settings of data that count where it is streamed alone.
+# Settings of `data` that have an effect only with data.streaming=true.
 OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
 
 
-def job_key(cfg: DictConfig) -> str:
-    """Equal for two jobs that must give the same numbers."""
-    settings = _on_one_device(_settings(cfg), topology.num_devices(cfg))
-    inputs = [_state_of(settings[group].get(name)) for group, name in INPUTS]
-    return key_of({"inputs": inputs, **_effective(settings)})
+def job_key(settings: dict[str, Any]) -> str:
+    """Equal for two jobs that must give the same numbers. settings: resolved."""
+    inputs = [_file_states(settings[group].get(name)) for group, name in INPUTS]
+    return key_of({"inputs": inputs, **_without_idle(_on_one_device(_relevant(settings)))})
 
 
-def _on_one_device(settings: dict[str, Any], devices: int) -> dict[str, Any]:
-    """The settings of the same run on one device, which takes the batches of all of them."""
-    size = settings["data"].get("batch_size")
-    trainer = {k: v for k, v in settings["trainer"].items() if k not in (*HARDWARE, "resume")}
-    teacher = {k: v for k, v in settings["teacher"].items() if k != "device"}
-    data = settings["data"] | ({"batch_size": size * devices} if isinstance(size, int) else {})
-    if data.get("streaming"):  # each device has a stream of its own
-        data["devices"] = devices
-    return {**settings, "trainer": trainer, "teacher": teacher, "data": data}
-
-
-def effective_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What of the configuration can change a job's numbers."""
-    return _effective(_settings(cfg))
-
-
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    known = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in WITHOUT_EFFECT])
-    settings = OmegaConf.to_container(known, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(k): v for k, v in settings.items()}
+def effective_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that can change a job's numbers, hardware included."""
+    return _without_idle(_relevant(settings))
 
 
 def is_baseline(settings: dict[str, Any]) -> bool:
-    """Whether nothing in this job's student is from a teacher."""
+    """Whether nothing in this job's student comes from a teacher."""
     copied = settings["student"].get("initialize") == "teacher_layers"
-    written = settings["transfer"].get("_target_", "").endswith(".Sequence")  # by the teacher
-    return _needs_labels_alone(settings["loss"]) and not (written or copied)
+    generated = settings["transfer"].get("_target_", "").endswith(".Sequence")
+    return _uses_labels_only(settings["loss"]) and not (generated or copied)
 
 
-def _needs_labels_alone(loss: dict[str, Any]) -> bool:
-    inside = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
-    return loss["alpha"] == 0 and loss["hard_target"] == "labels" and not inside
+def _relevant(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
 
 
-def _effective(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what has no effect beside the other settings: the temperature at alpha = 0."""
-    loss, transfer = dict(settings["loss"]), settings["transfer"]
-    unread = {"num_workers"} | (set() if settings["data"].get("streaming") else OF_STREAMS)
-    settings = {
-        **settings,
-        "data": {key: value for key, value in settings["data"].items() if key not in unread},
-    }
-    for role in ("teacher", "student"):
-        node = settings[role]
+def _on_one_device(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the same run on one device, which takes the batches of all of them."""
+    devices = Hardware.from_settings(settings).num_devices
+    data = dict(settings["data"])
+    if isinstance(data.get("batch_size"), int):
+        data["batch_size"] *= devices
+    if data.get("streaming"):  # each device reads a part of the stream
+        data["devices"] = devices
+    trainer = _less(settings["trainer"], *HARDWARE, "resume")
+    teacher = _less(settings["teacher"], "device")
+    return {**settings, "trainer": trainer, "teacher": teacher, "data": data}
+
+
+def _without_idle(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what has no effect beside the other settings: the temperature at alpha = 0."""
+    data, transfer = settings["data"], settings["transfer"]
+    data = _less(data, "num_workers", *(() if data.get("streaming") else OF_STREAMS))
+    models = {role: settings[role] for role in ("teacher", "student")}
+    for role, node in models.items():
         if not (node.get("lora") or {}).get("rank"):
-            settings = {**settings, role: {k: v for k, v in node.items() if k != "lora"}}
-    for term in ("hidden", "relations"):
-        if not loss[term]["weight"]:
-            del loss[term]
-    if _needs_labels_alone(loss):
-        kept = {key: loss.get(key) for key in ("fused", "label_smoothing", "shared_vocabulary")}
-        weight = loss["hard_weight"]
-        loss = kept | {"hard_weight": 1.0 if weight == "complement" else weight}
+            models[role] = _less(node, "lora")
     if is_baseline(settings):
         transfer = {"num_blocks": transfer["num_blocks"]}
-    return {**settings, "loss": loss, "transfer": transfer}
+    loss = _effective_loss(settings["loss"])
+    return {**settings, **models, "data": data, "loss": loss, "transfer": transfer}
 
 
-def _state_of(path: Any) -> list[Any]:
-    """Name, size and time of change of every file there; nothing for what is no path here."""
+def _effective_loss(loss: dict[str, Any]) -> dict[str, Any]:
+    loss = _less(loss, *(term for term in ("hidden", "relations") if not loss[term]["weight"]))
+    if not _uses_labels_only(loss):
+        return loss
+    kept = {key: loss.get(key) for key in ("fused", "label_smoothing", "shared_vocabulary")}
+    weight = loss["hard_weight"]
+    return kept | {"hard_weight": 1.0 if weight == "complement" else weight}
+
+
+def _uses_labels_only(loss: dict[str, Any]) -> bool:
+    intermediate = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
+    return loss["alpha"] == 0 and loss["hard_target"] == "labels" and not intermediate
+
+
+def _less(node: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in keys}
+
+
+def _file_states(path: Any) -> list[Any]:
+    """Name, size and time of change of the file, or of every file below the folder, at `path`;
+    empty where there is none."""
     if not isinstance(path, str) or not path or not Path(path).expanduser().exists():
         return []
     root = Path(path).expanduser()

@@ -1,167 +1,198 @@
-"""What makes one thing of a sweep's jobs: their folders, and what is there already.
+"""What a job finds from earlier commands, and whether it has to run.
 
-The sweep's folder is named after what the command sets and sweeps over, so that the same command,
-or one with more values, goes on where it stopped. A job is known by the key of its settings: what
-is finished is not run again, and a job with the same key as another takes over its results.
+Re-running a command resumes it. A sweep's folder is named after its overrides, a job is known by
+the key of its settings: a finished job is skipped, and a job with the key of a finished one reuses
+that one's results. `artifacts/job/<key>.json` holds the folder in which a job with that key last
+began.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig
+from typing import Any, Literal
 
 from lightning_distill.storage.artifacts import write_atomic
-from lightning_distill.storage.locks import locked
-from lightning_distill.sweeps.job import RESULTS, Job, read_results, results_in, write_results
+from lightning_distill.storage.locks import is_held, locked
+from lightning_distill.sweeps.job import (
+    RESULTS,
+    Job,
+    is_resumable,
+    read_results,
+    results_in,
+    write_results,
+)
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"  # of a single run's folder
-NOTES = {"job.log", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))}
-LEFT = ("samples.json", "metrics.csv", "generated.jsonl")  # by a job, besides its student
+LOCK = ".lock"  # in the folder of a single run
+HYDRA_FILES = {"job.log", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))}
+REUSED_FILES = ("samples.json", "metrics.csv", "generated.jsonl")  # besides the student
+
+# finished: in its own folder. reused: another folder holds a finished job with its key.
+# failed: and not to be repeated. new: has to run, from its last checkpoint where it has one.
+Status = Literal["finished", "reused", "failed", "new"]
+Run = Callable[[], dict[str, Any]]
 
 
-def run_alone(job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A single run, whose folder is its alone for so long."""
+@dataclass(frozen=True)
+class ResumePolicy:
+    """The settings that decide which jobs of a sweep run."""
+
+    outputs: Path
+    rerun: str = "failed"  # failed: unfinished and failed jobs; all; none: unfinished jobs only
+    stop_after_failures: int | None = None  # of this command
+    tasks: Sequence[str] = ()  # evaluate.tasks and evaluate.speed, of which a skipped job
+    speed: bool = False  # may lack the scores
+
+
+def run_single(job: Job, run: Run) -> dict[str, Any]:
+    """Runs a job outside of a sweep. Raises ConfigError where its folder is in use."""
     with locked(job.folder / LOCK, f"{job.folder}", wait=False):
         return run()
 
 
+def interrupted_run(runs: Path, key: str) -> Path | None:
+    """The newest folder below `runs` from whose checkpoint a job with this key can go on."""
+    for checkpoints in sorted(runs.glob("*/checkpoints"), reverse=True):
+        folder, results = checkpoints.parent, results_in(checkpoints.parent)
+        resumable = is_resumable(results) and any(checkpoints.glob("*.ckpt"))
+        if resumable and results.get("key") == key and not is_held(folder / LOCK):
+            return folder
+    return None
+
+
 def discard_empty_run(job: Job, outputs: Path) -> None:
-    """Removes Hydra's notes of a single run that was refused before it began."""
-    there = {str(file.relative_to(job.folder)) for file in job.folder.rglob("*") if file.is_file()}
-    if not there <= NOTES:
+    """Removes the folder of a single run that holds nothing but Hydra's files."""
+    files = {str(file.relative_to(job.folder)) for file in job.folder.rglob("*") if file.is_file()}
+    if not files <= HYDRA_FILES:
         return
-    with suppress(OSError):  # what is to be said is why it was refused
-        for name in there:
+    with suppress(OSError):  # the error that ended the run is about to be reported
+        for name in files:
             (job.folder / name).unlink()
         (job.folder / ".hydra").rmdir()
         if outputs.resolve() in job.folder.parents:
             job.folder.rmdir()
 
 
-def run_once(cfg: DictConfig, job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A sweep's job: what it left before, or what another with its key did, or what it is run for.
-
-    Two processes that come with one key take turns.
-    """
-    index = _index(cfg, job)
+def run_once(policy: ResumePolicy, job: Job, run: Run) -> dict[str, Any]:
+    """Runs a job of a sweep unless its results exist. Processes with one key take turns."""
+    index = _index(policy.outputs, job)
     with locked(index.with_suffix(".lock"), f"job {job.key}"):
-        state, there = job_status(cfg, job, job.folder)
-        if state == "failed":
-            log.info("%s: failed before, skipped as sweep.rerun=none says", job.name)
-            return results_in(there)
-        if state == "twin":
-            results = _take_over(there, job)
-            _say_what_is_lacking(cfg, job)
-            return results
-        if state == "new" and (reason := _given_up(cfg, job)):
-            log.info("%s: not run, %s", job.name, reason)
-            results = job.state("not run", error=reason)
-            if not job.was_interrupted():  # which then goes on from its checkpoint another time
-                write_results(job.folder, results)
-            return results
-        where = os.path.relpath(job.folder, index.parent)
-        write_atomic(index, json.dumps({"folder": where}).encode())
-        if state == "finished":
+        status, folder = job_status(policy, job, job.folder)
+        if status == "failed":
+            log.info("%s: failed before, skipped because of sweep.rerun=none", job.name)
+            return results_in(folder)
+        if status == "reused":
+            return _reuse(policy, job, folder)
+        if status == "new" and (reason := _too_many_failures(policy, job)):
+            return _give_up(job, reason)
+        relative = os.path.relpath(job.folder, index.parent)
+        write_atomic(index, json.dumps({"folder": relative}).encode())
+        if status == "finished":
             log.info("%s: finished before, skipped", job.name)
-            _say_what_is_lacking(cfg, job)
-            return results_in(there)
-        if not results_in(job.folder):  # so that it is known to have begun
-            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-            write_results(job.folder, job.state("running"))
-        return run()
+            _log_missing_scores(policy, job)
+            return results_in(folder)
+        return _begin(job, run)
 
 
-def job_status(cfg: DictConfig, job: Job, folder: Path) -> tuple[str, Path]:
-    """What is there of a sweep's job, and where, by what `sweep.rerun` says is not run again:
-    `failed` what is finished, `none` what has failed too, `all` nothing.
-
-    `finished` or `failed` in its own folder, `twin`: finished in that of another job with its key,
-    or `new`, which is to be run.
-    """
-    if _finished(folder, cfg, job):
+def job_status(policy: ResumePolicy, job: Job, folder: Path) -> tuple[Status, Path]:
+    """What is known of a job of a sweep whose folder is `folder`, and the folder of its results."""
+    if _is_finished(folder, policy, job):
         return "finished", folder
-    if results_in(folder).get("status") == "failed" and cfg.sweep.rerun == "none":
+    if results_in(folder).get("status") == "failed" and policy.rerun == "none":
         return "failed", folder
-    if (twin := pointed_at(cfg, job)) and _finished(twin, cfg, job):
-        return "twin", twin
+    last = last_folder(policy.outputs, job)
+    if last and _is_finished(last, policy, job):
+        return "reused", last
     return "new", folder
 
 
-def _say_what_is_lacking(cfg: DictConfig, job: Job) -> None:
-    """What `evaluate` asks for changes no result that is there, and so runs no job again."""
-    student = results_in(job.folder).get("student") or {}
-    tasks = set(cfg.evaluate.tasks or []) - set(student.get("tasks", {}))
-    asked = ["evaluate.tasks"] if tasks else []
-    asked += ["evaluate.speed"] if cfg.evaluate.speed and "speed" not in student else []
-    if asked:
-        log.info(
-            "%s: what %s asks for is added by stage=evaluate evaluate.run='%s'",
-            job.name,
-            " and ".join(asked),
-            job.folder.parent,
-        )
-
-
-def _index(cfg: DictConfig, job: Job) -> Path:
-    return Path(cfg.paths.outputs).resolve() / "artifacts" / "job" / f"{job.key}.json"
-
-
-def pointed_at(cfg: DictConfig, job: Job) -> Path | None:
-    """The folder in which the job of this key last began, where there is one: below the outputs,
-    or beside this job's."""
-    index = _index(cfg, job)
+def last_folder(outputs: Path, job: Job) -> Path | None:
+    """The folder in which a job with this key last began, if it is below the outputs or beside this
+    job's."""
+    index = _index(outputs, job)
     try:
-        found = (index.parent / json.loads(index.read_text())["folder"]).resolve()
+        folder = (index.parent / json.loads(index.read_text())["folder"]).resolve()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    roots = (Path(cfg.paths.outputs).resolve(), job.folder.parent.resolve())
-    return found if any(root in found.parents for root in roots) else None
+    roots = (outputs.resolve(), job.folder.parent.resolve())
+    return folder if any(root in folder.parents for root in roots) else None
 
 
-def _finished(folder: Path, cfg: DictConfig, job: Job) -> bool:
-    found = results_in(folder)
-    done = found.get("status") == "finished" and found.get("key") == job.key
-    fresh = cfg.sweep.rerun != "all" or found.get("started") == job.started
-    return done and fresh and (folder / "student").exists()
+def _index(outputs: Path, job: Job) -> Path:
+    return outputs.resolve() / "artifacts" / "job" / f"{job.key}.json"
 
 
-def _take_over(twin: Path, job: Job) -> dict[str, Any]:
-    """Makes another job's results this one's, at no cost."""
-    log.info("%s: takes over the results of %s, which has its settings", job.name, twin)
+def _is_finished(folder: Path, policy: ResumePolicy, job: Job) -> bool:
+    results = results_in(folder)
+    finished = results.get("status") == "finished" and results.get("key") == job.key
+    counts = policy.rerun != "all" or results.get("started") == job.started
+    return finished and counts and (folder / "student").exists()
+
+
+def _begin(job: Job, run: Run) -> dict[str, Any]:
+    if not results_in(job.folder):  # the results say from now on that the job has begun
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+        write_results(job.folder, job.results("running"))
+    return run()
+
+
+def _reuse(policy: ResumePolicy, job: Job, other: Path) -> dict[str, Any]:
+    """Copies the results of another job with the same key, at a cost of 0 seconds."""
+    log.info("%s: reuses the results of %s, which has the same settings", job.name, other)
     shutil.rmtree(job.folder / "student", ignore_errors=True)
-    shutil.copytree(twin / "student", job.folder / "student", copy_function=_link)
-    for name in LEFT:
-        if (twin / name).exists():
-            shutil.copy2(twin / name, job.folder)
-    found = read_results(twin)
-    free = {key: 0.0 for key in found["cost"] if key.endswith("_seconds")}
-    results = found | job.state("finished", cost=found["cost"] | free, same_as=str(twin))
+    shutil.copytree(other / "student", job.folder / "student", copy_function=_link_or_copy)
+    for name in REUSED_FILES:
+        if (other / name).exists():
+            shutil.copy2(other / name, job.folder)
+    results = read_results(other)
+    cost = {k: 0.0 if k.endswith("_seconds") else v for k, v in results["cost"].items()}
+    results |= job.results("finished", cost=cost, same_as=str(other))
     write_results(job.folder, results)
+    _log_missing_scores(policy, job)
     return results
 
 
-def _link(source: str, target: str) -> None:
-    """Weights once on the disk, where the file system can."""
+def _link_or_copy(source: str, target: str) -> None:
+    """A hard link, where the file system allows it, keeps the weights on disk once."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
 
-def _given_up(cfg: DictConfig, job: Job) -> str | None:
-    most = cfg.sweep.stop_after_failures
-    if most is None:
+def _too_many_failures(policy: ResumePolicy, job: Job) -> str | None:
+    """The reason not to run any more jobs of this command; None to go on."""
+    limit = policy.stop_after_failures
+    if limit is None:
         return None
-    others = (results_in(file.parent) for file in job.folder.parent.glob(f"*/{RESULTS}"))
-    failed = [r for r in others if r.get("status") == "failed" and r["started"] == job.started]
-    return (
-        f"{len(failed)} failed (sweep.stop_after_failures={most})" if len(failed) >= most else None
-    )
+    others = [results_in(file.parent) for file in job.folder.parent.glob(f"*/{RESULTS}")]
+    failed = sum(r.get("status") == "failed" and r["started"] == job.started for r in others)
+    return f"{failed} failed (sweep.stop_after_failures={limit})" if failed >= limit else None
+
+
+def _give_up(job: Job, reason: str) -> dict[str, Any]:
+    log.info("%s: not run, %s", job.name, reason)
+    results = job.results("not run", error=reason)
+    if not job.was_interrupted():  # whose own results keep it resumable
+        write_results(job.folder, results)
+    return results
+
+
+def _log_missing_scores(policy: ResumePolicy, job: Job) -> None:
+    """Says how to add the scores that `evaluate` asks for, which alone run no job again."""
+    student = results_in(job.folder).get("student") or {}
+    missing = ["evaluate.tasks"] if set(policy.tasks) - set(student.get("tasks", {})) else []
+    missing += ["evaluate.speed"] if policy.speed and "speed" not in student else []
+    if missing:
+        log.info(
+            "%s: lacks the scores of %s; add them by stage=evaluate evaluate.run='%s'",
+            job.name,
+            " and ".join(missing),
+            job.folder.parent,
+        )

@@ -41,7 +41,7 @@ def student(cfg: DictConfig, job: Job) -> dict[str, Any]:
     if is_baseline(settings):
         tags.append("baseline")
     # Seeds of one job share `settings` and `name`, and are one line of a chart grouped by them.
-    known = {"key": job.key, "settings": job_key(_at_seed_0(cfg)), "name": label}
+    known = {"key": job.key, "settings": job_key(settings | {"seed": 0}), "name": label}
     return {
         "job_type": "student",
         "name": _cut(f"{label} {seed}" if seed else label),
@@ -237,12 +237,6 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
-
-
-def _at_seed_0(cfg: DictConfig) -> DictConfig:
-    same = cfg.copy()
-    same.seed = 0
-    return same
 
 
 def _agents_sweep() -> str | None:

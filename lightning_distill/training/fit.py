@@ -9,13 +9,14 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_distill.data.tasks.base import DistillationData
-from lightning_distill.distributed import process_group, topology
+from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import full_model
+from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
 from lightning_distill.training.checkpoint_callback import CheckpointCallback
 from lightning_distill.training.checkpoint_io import BEFORE, LAST, AtomicCheckpointIO, step_of
@@ -136,13 +137,17 @@ def make_trainer(
     **settings: Any,
 ) -> L.Trainer:
     """Raises ConfigError where this machine lacks what `trainer` asks for."""
-    if problem := topology.hardware_problem(cfg):
+    nodes = [key for key in ("trainer", "teacher", "student") if key in cfg]
+    hardware = Hardware.from_settings(
+        {key: OmegaConf.to_container(cfg[key], resolve=True) for key in nodes}
+    )
+    if problem := hardware.problem():
         raise ConfigError(f"{problem}.")
     bar, theirs = progress(role), instantiate(cfg.trainer.get("callbacks") or [])
     torch.set_float32_matmul_precision(cfg.trainer.get("matmul_precision", "highest"))
     if not process_group.is_distributed():
         settings |= {"num_nodes": 1, "strategy": "auto"}
-        if topology.local_devices(cfg) > 1:  # it looks ahead, at what others do together
+        if hardware.local_devices > 1:  # it looks ahead, at what others do together
             settings["devices"] = 1
     known = cfg.copy()
     with open_dict(known):

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from lightning_distill.config.validation import each_teacher
 from lightning_distill.data.tasks.base import DistillationData
-from lightning_distill.distributed import process_group, topology
+from lightning_distill.distributed import process_group
+from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.objective import LABELS_ALONE
 from lightning_distill.models import lora, pretrained
@@ -219,7 +220,9 @@ def _made_from(cfg: DictConfig, data: DistillationData) -> dict[str, Any]:
     node = {key: value for key, value in node.items() if key not in left_out}
     if "name" in node:
         node["name"] = pretrained.fingerprint(node["name"], node["revision"])
-    devices = topology.num_devices(cfg)
+    devices = Hardware.from_settings(
+        {"trainer": OmegaConf.to_container(cfg.trainer, resolve=True)}
+    ).num_devices
     # Each device has a stream of its own.
     streams = {"devices": devices} if cfg.data.get("streaming") and devices > 1 else {}
     return {
