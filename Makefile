@@ -50,6 +50,12 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(INSTALLED) ## the documentation: build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(INSTALLED) ## the documentation on http://127.0.0.1:8000, rebuilt as it is edited
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
+
 format: $(INSTALLED) ## put the code into its style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -107,4 +113,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo experiments test test-all test-faults coverage mutants lint format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean
+.PHONY: help setup demo experiments test test-all test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean
