@@ -234,7 +234,7 @@ def trainer_for(cfg: DictConfig, job: Job) -> Callable[..., L.Trainer]:
 
 def check_inside(cfg: DictConfig, data: DistillationData, teacher_data: DistillationData) -> None:
     """Raises ConfigError where a term inside the network does not fit these two models."""
-    for name, term in instantiate(cfg.loss).inside.items():
+    for name, term in instantiate(cfg.loss).intermediate.items():
         if teacher_data is not data:
             raise ConfigError(
                 f"loss.{name}.weight={term.weight:g} compares the models token by token, and "

@@ -88,7 +88,7 @@ def test_only_the_teacher_grades_it(make):
     module, data = make(OnPolicy(None, 1.0, P, 1.0))
     _, batch = composed(module, data)
     student, (said, known) = module(batch), module.transfer.label(module.teachers, batch)
-    found = module.objective(student, said, batch["labels"], known, truth=False, details=True)
+    found = module.objective(student, said, batch["labels"], known, use_labels=False, details=True)
     assert set(found.parts) == {"soft"}
     assert "nll" not in found.details
     kept = batch["labels"] != IGNORED

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from lightning_distill.losses.distributions import Dense, Sparse, Student
+from lightning_distill.losses.distributions import Dense, Sparse, StudentLogits
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.divergences.jensen_shannon import jensen_shannon
 from lightning_distill.losses.objective import Objective
@@ -57,7 +57,7 @@ def gradient(target, q, temperature):
     """Of the mean forward KL with respect to the student's logits."""
     q = q.clone().requires_grad_()
     count = len(target.ids) if isinstance(target, Sparse) else 1
-    student = Student(q.expand(count, -1))
+    student = StudentLogits(q.expand(count, -1))
     target.compare(forward_kl, student, temperature).mean().backward()
     return q.grad
 
@@ -86,7 +86,7 @@ def test_the_gradient_of_renormalised_largest_does_not(log_p):
 def test_some_log_probabilities_have_the_gradient_of_all(log_p, temperature):
     ids, slopes = torch.tensor([[3, 3, 7], [0, 5, 1]]), torch.randn(2, 3, dtype=torch.double)
     z = torch.randn(2, V, dtype=torch.double, requires_grad=True)
-    (Student(z).of(ids, temperature) * slopes).sum().backward()
+    (StudentLogits(z).log_probs_of(ids, temperature) * slopes).sum().backward()
     found, z.grad = z.grad, None
     ((z / temperature).log_softmax(-1).gather(-1, ids) * slopes).sum().backward()
     torch.testing.assert_close(found, z.grad)
@@ -98,7 +98,7 @@ def test_draws_between_the_named_temperatures_sum_to_one(log_p):
     weights = stored.inverse * (stored.log_p / at).exp()
     p = weights / weights.sum(-1, keepdim=True)
     expected = (p * (stored.log_p / at - weights.sum(-1, keepdim=True).log())).sum(-1)
-    found = stored.compare(forward_kl, Student(torch.zeros(EVENLY, V)), at)
+    found = stored.compare(forward_kl, StudentLogits(torch.zeros(EVENLY, V)), at)
     torch.testing.assert_close(found, expected + torch.log(torch.tensor(V)), rtol=0, atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_a_perfect_student_has_no_divergence(log_p, kind):
     kept = layout(kind, temperatures=(1.0, 2.0))
     stored = everywhere(kept, log_p)
     for T in (1.0, 2.0):
-        q = Student(as_stored(log_p).float().expand(EVENLY, -1))
+        q = StudentLogits(as_stored(log_p).float().expand(EVENLY, -1))
         assert stored.compare(forward_kl, q, T).abs().max() < 1e-4
 
 
@@ -122,7 +122,7 @@ def test_the_largest_are_kept_and_all_others_are_one(log_p):
 
     for divergence in (forward_kl, lambda q, p: jensen_shannon(q, p, beta=0.3)):
         expected = divergence(grouped(log_q[0]), grouped(log_p))
-        found = stored.compare(divergence, Student(log_q), 1.0)
+        found = stored.compare(divergence, StudentLogits(log_q), 1.0)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -132,8 +132,10 @@ def test_the_whole_vocabulary_as_the_largest_is_the_distribution_itself(temperat
     log_p, z = (2 * torch.randn(2, 3, V)).log_softmax(-1)
     kept = layout("topk", k=V)
     stored = kept.decode(kept.fields(log_p, torch.zeros(3)))
-    found = stored.compare(forward_kl, Student(z), temperature)
-    expected = Dense([log_p.double()], (1.0,)).compare(forward_kl, Student(z.double()), temperature)
+    found = stored.compare(forward_kl, StudentLogits(z), temperature)
+    expected = Dense([log_p.double()], (1.0,)).compare(
+        forward_kl, StudentLogits(z.double()), temperature
+    )
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -143,7 +145,7 @@ def test_positions_are_picked_from_all_that_is_kept_of_them(kind):
     fields = kept.fields(torch.randn(6, V).log_softmax(-1), torch.rand(6))
     flat = kept.decode(fields)
     shaped = kept.decode({name: x.unflatten(0, (2, 3)) for name, x in fields.items()})
-    q = Student(torch.randn(3, V))
+    q = StudentLogits(torch.randn(3, V))
     for positions in (torch.tensor([4, 0, 5]), slice(2, 5)):
         found = shaped.at(positions)
         assert torch.equal(found.ids, flat.ids[positions])
@@ -163,7 +165,9 @@ def test_for_what_a_student_leaves_to_all_others_it_pays_as_if_it_were_a_ten_mil
     z = torch.full((1, V), -60.0)
     z[0, [4, 2, 7]] = torch.tensor([0.6, 0.3, 0.1]).log()
     expected = 0.5 * math.log(0.5 / 0.6) + 0.1 * math.log(0.1 / 1e-7)
-    assert float(kept.compare(forward_kl, Student(z), 1.0)) == pytest.approx(expected, rel=1e-4)
+    assert float(kept.compare(forward_kl, StudentLogits(z), 1.0)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_hybrid_varies_less_than_sampled_at_equal_size(log_p):
@@ -241,7 +245,7 @@ def test_a_certain_teacher_leaves_nothing_to_draw():
     kept = layout("hybrid")
     stored = kept.decode(kept.fields(log_p, torch.tensor([0.3])))
     log_q = torch.randn(1, V).log_softmax(-1)
-    torch.testing.assert_close(stored.compare(forward_kl, Student(log_q), 1.0), -log_q[:, 5])
+    torch.testing.assert_close(stored.compare(forward_kl, StudentLogits(log_q), 1.0), -log_q[:, 5])
 
 
 @examples(deadline=None)

@@ -1,5 +1,6 @@
-"""What the student is asked to minimise: one file a divergence, one objective around them all."""
+"""What the student minimizes: one file per divergence, and the objective that all of them share."""
 
-from lightning_distill.losses.objective import LABELS_ALONE, Objective, Terms
+from lightning_distill.losses.objective import LABELS_ALONE, Objective
+from lightning_distill.losses.terms import Terms
 
 __all__ = ["LABELS_ALONE", "Objective", "Terms"]

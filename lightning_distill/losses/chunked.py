@@ -1,9 +1,9 @@
-"""A loss over positions, from hidden states to gradients, without holding their logits.
+"""A sum over positions and its gradients, from hidden states, without holding all logits.
 
-Logits of [tokens, vocabulary], the student's, the teacher's, their softmaxes and the gradient, are
-what fills the memory of a distillation step. Here a chunk of positions goes from hidden states to
-logits, to the loss, and back to the gradients of hidden states and output matrix, all within the
-forward pass; then its buffers serve the next chunk. Which loss it is, is not known here.
+Logits [tokens, vocabulary] of student and teacher, their softmaxes and the gradient fill the memory
+of a distillation step. Here a chunk of positions goes from hidden states to logits, to the loss,
+and back to the gradients of the hidden states and of the output matrix, all within the forward
+pass; then the next chunk reuses its buffers. The caller gives the loss, a function of logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,109 +15,64 @@ from torch.autograd.function import once_differentiable
 
 from lightning_distill.models.output_head import Predictions
 
-# Logits in a chunk: enough positions for the matrix products to reach their full rate.
+# Logits per chunk: enough positions for the matrix products to reach their full rate.
 CHUNK = {"cpu": 2**24, "gpu": 2**27}
-# Logits worked on at a time: on a processor, as many as stay in a core's cache.
+# Logits per block, the part of a chunk that the loss sees: on a CPU, what fits a core's cache.
 BLOCK = {"cpu": 2**19, "gpu": 2**27}
 
-# (student's logits [N, V], each teacher's [N, V'], which positions these are) to a sum over them,
-# which is differentiated, and further sums by name.
-Score = Callable[[Tensor, list[Tensor], slice], tuple[Tensor, dict[str, Tensor]]]
+# (student's logits [N, V], logits [N, V'] of each teacher, the positions that these are) to the
+# sum over the positions, which is differentiated, and further sums by name.
+ChunkTerms = Callable[[Tensor, list[Tensor], slice], tuple[Tensor, dict[str, Tensor]]]
 
 
 @torch.compiler.disable
-def chunked(
-    student: Predictions, teachers: Sequence[Predictions], score: Score
+def sum_in_chunks(
+    student: Predictions, teachers: Sequence[Predictions], chunk_terms: ChunkTerms
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`score`, summed over N positions that are given as hidden states [N, D] and heads.
+    """`chunk_terms`, summed over N positions that are given as hidden states [N, D] and heads.
 
-    Equal to `score(student.logits(), [t.logits() for t in teachers], slice(0, N))` with its
-    gradients, but for the order of summation. Gradients are made at once, so that the result can
-    be differentiated a single time.
+    Equals `chunk_terms(student.logits(), [t.logits() for t in teachers], slice(0, N))` and its
+    gradients up to the order of summation. The gradients are computed here, so the result can be
+    differentiated once.
     """
-    states, (weight, bias) = student.states, student.output()
-    device = states.device.type
+    inputs = [student.states, *student.output()]
+    learns = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+    device = student.states.device.type
     autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else states.dtype
-    rows = max(1, CHUNK[_kind(states)] // student.vocab_size)
-    walk = _Walk(_Logits(student, dtype, rows), [_Logits(t, dtype, rows) for t in teachers], score)
-    inputs: list[Tensor | None] = [states, weight, bias]
-    if not torch.is_grad_enabled():
-        inputs = [x if x is None else x.detach() for x in inputs]
-    return _Fused.apply(*inputs, walk), walk.sums
+    dtype = torch.get_autocast_dtype(device) if autocast else student.states.dtype
+    rows = max(1, CHUNK[_kind(student.states)] // student.vocab_size)
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        total, sums, gradients = _walk(
+            _Logits(student, dtype, rows),
+            [_Logits(teacher, dtype, rows) for teacher in teachers],
+            chunk_terms,
+            learns,
+        )
+        gradients = [
+            g if g is None or x is None else g.to(x.dtype)
+            for g, x in zip(gradients, inputs, strict=True)
+        ]
+    return _WithGradients.apply(total, gradients, *inputs), sums
 
 
-class _Fused(torch.autograd.Function):
-    """Hands the gradients that the walk has made to autograd when it asks for them."""
+class _WithGradients(torch.autograd.Function):
+    """`total`, with gradients with respect to `inputs` that are known already."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, walk: "_Walk"
+        ctx: Any, total: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[:3]
-        like = [
-            x if wants else None for x, wants in zip((states, weight, bias), wanted, strict=True)
-        ]
-        with torch.autocast(states.device.type, enabled=False):
-            total, ctx.gradients = walk(*like)
-        return total
+        ctx.gradients = gradients
+        return total.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(g if g is None else g.mul_(gradient) for g in ctx.gradients), None)
-
-
-class _Walk:
-    def __init__(self, student: "_Logits", teachers: Sequence["_Logits"], score: Score) -> None:
-        self.student, self.teachers, self.score = student, teachers, score
-        self.sums: dict[str, Tensor] = {}
-
-    def __call__(
-        self, states: Tensor | None, weight: Tensor | None, bias: Tensor | None
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The total, and its gradients with respect to what is given."""
-        student = self.student
-        learns = any(x is not None for x in (states, weight, bias))
-        of_states = None if states is None else torch.empty_like(states)
-        # Sums over all chunks, which 16 bits would round each time.
-        of_weight = None if weight is None else student.buffer.new_zeros(weight.shape)
-        of_bias = None if bias is None else student.buffer.new_zeros(bias.shape)
-        total = student.buffer.new_zeros(())
-        for chunk in _pieces(len(student.states), len(student.buffer)):
-            products = student.products(chunk)
-            total += self._score(chunk, products, learns)
-            products = products.to(student.states.dtype)  # now the gradient
-            if of_states is not None:
-                of_states[chunk] = products @ student.weight
-            if of_weight is not None:
-                student.add_outer(of_weight, products, chunk)
-            if of_bias is not None:
-                of_bias += products.sum(0)
-        gradients = ((of_states, states), (of_weight, weight), (of_bias, bias))
-        return total, [None if x is None or g is None else g.to(x.dtype) for g, x in gradients]
-
-    def _score(self, chunk: slice, products: Tensor, learns: bool) -> Tensor:
-        """The sum over a chunk; its gradient takes the place of the products."""
-        references = [teacher.products(chunk) for teacher in self.teachers]
-        total = products.new_zeros(())
-        for block in _pieces(len(products), rows_at_a_time(products)):
-            leaf = products[block].detach().requires_grad_(learns)
-            others = [t.finish(r[block]) for t, r in zip(self.teachers, references, strict=True)]
-            positions = slice(chunk.start + block.start, chunk.start + block.stop)
-            with torch.set_grad_enabled(learns):
-                value, sums = self.score(self.student.finish(leaf), others, positions)
-            if learns:
-                (gradient,) = torch.autograd.grad(value, leaf)
-                leaf.detach().copy_(gradient)
-            total += value.detach()
-            for name, summed in sums.items():
-                self.sums[name] = self.sums.get(name, 0) + summed
-        return total
+        return None, None, *(g if g is None else g.mul_(gradient) for g in ctx.gradients)
 
 
 class _Logits:
-    """One model's part: what its products are made of, and the buffer they take turns in."""
+    """W h + b of one model, in a buffer that all chunks share."""
 
     def __init__(self, predictions: Predictions, dtype: torch.dtype, rows: int) -> None:
         """dtype: of the factors; the products are kept in at least 32 bits."""
@@ -148,8 +103,62 @@ class _Logits:
             total += gradient.T @ self.states[chunk]
 
 
-def rows_at_a_time(logits: Tensor) -> int:
-    """How many positions of [N, V] to work on before the next ones."""
+def _walk(
+    student: _Logits, teachers: list[_Logits], chunk_terms: ChunkTerms, learns: list[bool]
+) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
+    """The total, the sums, and the total's gradients with respect to states, W and b.
+
+    learns: which of the three are wanted; None for the others.
+    """
+    buffer = student.buffer
+    of_states = torch.empty_like(student.states) if learns[0] else None
+    # Sums over all chunks, which 16 bits would round each time.
+    of_weight = buffer.new_zeros(student.weight.shape) if learns[1] else None
+    of_bias = buffer.new_zeros(len(student.weight)) if learns[2] else None
+    total, sums = buffer.new_zeros(()), dict[str, Tensor]()
+    for chunk in _pieces(len(student.states), len(buffer)):
+        products = student.products(chunk)
+        total += _differentiate(student, teachers, chunk_terms, chunk, products, any(learns), sums)
+        gradient = products.to(student.states.dtype)
+        if of_states is not None:
+            of_states[chunk] = gradient @ student.weight
+        if of_weight is not None:
+            student.add_outer(of_weight, gradient, chunk)
+        if of_bias is not None:
+            of_bias += gradient.sum(0)
+    return total, sums, [of_states, of_weight, of_bias]
+
+
+def _differentiate(
+    student: _Logits,
+    teachers: list[_Logits],
+    chunk_terms: ChunkTerms,
+    chunk: slice,
+    products: Tensor,
+    learns: bool,
+    sums: dict[str, Tensor],
+) -> Tensor:
+    """The total of a chunk, block by block. Adds to `sums`, and overwrites the student's products
+    with the total's gradient with respect to them."""
+    references = [teacher.products(chunk) for teacher in teachers]
+    total = products.new_zeros(())
+    for block in _pieces(len(products), block_rows(products)):
+        leaf = products[block].detach().requires_grad_(learns)
+        logits = [t.finish(r[block]) for t, r in zip(teachers, references, strict=True)]
+        positions = slice(chunk.start + block.start, chunk.start + block.stop)
+        with torch.set_grad_enabled(learns):
+            value, more = chunk_terms(student.finish(leaf), logits, positions)
+        if learns:
+            (gradient,) = torch.autograd.grad(value, leaf)
+            leaf.detach().copy_(gradient)
+        total += value.detach()
+        for name, summed in more.items():
+            sums[name] = sums.get(name, 0) + summed
+    return total
+
+
+def block_rows(logits: Tensor) -> int:
+    """How many positions of [N, V] to process at a time."""
     kind = _kind(logits)
     share = BLOCK[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
     return max(1, share // logits.shape[1])

@@ -1,4 +1,4 @@
-"""Both sides of a comparison: of the teacher all logits, or what a cache kept of them."""
+"""The two sides of a divergence: the student's logits, and the teacher's as they are available."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,44 +11,40 @@ from torch.autograd.function import once_differentiable
 
 from lightning_distill.constants import LEAST
 from lightning_distill.losses.ensemble import log_probabilities, mean_logits
+from lightning_distill.models.output_head import Predictions
+
+Divergence = Callable[..., Tensor]  # (student, teacher) [N, V] to [N]
 
 
-class Target(Protocol):
-    def compare(
-        self, divergence: Callable[..., Tensor], student: "Student", temperature: float
-    ) -> Tensor:
-        """D(p_T, q_T) per position, [N]."""
-
-
-class Student:
-    """The student's side: logits [N, V], and what of its log-probabilities is asked for."""
+class StudentLogits:
+    """The student's logits [N, V], and their log-probabilities, computed once per temperature."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        self._log_q: dict[float, Tensor] = {}
-        self._q: dict[float, Tensor] = {}
+        self._log_probs: dict[float, Tensor] = {}
+        self._probs: dict[float, Tensor] = {}
 
-    def log_q(self, temperature: float) -> Tensor:
-        """All of them, [N, V]."""
-        if temperature not in self._log_q:
-            self._log_q[temperature] = F.log_softmax(self._softened(temperature), dim=-1)
-        return self._log_q[temperature]
+    def log_probs(self, temperature: float) -> Tensor:
+        """log q_T of the whole vocabulary, [N, V]."""
+        if temperature not in self._log_probs:
+            self._log_probs[temperature] = F.log_softmax(self.scaled(temperature), dim=-1)
+        return self._log_probs[temperature]
 
-    def of(self, ids: Tensor, temperature: float) -> Tensor:
-        """Those of some tokens, [N, K]."""
-        if temperature not in self._q:
+    def log_probs_of(self, ids: Tensor, temperature: float) -> Tensor:
+        """log q_T of the tokens `ids` [N, K], in the shape of `ids`."""
+        if temperature not in self._probs:
             with torch.no_grad():
-                self._q[temperature] = F.softmax(self._softened(temperature), dim=-1)
-        return _Listed.apply(self.logits, ids, temperature, self._q[temperature])
+                self._probs[temperature] = F.softmax(self.scaled(temperature), dim=-1)
+        return _LogProbsOf.apply(self.logits, ids, temperature, self._probs[temperature])
 
-    def _softened(self, temperature: float) -> Tensor:
+    def scaled(self, temperature: float) -> Tensor:
         return self.logits if temperature == 1 else self.logits / temperature
 
 
-class _Listed(torch.autograd.Function):
-    """log q at some tokens, of logits z and q = softmax(z / T).
+class _LogProbsOf(torch.autograd.Function):
+    """log q_T at some tokens, from logits z and q_T = softmax(z / T).
 
-    Its gradient is made in one pass over [N, V], of which log_softmax and gather need three.
+    The backward pass reads [N, V] once; log_softmax followed by gather reads it three times.
     """
 
     @staticmethod
@@ -68,32 +64,73 @@ class _Listed(torch.autograd.Function):
         return gradient.scatter_add_(-1, ids, slope), None, None, None
 
 
+class Target(Protocol):
+    """The teacher's distribution at N positions."""
+
+    def compare(self, divergence: Divergence, student: StudentLogits, temperature: float) -> Tensor:
+        """D(p_T, q_T) per position, [N]."""
+
+    def compare_logits(
+        self, divergence: Divergence, student: StudentLogits, temperature: float
+    ) -> Tensor:
+        """D(y / T, z / T) per position, [N], for a divergence between logits y and z."""
+
+
+class TeacherSignal(Protocol):
+    """What a batch holds of its teachers, before logits are computed."""
+
+    @property
+    def predictions(self) -> Sequence[Predictions]:
+        """One per teacher, whose logits `target` needs."""
+
+    def at(self, positions: Tensor | slice) -> "TeacherSignal":
+        """The signal at some of the flattened positions: indices [N], or a slice."""
+
+    def target(self, logits: Sequence[Tensor], positions: slice) -> Target | None:
+        """The target at `positions`; None without teachers. logits: of `predictions`, there."""
+
+
+@dataclass(frozen=True)
+class DenseSignal:
+    """Hidden states or logits of each teacher; no predictions where no teacher is asked."""
+
+    predictions: Sequence[Predictions]
+    weights: Sequence[float]
+
+    def at(self, positions: Tensor | slice) -> "DenseSignal":
+        return replace(self, predictions=[one.at(positions) for one in self.predictions])
+
+    def target(self, logits: Sequence[Tensor], positions: slice) -> "Dense | None":
+        return Dense(logits, self.weights) if logits else None
+
+
 @dataclass(frozen=True)
 class Dense:
-    """logits: one [N, V] a teacher, whose probabilities are averaged by `weights`."""
+    """Logits [N, V] of each teacher. Their probabilities are averaged with `weights`."""
 
     logits: Sequence[Tensor]
     weights: Sequence[float]
 
-    def compare(
-        self, divergence: Callable[..., Tensor], student: Student, temperature: float
-    ) -> Tensor:
+    def compare(self, divergence: Divergence, student: StudentLogits, temperature: float) -> Tensor:
         log_p = log_probabilities(self.logits, self.weights, temperature)
-        return divergence(student.log_q(temperature), log_p)
+        return divergence(student.log_probs(temperature), log_p)
 
-    def mean_logits(self) -> Tensor:
-        return mean_logits(self.logits, self.weights)
+    def compare_logits(
+        self, divergence: Divergence, student: StudentLogits, temperature: float
+    ) -> Tensor:
+        mean = mean_logits(self.logits, self.weights)
+        return divergence(student.logits / temperature, mean / temperature)
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """K tokens of each position: its largest, or a sample of all.
+    """K tokens per position, as a cache stores them: the most probable ones, or a sample.
 
-    ids, log_p: [..., K], log p of these tokens but for a constant of the position.
-    log_z: for each temperature, the log of Σ p^(1/T) over the whole vocabulary, [...].
-    inverse: [..., K] one over the expected number of times that a token is drawn, so that
-    Σ inverse · p · f(token) expects Σ p · f over the vocabulary (Horvitz and Thompson 1952). None
-    where the tokens are the largest, and the others count as one further token.
+    ids, log_p: [..., K]; log_p is log p of these tokens up to a constant per position.
+    log_z: for each temperature, log Σ p^(1/T) over the whole vocabulary, [...].
+    inverse: [..., K], 1 / the expected number of times that a token is sampled, so that
+    E[Σ inverse · p · f(token)] = Σ p · f over the vocabulary (Horvitz and Thompson 1952). None
+    for the most probable tokens; the others then count as one further token.
     """
 
     ids: Tensor
@@ -101,8 +138,11 @@ class Sparse:
     log_z: Mapping[float, Tensor]
     inverse: Tensor | None
 
+    @property
+    def predictions(self) -> Sequence[Predictions]:
+        return ()
+
     def at(self, positions: Tensor | slice) -> "Sparse":
-        """Those at some of the flattened positions: indices [N] or a slice."""
         return replace(
             self,
             ids=self.ids.flatten(0, -2)[positions],
@@ -111,26 +151,33 @@ class Sparse:
             inverse=None if self.inverse is None else self.inverse.flatten(0, -2)[positions],
         )
 
-    def compare(
-        self, divergence: Callable[..., Tensor], student: Student, temperature: float
-    ) -> Tensor:
-        """Of a sample the forward KL divergence, which alone is linear in p. Of the largest any.
+    def target(self, logits: Sequence[Tensor], positions: slice) -> "Sparse":
+        return self.at(positions)
 
-        Unbiased at the temperatures of `log_z`; at others the sample normalises itself.
+    def compare(self, divergence: Divergence, student: StudentLogits, temperature: float) -> Tensor:
+        """For a sample always the forward KL divergence, the only one that is linear in p.
+
+        Unbiased at the temperatures of `log_z`; at others the sample is normalized by its own sum.
         """
-        listed_q, listed_p = student.of(self.ids, temperature), self.log_p / temperature
+        log_q = student.log_probs_of(self.ids, temperature)
+        log_p = self.log_p / temperature
         log_z = self.log_z.get(temperature)
         if self.inverse is None:
-            listed_p = listed_p - (listed_p.logsumexp(-1) if log_z is None else log_z)[..., None]
-            return divergence(_with_others(listed_q), _with_others(listed_p))
-        weights = self.inverse * listed_p.exp()
+            log_p = log_p - (log_p.logsumexp(-1) if log_z is None else log_z)[..., None]
+            return divergence(_with_others(log_q), _with_others(log_p))
+        weights = self.inverse * log_p.exp()
         if log_z is None:
             log_z = weights.sum(-1).log()
         log_z = log_z[..., None]
-        return ((listed_p - log_z - listed_q) * weights / log_z.exp()).sum(-1)
+        return ((log_p - log_z - log_q) * weights / log_z.exp()).sum(-1)
+
+    def compare_logits(
+        self, divergence: Divergence, student: StudentLogits, temperature: float
+    ) -> Tensor:
+        raise ValueError("a sparse target has no logits to compare")
 
 
 def _with_others(log_probs: Tensor) -> Tensor:
-    """Log-probabilities [N, K] of some tokens to [N, K + 1] of these and all others as one."""
+    """Log-probabilities of K tokens [N, K] to [N, K + 1]: the last is that of all other tokens."""
     others = -torch.expm1(log_probs.logsumexp(-1, keepdim=True))
     return torch.cat([log_probs, others.clamp(min=LEAST).log()], dim=-1)

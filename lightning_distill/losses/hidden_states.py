@@ -1,4 +1,4 @@
-"""The student's hidden states drawn towards the teacher's."""
+"""A loss between the hidden states of student and teacher."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from transformers import PreTrainedModel
 
 from lightning_distill.losses.intermediate import (
     IntermediateLoss,
+    at_least_float32,
     layer_map,
     layers_of,
-    summed,
-    widen,
+    sum_over_labels,
 )
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the width of (h_s − h_t)²: [B, T, W] to [B, T].
+    """1/W Σ (h_s − h_t)²: [B, T, W] to [B, T].
 
     Jiao et al. 2020, TinyBERT, eq. 8.
     """
@@ -36,11 +36,11 @@ DISTANCES = {"mse": mse, "cosine": cosine}
 
 
 class HiddenStates(IntermediateLoss):
-    """Σ over tokens of the mean over mapped layers of distance(W h_s, h_t).
+    """Σ over tokens of the mean over mapped layers of distance(P h_s, h_t).
 
-    h: what a layer puts out, before the final norm. W: where the widths differ, a learned
-    projection for each pair of layers (Romero et al. 2015, FitNets); it is trained with the
-    student and is no part of it.
+    h: the output of a layer, before the final norm. P: where the widths differ, a learned
+    projection for each pair of layers (Romero et al. 2015, FitNets), which is trained with the
+    student and not part of it; else the identity.
     layers: see `layer_map`. distance: `mse` or `cosine`.
     """
 
@@ -56,19 +56,21 @@ class HiddenStates(IntermediateLoss):
         self.projections = nn.ModuleList()
 
     def attach(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """Projections begin at unit scale, from torch's random state, in the student's dtype."""
-        own = layers_of(student, "student", self.key)
-        theirs = layers_of(teacher, "teacher", self.key)
-        self.pairs = layer_map(self.layers, len(own), len(theirs), f"{self.key}.layers")
+        """Creates the projections, of unit scale, from torch's RNG, in the student's dtype."""
+        student_layers = layers_of(student, "student", self.key)
+        teacher_layers = layers_of(teacher, "teacher", self.key)
+        self.pairs = layer_map(
+            self.layers, len(student_layers), len(teacher_layers), f"{self.key}.layers"
+        )
         for s, t in self.pairs:
-            self.record("student", own[s - 1], s)
-            self.record("teacher", theirs[t - 1], t)
-        narrow, wide = (m.config.get_text_config().hidden_size for m in (student, teacher))
-        if narrow != wide:
-            place: Any = {"device": student.device, "dtype": student.dtype}
+            self.record("student", student_layers[s - 1], s)
+            self.record("teacher", teacher_layers[t - 1], t)
+        width_s, width_t = (m.config.get_text_config().hidden_size for m in (student, teacher))
+        if width_s != width_t:
+            like: Any = {"device": student.device, "dtype": student.dtype}
             for _ in self.pairs:
-                projection = nn.Linear(narrow, wide, bias=False, **place)
-                nn.init.normal_(projection.weight, std=narrow**-0.5)
+                projection = nn.Linear(width_s, width_t, bias=False, **like)
+                nn.init.normal_(projection.weight, std=width_s**-0.5)
                 self.projections.append(projection)
 
     def forward(
@@ -80,11 +82,13 @@ class HiddenStates(IntermediateLoss):
         student, teacher = self.take()
         values = torch.stack(
             [
-                DISTANCES[self.distance](widen(self._project(n, student[s])), widen(teacher[t]))
+                DISTANCES[self.distance](
+                    at_least_float32(self._project(n, student[s])), at_least_float32(teacher[t])
+                )
                 for n, (s, t) in enumerate(self.pairs)
             ]
         )
-        return summed(values.mean(0), labels, attention_mask)
+        return sum_over_labels(values.mean(0), labels, attention_mask)
 
     def _project(self, n: int, state: Tensor) -> Tensor:
         if not self.projections:

@@ -1,7 +1,7 @@
-"""What loss terms inside the network share: which layers are compared, and how they are recorded.
+"""What losses on intermediate layers share: which layers are compared, and how they are recorded.
 
-Forward hooks, and not `output_hidden_states`: they reach queries, keys and values too, keep only
-the layers that are asked for, and take the last layer before the final norm.
+Forward hooks instead of `output_hidden_states`: they also reach queries, keys and values, keep only
+the mapped layers, and take the last layer before the final norm.
 """
 
 import math
@@ -21,26 +21,25 @@ from lightning_distill.models.inspection import find_layers
 
 
 class IntermediateLoss(nn.Module):
-    """A loss term on what happens inside the student and the teacher.
+    """A loss on the intermediate layers of student and teacher.
 
-    `attach` once; then for each batch run both models inside `recording()` and call the term:
+    Call `attach` once. Then for each batch run both models inside `recording()` and call the loss:
 
         total = term(labels, position_ids, attention_mask)  # a sum over the unmasked labels
 
-    Labels are [B, T], or [B] where a whole text has one; the other two, [B, T], are None where the
-    models do not read them. The caller multiplies by `weight` and divides by the number of labels.
-    Neither model becomes a sub-module: only hooks are left in them, which do nothing outside
-    `recording()`.
+    labels: [B, T], or [B] where a text has one label. position_ids, attention_mask: [B, T], or None
+    where the models do not read them. The caller multiplies by `weight` and divides by the number
+    of labels. Neither model becomes a submodule; their hooks do nothing outside `recording()`.
     """
 
-    key: ClassVar[str]  # where the term stands in the config, for messages
+    key: ClassVar[str]  # the config key, for messages
 
     def __init__(self, weight: float, problems: list[str]) -> None:
-        """problems: what a child found wrong with its own settings. All are told at once."""
+        """problems: what is wrong with the subclass's settings. Raises ConfigError with all."""
         super().__init__()
         if not _number(weight) or weight < 0:
             problems = [f"{self.key}.weight={weight} must be a number from 0", *problems]
-        refuse(problems)
+        raise_problems(problems)
         self.weight = float(weight)
         self._recording = False
         self._recorded: dict[str, dict[Any, Tensor]] = {"student": {}, "teacher": {}}
@@ -48,10 +47,10 @@ class IntermediateLoss(nn.Module):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """The hooks record in here only.
+        """The hooks record inside this context only.
 
-        So evaluation overwrites nothing, nor does the second forward pass of gradient
-        checkpointing, which runs in `backward`.
+        So neither evaluation nor the second forward pass of gradient checkpointing, which runs in
+        `backward`, overwrites what was recorded.
         """
         self._clear()
         self._edges = []
@@ -64,14 +63,16 @@ class IntermediateLoss(nn.Module):
     def gradient_norm(self, total: Tensor) -> Tensor:
         """‖weight · ∂total/∂(the student's recorded states)‖, before `total` is backpropagated.
 
-        Each state's own share, without what reaches it through later layers: the network is not
-        walked. `total` is what the last call returned, undivided.
+        Only the direct gradient of each state, without the path through later layers.
+        total: what the last call returned, undivided.
         """
         gradients = torch.autograd.grad(total, self._edges, retain_graph=True)
-        return self.weight * torch.stack([widen(g).norm() for g in gradients]).norm()
+        return self.weight * torch.stack([at_least_float32(g).norm() for g in gradients]).norm()
 
     def record(self, role: str, module: nn.Module, name: Hashable) -> None:
-        # A closure, and not a method: copies of a model then do not copy the term.
+        """Registers a hook that records the module's output as `name` of `role`."""
+
+        # A closure instead of a method, so that a copy of the model does not copy this loss.
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._recording:
                 self._recorded[role][name] = output[0] if isinstance(output, tuple) else output
@@ -79,19 +80,19 @@ class IntermediateLoss(nn.Module):
         module.register_forward_hook(hook)
 
     def take(self) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
-        """What was recorded in the student and in the teacher, by name; it is then forgotten."""
-        # Views, so that gradient_norm has a place in the graph that no later layer shares.
+        """The outputs recorded in student and teacher, by name. Clears the record."""
+        # Views, which no later layer uses, so that gradient_norm has the direct gradient alone.
         student = {name: x.view_as(x) for name, x in self._recorded["student"].items()}
         assert student, "run the student inside recording()"
-        place = next(iter(student.values())).device
-        teacher = {name: x.detach().to(place) for name, x in self._recorded["teacher"].items()}
+        device = next(iter(student.values())).device
+        teacher = {name: x.detach().to(device) for name, x in self._recorded["teacher"].items()}
         assert teacher, "run the teacher inside recording()"
         self._clear()
         self._edges = [get_gradient_edge(x) for x in student.values() if x.requires_grad]
         if torch.is_grad_enabled() and not self._edges:
             raise ConfigError(
-                f"{self.key}: nothing recorded in the student can be differentiated. Gradient "
-                "checkpointing must be the kind with use_reentrant=False."
+                f"{self.key}: the student's recorded states have no gradient. Use gradient "
+                "checkpointing with use_reentrant=False."
             )
         return student, teacher
 
@@ -103,10 +104,11 @@ class IntermediateLoss(nn.Module):
 def layer_map(
     layers: Any, student_layers: int, teacher_layers: int, key: str
 ) -> list[tuple[int, int]]:
-    """Pairs of a student's and a teacher's layer, both counted from 1.
+    """Pairs (student layer, teacher layer), both counted from 1.
 
-    layers: `uniform`, the student's layer i with the teacher's round(i · L_t / L_s), so the last
-    with the last; `last`, that pair alone; or {student's layer: teacher's layer, ...}.
+    layers: `uniform` pairs the student's layer i with the teacher's round(i · L_t / L_s), so the
+    last with the last; `last` is that pair alone; or {student layer: teacher layer, ...}.
+    Raises ConfigError, which names `key`, for anything else.
     """
     if layers == "last":
         return [(student_layers, teacher_layers)]
@@ -118,10 +120,10 @@ def layer_map(
             f"{key}={layers} must be uniform, last, or pairs of a student's and a teacher's "
             "layer such as {1: 2, 2: 4}."
         )
-    found = f"{key}={dict(layers)}"
+    setting = f"{key}={dict(layers)}"
     strays = [n for pair in layers.items() for n in pair if not re.fullmatch(r"-?\d+", str(n))]
     if strays:
-        raise ConfigError(f"{found}: layers are whole numbers, {strays[0]} is not.")
+        raise ConfigError(f"{setting}: layers are whole numbers, {strays[0]} is not.")
     pairs = [(int(s), int(t)) for s, t in layers.items()]
     for pair in pairs:
         for role, count, layer in zip(
@@ -129,36 +131,37 @@ def layer_map(
         ):
             if not 1 <= layer <= count:
                 raise ConfigError(
-                    f"{found}: the {role} has layers 1 to {count}, there is no {layer}."
+                    f"{setting}: the {role} has layers 1 to {count}, there is no {layer}."
                 )
     return pairs
 
 
 def layers_of(model: PreTrainedModel, role: str, key: str) -> nn.ModuleList:
-    """Its layers. Raises ConfigError where there is no list of them."""
+    """The model's transformer layers. Raises ConfigError where it has no list of them."""
     if found := find_layers(model):
         return found[1]
     raise ConfigError(
-        f"{key}: the {role}, a {type(model).__name__}, has no list of equal layers to look into. "
+        f"{key}: the {role}, a {type(model).__name__}, has no list of equal layers to record. "
         f"Set {key}.weight=0."
     )
 
 
-def summed(values: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Values [B, T] of tokens over the labels that count, [B, T] or [B]; there a text's value is
-    the mean over its tokens."""
+def sum_over_labels(values: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Values [B, T] of tokens, summed over the unmasked labels [B, T].
+
+    For labels [B] a text's value is the mean over its tokens.
+    """
     if labels.ndim == 1:
         read = torch.ones_like(values) if attention_mask is None else attention_mask
         values = (values * read).sum(1) / read.sum(1)
     return values.masked_fill(labels == IGNORED, 0).sum()
 
 
-def widen(x: Tensor) -> Tensor:
-    """In at least 32 bits."""
+def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def refuse(problems: list[str]) -> None:
+def raise_problems(problems: list[str]) -> None:
     if problems:
         raise ConfigError("; ".join(problems) + ".")
 

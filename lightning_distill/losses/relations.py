@@ -1,6 +1,6 @@
-"""How positions relate to each other in the student, drawn towards the same in the teacher.
+"""A loss between the self-attention relations of student and teacher.
 
-Relations have no width, so models of any two sizes can be compared without a projection.
+A relation is [T, T] for any width, so models of two sizes are compared without a projection.
 """
 
 import re
@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.intermediate import (
     IntermediateLoss,
+    at_least_float32,
     layer_map,
     layers_of,
-    refuse,
-    summed,
-    widen,
+    raise_problems,
+    sum_over_labels,
 )
 
 BERT = {"q": "query", "k": "key", "v": "value"}
@@ -28,15 +28,15 @@ BERT = {"q": "query", "k": "key", "v": "value"}
 class Relations(IntermediateLoss):
     """Σ over tokens of the mean over layers, pairs and heads of KL(R_t ‖ R_s).
 
-    R = softmax(A Bᵀ / √d) over the positions that a token may see: in a decoder itself, earlier
-    ones, and those of its own document, in an encoder all but the padding; A and B are queries,
-    keys or values (before rotary positions), all heads of a layer taken together and split again
-    into relation heads of d channels.
+    R = softmax(A Bᵀ / √d) over the positions that a token may attend to: in a decoder those of its
+    document up to itself, in an encoder all but the padding. A and B are queries, keys or values
+    (before rotary embeddings), with all heads of a layer concatenated and split again into relation
+    heads of d channels.
     Wang et al. 2020, MiniLMv2, eq. 5 and 6 (qq, kk, vv); MiniLM (qk, vv).
 
-    layers: see `layer_map`. heads: number of relation heads, None for the student's attention
-    heads. pairs: names such as qq or qk. For each layer and pair the backward pass keeps two
-    [B, heads, T, T] in 32 bits.
+    layers: see `layer_map`. heads: number of relation heads; None for the student's number of
+    attention heads. pairs: names such as qq or qk. For each layer and pair the backward pass keeps
+    two [B, heads, T, T] in 32 bits.
     """
 
     key = "loss.relations"
@@ -45,8 +45,8 @@ class Relations(IntermediateLoss):
         problems = []
         if heads is not None and (type(heads) is not int or heads < 1):
             problems.append(f"{self.key}.heads={heads} must be a whole number from 1, or null")
-        named = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0
-        if not named or not all(re.fullmatch("[qkv]{2}", str(pair)) for pair in pairs):
+        is_list = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0
+        if not is_list or not all(re.fullmatch("[qkv]{2}", str(pair)) for pair in pairs):
             problems.append(
                 f"{self.key}.pairs={pairs} must be a list of two letters each of q, k and v, "
                 "such as [qq, kk, vv]"
@@ -64,7 +64,7 @@ class Relations(IntermediateLoss):
         self.mapped = layer_map(self.layers, *counts, f"{self.key}.layers")
         self.relation_heads = self.heads or student.config.get_text_config().num_attention_heads
         letters = sorted({letter for pair in self.pairs for letter in pair})
-        found: dict[tuple[str, int, str], Any] = {}
+        modules: dict[tuple[str, int, str], Any] = {}
         for pair in self.mapped:
             for (role, model), layer in zip(models.items(), pair, strict=True):
                 parts = _projections(layers[role][layer - 1], letters)
@@ -75,12 +75,14 @@ class Relations(IntermediateLoss):
                         f"k_proj and v_proj, or query, key and value; loss.hidden works with any "
                         f"(set {self.key}.weight=0)."
                     )
-                found |= {(role, layer, letter): part for letter, part in parts.items()}
-        refuse(self._misfits({name: part.out_features for name, part in found.items()}))
-        for (role, layer, letter), part in found.items():
+                modules |= {(role, layer, letter): part for letter, part in parts.items()}
+        raise_problems(
+            self._mismatches({name: part.out_features for name, part in modules.items()})
+        )
+        for (role, layer, letter), part in modules.items():
             self.record(role, part, (layer, letter))
 
-    def _misfits(self, widths: dict[tuple[str, int, str], int]) -> list[str]:
+    def _mismatches(self, widths: dict[tuple[str, int, str], int]) -> list[str]:
         problems = []
         for (role, layer, a), width in widths.items():
             if width % self.relation_heads:
@@ -95,7 +97,7 @@ class Relations(IntermediateLoss):
                         f"{self.key}.pairs has {a}{b}, but the {role}'s {a}_proj has {width} "
                         f"channels and its {b}_proj {other}; leave {a}{b} out"
                     )
-        return list(dict.fromkeys(problems))  # once, though many layers have it
+        return list(dict.fromkeys(problems))  # several layers can have the same
 
     def forward(
         self,
@@ -104,37 +106,40 @@ class Relations(IntermediateLoss):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         student, teacher = self.take()
-        unseen: Tensor | None = None
+        masked: Tensor | None = None
         if self.causal:
             length = next(iter(student.values())).shape[1]
-            places = torch.arange(length, device=labels.device)[None]
-            unseen = ~_visible(places if position_ids is None else position_ids)
+            arange = torch.arange(length, device=labels.device)[None]
+            masked = ~_visible(arange if position_ids is None else position_ids)
         elif attention_mask is not None:
-            unseen = attention_mask[:, None, None] == 0
+            masked = attention_mask[:, None, None] == 0
         total = torch.zeros((), device=labels.device)
         for s, t in self.mapped:
             for a, b in self.pairs:
-                q = self._relation(student[s, a], student[s, b], unseen)
-                p = self._relation(teacher[t, a], teacher[t, b], unseen)
+                q = self._relation(student[s, a], student[s, b], masked)
+                p = self._relation(teacher[t, a], teacher[t, b], masked)
                 kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean(1)
-                total = total + summed(kl, labels, attention_mask)
+                total = total + sum_over_labels(kl, labels, attention_mask)
         return total / (len(self.mapped) * len(self.pairs))
 
-    def _relation(self, a: Tensor, b: Tensor, unseen: Tensor | None) -> Tensor:
+    def _relation(self, a: Tensor, b: Tensor, masked: Tensor | None) -> Tensor:
         """log R: [B, T, W] and [B, T, W] to [B, heads, T, T]."""
-        a, b = (widen(x).unflatten(-1, (self.relation_heads, -1)).transpose(1, 2) for x in (a, b))
-        # A vector times itself is large: in 16 bits, rounding alone would reorder the relations.
+        a, b = (
+            at_least_float32(x).unflatten(-1, (self.relation_heads, -1)).transpose(1, 2)
+            for x in (a, b)
+        )
+        # The product of a vector with itself is large; 16 bits would reorder the relations.
         with torch.autocast(a.device.type, enabled=False):
             scores = a @ b.mT / a.shape[-1] ** 0.5
-        if unseen is not None:  # not −∞, whose KL divergence is not a number
-            scores = scores.masked_fill(unseen, torch.finfo(scores.dtype).min)
+        if masked is not None:  # not −∞, whose KL divergence is NaN
+            scores = scores.masked_fill(masked, torch.finfo(scores.dtype).min)
         return scores.log_softmax(-1)
 
 
 def _visible(position_ids: Tensor) -> Tensor:
-    """Which positions a row may see: [B, T] to [B, 1, T, T].
+    """Which positions a token may attend to: [B, T] to [B, 1, T, T].
 
-    A document ends where positions do not go on by one, which is transformers' rule.
+    As in transformers, a document ends where position_ids do not increase by one.
     """
     steps = position_ids.diff(prepend=position_ids[:, :1])
     documents = (steps != 1).cumsum(-1)
@@ -143,8 +148,10 @@ def _visible(position_ids: Tensor) -> Tensor:
 
 
 def _projections(layer: nn.Module, letters: Sequence[str]) -> dict[str, nn.Module]:
-    """A layer's queries, keys and values, by the first letter; those that there are."""
-    # Of two attentions the first is the layer's own; the second looks into an encoder.
+    """A layer's projections for queries, keys and values, by letter; only those that exist."""
+    # A decoder layer's first attention is self-attention, its second is cross-attention.
     modules = {name.split(".")[-1]: module for name, module in reversed([*layer.named_modules()])}
-    found = {x: (f"{x}_proj", f"{x}_lin", BERT[x]) for x in letters}  # DistilBERT's, then BERT's
-    return {x: modules[n] for x, names in found.items() for n in names if n in modules}
+    candidates = {
+        x: (f"{x}_proj", f"{x}_lin", BERT[x]) for x in letters
+    }  # DistilBERT's, then BERT's
+    return {x: modules[n] for x, names in candidates.items() for n in names if n in modules}

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import full_tensor, local_tensor, uses_fsdp
-from lightning_distill.losses.objective import Objective, Terms, counted, nll
+from lightning_distill.losses.objective import Objective, nll, target_positions
+from lightning_distill.losses.terms import Terms
 from lightning_distill.models.output_head import Predictions, Predictor
 from lightning_distill.models.sharding import shard
 from lightning_distill.training.nonfinite_guard import NonFiniteGuard
@@ -82,7 +83,10 @@ class TrainedModule(L.LightningModule):
                 predictor.compile()
 
     def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
-        return {**batch, "kept": counted(batch["labels"])}  # as long as they are on the processor
+        return {
+            **batch,
+            "kept": target_positions(batch["labels"]),
+        }  # as long as they are on the processor
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         total, tokens = nll(self(batch), batch["labels"])

@@ -49,10 +49,10 @@ class StudentModule(TrainedModule):
     ) -> None:
         super().__init__(model, vocab_size, objective, optimizer, schedule)
         self.teachers: Any = nn.ModuleList(teachers)
-        self.inside: Any = nn.ModuleDict(objective.inside)
+        self.intermediate: Any = nn.ModuleDict(objective.intermediate)
         self.transfer = transfer
         self.teacher_hash = teacher_hash
-        for term in objective.inside.values():
+        for term in objective.intermediate.values():
             term.attach(model, self.teachers[0].model)
 
     @property
@@ -60,10 +60,10 @@ class StudentModule(TrainedModule):
         return [self.predict, *(teacher.predict for teacher in self.teachers)]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        self.objective.balance.move_to(self.global_step, self.trainer.max_steps)
+        self.objective.weights.set_step(self.global_step, self.trainer.max_steps)
         batch = self.transfer.compose(self, batch)
         with ExitStack() as recording:
-            for term in self.inside.values():
+            for term in self.intermediate.values():
                 recording.enter_context(term.recording())
             student = self.predict(batch)
             teacher, known = self.transfer.label(self.teachers, batch)
@@ -71,13 +71,13 @@ class StudentModule(TrainedModule):
         truth = "by_student" not in batch
         terms = self.objective(student, teacher, labels, known, truth, logs, batch.get("kept"))
         reshard(predictor.model for predictor in self.predictors[1:])
-        for name, term in self.inside.items():
+        for name, term in self.intermediate.items():
             # Where an example has one prediction, its mask says what was read for that.
             mask = batch.get("attention_mask") if labels.ndim == 1 else None
             terms = terms.plus(name, term, term(labels, batch.get("position_ids"), mask), logs)
         if logs:
-            self.log("train/temperature", self.objective.balance.temperature)
-            self.log("train/alpha", self.objective.balance.alpha)
+            self.log("train/temperature", self.objective.weights.temperature)
+            self.log("train/alpha", self.objective.weights.alpha)
         return self.step(terms)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ class TeacherModule(TrainedModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         labels, kept = batch["labels"], batch.get("kept")
-        terms = self.objective(self(batch), [], labels, details=self.logs_now, kept=kept)
+        terms = self.objective(self(batch), [], labels, details=self.logs_now, positions=kept)
         return self.step(terms)
 
 

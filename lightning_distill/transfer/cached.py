@@ -100,14 +100,14 @@ class Cached(Online):
         if not objective.needs_teacher:
             return
         _refuse_other_tokens(data, teacher_data)
-        for name, term in objective.inside.items():
+        for name, term in objective.intermediate.items():
             raise ConfigError(
                 f"loss.{name}.weight={term.weight:g} looks inside the teacher, of which a cache "
                 "holds the predictions alone. Choose transfer=online."
             )
         if stored == "hidden":
             return
-        named, ramp = self.settings["temperatures"], objective.balance.ramps["temperature"]
+        named, ramp = self.settings["temperatures"], objective.weights.schedules["temperature"]
         if teachers > 1 and ramp.ends != (1.0, 1.0):
             raise ConfigError(
                 f"transfer.stored={stored} of several teachers is for loss.temperature=1 alone. "

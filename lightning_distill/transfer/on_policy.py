@@ -54,7 +54,7 @@ class OnPolicy(Online):
         """Raises ConfigError where there is nobody to grade, or no room to generate."""
         refuse_silent(data, "on_policy")
         data.check_prompt_length(self.prompt_length)
-        if objective.inside and not objective.compares_predictions:
+        if objective.intermediate and not objective.compares_predictions:
             raise ConfigError(
                 "transfer.student_fraction: no term of the loss grades what the student writes. "
                 "Set loss.alpha above 0, or transfer=online."

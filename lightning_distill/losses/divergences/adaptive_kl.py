@@ -3,7 +3,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_distill.config.validation import require
+from lightning_distill.losses.checks import check_range
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.divergences.reverse_kl import reverse_kl
 
@@ -11,18 +11,19 @@ from lightning_distill.losses.divergences.reverse_kl import reverse_kl
 def adaptive_kl(student: Tensor, teacher: Tensor, head_mass: float) -> Tensor:
     """g_head / (g_head + g_tail) · KL(p ‖ q) + g_tail / (g_head + g_tail) · KL(q ‖ p), in nats.
 
-    g sums |p − q|: g_head over the fewest tokens that hold `head_mass` of p, g_tail over the
-    others. The forward KL mends the head faster, the reverse KL the tail. No gradient flows
-    through the weights. student, teacher: log-probabilities log q, log p: [..., V]. Returns [...].
-    head_mass: from 0 to 1. `head_mass=0` is the reverse KL, 1 the forward KL.
+    g is Σ |p − q|: g_head over the fewest tokens that hold `head_mass` of p, g_tail over the
+    others. The forward KL corrects the head faster, the reverse KL the tail. No gradient flows
+    through the weights.
+    student, teacher: log-probabilities log q, log p [..., V]. Returns [...].
+    head_mass: from 0, the reverse KL, to 1, the forward KL; else raises ValueError.
     Wu et al. 2024, Rethinking Kullback-Leibler Divergence in Knowledge Distillation.
     """
-    require("loss.head_mass", head_mass, 0, 1)
+    check_range("head_mass", head_mass, 0, 1)
     with torch.no_grad():
         p, order = teacher.exp().sort(descending=True)
         gap = (p - student.exp().gather(-1, order)).abs()
-        before = p.cumsum(-1) - p  # the mass of the tokens in front of each
-        # By rounding, that mass can be 1 before the last token.
+        before = p.cumsum(-1) - p  # the mass of the more probable tokens
+        # Rounding can make that mass 1 before the last token.
         head = before < (head_mass if head_mass < 1 else math.inf)
         share = (gap * head).sum(-1) / gap.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)
     forward, reverse = forward_kl(student, teacher), reverse_kl(student, teacher)

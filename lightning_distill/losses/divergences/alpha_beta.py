@@ -1,23 +1,24 @@
 import torch
 from torch import Tensor
 
-from lightning_distill.config.validation import require
+from lightning_distill.losses.checks import check_range
 
-LIMIT = 1e3  # of either exponent; far beyond anything that has a use
+LIMIT = 1e3  # of |a| and |b|, far beyond useful values
 
 
 def alpha_beta(student: Tensor, teacher: Tensor, ab_alpha: float, ab_beta: float) -> Tensor:
     """−1/(a b) Σ [p^a q^b − a/(a + b) p^(a + b) − b/(a + b) q^(a + b)] per position.
 
-    a is `ab_alpha`, b is `ab_beta`; where a, b or a + b is 0 it is continued by its limit.
-    student, teacher: log-probabilities log q, log p: [..., V]. Returns [...]. a=1, b=0 is the
-    forward KL, a=0, b=1 the reverse KL, a=b=1 half the squared distance of p and q, and a=b=½
-    four times the squared Hellinger distance.
+    a is `ab_alpha`, b is `ab_beta`. Where a, b or a + b is 0, the limit is taken: a=1, b=0 is the
+    forward KL, a=0, b=1 the reverse KL. a=b=1 is half the squared distance of p and q, a=b=½ four
+    times the squared Hellinger distance.
+    student, teacher: log-probabilities log q, log p [..., V]. Returns [...].
+    ab_alpha, ab_beta: from −1000 to 1000; else raises ValueError.
     Wang et al. 2025, ABKD, after Cichocki et al. 2011.
     """
     a, b = ab_alpha, ab_beta
-    require("loss.ab_alpha", a, -LIMIT, LIMIT)
-    require("loss.ab_beta", b, -LIMIT, LIMIT)
+    check_range("ab_alpha", a, -LIMIT, LIMIT)
+    check_range("ab_beta", b, -LIMIT, LIMIT)
     q, p = student, teacher
     if a == 0 and b == 0:
         return 0.5 * (p - q).square().sum(-1)

@@ -4,11 +4,12 @@ from torch import Tensor
 
 
 def universal(student: Tensor, teacher: Tensor) -> Tensor:
-    """Σ |p_(i) − q_(i)| per position, both sets of probabilities sorted from large to small.
+    """Σ |p_(i) − q_(i)| per position, with p and q sorted in descending order.
 
-    The Wasserstein distance of two distributions over different vocabularies when all tokens
-    are equally far apart. student, teacher: log-probabilities log q, log p: [..., V] and [..., V'];
-    the shorter one is filled up with zeros. Returns [...], from 0 to 2.
+    The Wasserstein distance between distributions over two vocabularies in which all tokens are
+    equally far apart.
+    student, teacher: log-probabilities log q [..., V], log p [..., V']; the shorter one is padded
+    with probability 0. Returns [...], from 0 to 2.
     Boizard et al. 2024, Towards Cross-Tokenizer Distillation.
     """
     q = student.exp().sort(descending=True).values

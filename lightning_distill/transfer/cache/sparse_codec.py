@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_distill.losses.chunked import rows_at_a_time
+from lightning_distill.losses.chunked import block_rows
 from lightning_distill.losses.distributions import Sparse
 from lightning_distill.losses.ensemble import log_probabilities
 from lightning_distill.models.output_head import Predictions
@@ -50,7 +50,7 @@ class SparseCodec:
     def encode(self, said: Sequence[Predictions], uniform: Tensor) -> dict[str, Tensor]:
         """Of each teacher [N, ...]; uniform: [N], from 0 to below 1. Fields [N, ...]."""
         log_p = self._log_p(said)
-        rows = rows_at_a_time(log_p)
+        rows = block_rows(log_p)
         pairs = zip(log_p.split(rows), uniform.split(rows), strict=True)
         parts = [self.fields(*pair) for pair in pairs]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

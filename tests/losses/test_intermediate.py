@@ -29,9 +29,9 @@ from transformers import (
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.hidden_states import HiddenStates
-from lightning_distill.losses.intermediate import layer_map, summed
-from lightning_distill.losses.objective import Terms
+from lightning_distill.losses.intermediate import layer_map, sum_over_labels
 from lightning_distill.losses.relations import Relations
+from lightning_distill.losses.terms import Terms
 
 B, T = 2, 6
 WHOLE = torch.arange(T).expand(B, T)
@@ -613,7 +613,9 @@ def test_where_a_text_has_one_label_its_value_is_the_mean_over_what_is_read_of_i
 
 def test_without_a_mask_all_of_a_text_is_read():
     values, labels = torch.rand(3, 4), torch.tensor([0, -100, 1])
-    torch.testing.assert_close(summed(values, labels, None), values[0].mean() + values[2].mean())
+    torch.testing.assert_close(
+        sum_over_labels(values, labels, None), values[0].mean() + values[2].mean()
+    )
 
 
 @pytest.mark.parametrize("kind", [HiddenStates, Relations])

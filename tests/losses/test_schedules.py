@@ -5,12 +5,12 @@ import math
 import pytest
 
 from lightning_distill.errors import ConfigError
-from lightning_distill.losses.schedules import LossWeights, make_ramp
+from lightning_distill.losses.schedules import LossWeights, make_schedule
 
 
 def values(setting, max_steps=10, steps=range(11)):
-    ramp = make_ramp("loss.alpha", setting)
-    return [ramp.at(step, max_steps) for step in steps]
+    schedule = make_schedule("loss.alpha", setting)
+    return [schedule.at(step, max_steps) for step in steps]
 
 
 def test_a_number_stays_what_it_is():
@@ -50,13 +50,13 @@ def test_a_warmup_ends_after_a_tenth_of_the_run():
 
 def test_the_complement_moves_with_alpha():
     balance = LossWeights(1.0, {"end": 1}, "complement")
-    balance.move_to(3, 10)
-    assert balance.weights == pytest.approx({"hard": 0.7, "soft": 0.3})
+    balance.set_step(3, 10)
+    assert balance.current == pytest.approx({"hard": 0.7, "soft": 0.3})
 
 
 def test_a_weight_that_is_zero_for_a_while_is_still_used():
     balance = LossWeights(1.0, {"end": 1}, 0)
-    assert balance.weights["soft"] == 0
+    assert balance.current["soft"] == 0
     assert balance.uses("soft")
     assert not balance.uses("hard")
     of_the_teacher_alone = LossWeights(1.0, 1.0, "complement")
@@ -81,4 +81,4 @@ def test_a_weight_that_is_zero_for_a_while_is_still_used():
 )
 def test_what_is_no_schedule_is_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
-        make_ramp("loss.alpha", setting)
+        make_schedule("loss.alpha", setting)

@@ -174,7 +174,7 @@ def test_where_teachers_are_unknown_there_is_the_text_alone(batch, hard_target):
     student, teacher, labels = batch
     known = torch.tensor([[True, True, False], [True, False, True]])
     terms = make(temperature=2.0, alpha=0.5, hard_target=hard_target)(
-        student, teacher, labels, known=known, details=True
+        student, teacher, labels, teacher_mask=known, details=True
     )
     both = labels.masked_fill(~known, -100)  # two of the four that count
     soft = longhand(student, teacher, both, 2.0, 0.5, 0.0, "labels")
@@ -188,7 +188,7 @@ def test_where_teachers_are_unknown_there_is_the_text_alone(batch, hard_target):
 
 def test_of_words_that_are_its_own_the_student_learns_from_the_teacher_alone(batch):
     student, teacher, labels = batch
-    terms = make(temperature=2.0)(student, teacher, labels, truth=False, details=True)
+    terms = make(temperature=2.0)(student, teacher, labels, use_labels=False, details=True)
     assert list(terms.parts) == ["soft"]
     assert set(terms.details) == {"kl", "soft_gradient_norm"}
     expected = longhand(student, teacher, labels, 2.0, 1.0, 0.0, "labels")
@@ -206,7 +206,7 @@ def test_without_a_teacher_only_what_needs_none_is_told(batch):
 def test_what_is_told_of_a_single_token_is_its_own(batch):
     student, teacher, labels = batch
     kept = torch.tensor([3])
-    terms = make()(student, teacher, labels, kept=kept, details=True)
+    terms = make()(student, teacher, labels, positions=kept, details=True)
     assert terms.details["nll"] == terms.parts["hard"]
     assert terms.details["kl"] == terms.parts["soft"]
 
@@ -215,15 +215,15 @@ def test_terms_inside_the_network_are_known_by_name_and_those_without_weight_lef
     hidden, relations = HiddenStates(1.0, "last", "mse"), Relations(2.0, "last", None, ["qq"])
     settings = {"temperature": 1.0, "alpha": 1.0, "hard_weight": 1.0, "hard_target": "labels"}
     objective = Objective(forward_kl, **settings, hidden=hidden, relations=relations)
-    assert objective.inside == {"hidden": hidden, "relations": relations}
+    assert objective.intermediate == {"hidden": hidden, "relations": relations}
     unweighed = HiddenStates(0, "last", "mse")
     objective = Objective(forward_kl, **settings, hidden=unweighed, relations=relations)
-    assert objective.inside == {"relations": relations}
+    assert objective.intermediate == {"relations": relations}
 
 
 def test_which_labels_count_can_be_given(batch):
     kept = torch.tensor([2, 3])
-    terms = make(temperature=2.0)(*batch, kept=kept)
+    terms = make(temperature=2.0)(*batch, positions=kept)
     assert terms.tokens == 2
     student, teacher, labels = batch
     alone = torch.full_like(labels, -100)

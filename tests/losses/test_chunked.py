@@ -1,22 +1,19 @@
 """Hidden states to gradients in chunks, against the same on all logits at once."""
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from test_divergences import LOSSES, make
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lightning_distill.losses import chunked as module
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective, nll
 from lightning_distill.models.output_head import Head, Predictions, find_head
-from tests.test_losses import LOSSES, make
 
-# The package holds a function of the same name as the module.
-module = sys.modules["lightning_distill.losses.chunked"]
 B, T, D, V = 2, 9, 8, 37
 
 
@@ -93,7 +90,9 @@ def test_several_teachers_and_unknown_positions_give_the_same_in_chunks_as_at_on
     objective.teacher_weights = (1.0, 3.0)
     sides = make_side(D), [make_side(12), make_side(6)]
     known = torch.rand(B, T) > 0.4
-    both = [outcome(objective, *sides, labels, fused, known=known) for fused in (True, False)]
+    both = [
+        outcome(objective, *sides, labels, fused, teacher_mask=known) for fused in (True, False)
+    ]
     assert_same(*both)
 
 

@@ -334,3 +334,17 @@ def test_no_divergence_depends_on_the_order_of_tokens_or_on_a_constant(seed, sca
         before = function(z.log_softmax(-1), y.log_softmax(-1), **settings)
         moved = (z + constant)[:, order].log_softmax(-1), (y - constant)[:, order].log_softmax(-1)
         torch.testing.assert_close(function(*moved, **settings), before, rtol=1e-9, atol=1e-9)
+
+
+def test_what_a_divergence_of_the_user_refuses_is_told_in_one_line():
+    def picky(student, teacher, sharpness):
+        raise ValueError(f"sharpness={sharpness} must be even")
+
+    with pytest.raises(ConfigError, match=r"^loss.sharpness=3 must be even\.$"):
+        Objective(picky, 1.0, 1.0, 1.0, "labels", sharpness=3)
+
+    def broken(student, teacher):
+        raise ValueError("no such kernel")
+
+    with pytest.raises(ConfigError, match=r"^loss: no such kernel\.$"):
+        Objective(broken, 1.0, 1.0, 1.0, "labels")

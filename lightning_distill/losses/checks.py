@@ -1,0 +1,37 @@
+"""Checks of the objective's settings. Messages name a parameter; the objective adds `loss.`."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_range(name: str, value: Any, low: float, high: float, below: bool = False) -> None:
+    """Raises ValueError unless value is a number from low to high; below: less than high."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (below and value == high):
+        end = f"to below {high:g}" if below else f"to {high:g}"
+        raise ValueError(f"{name}={value} must be a number from {low:g} {end}")
+
+
+def problems_of_divergence(
+    divergence: Callable[..., Tensor], settings: dict[str, Any]
+) -> Iterator[str]:
+    """What is wrong with a divergence's own settings, or with the shape that it returns."""
+    known = list(inspect.signature(divergence).parameters)[2:]
+    if unknown := [name for name in settings if name not in known]:
+        yield from (f"loss.{name} is not a setting of this loss" for name in unknown)
+        return
+    # A call on two tokens, so that what it refuses is refused before anything is trained.
+    q, p = torch.tensor([[0.3, 0.7]]).log(), torch.tensor([[0.6, 0.4]]).log()
+    try:
+        shape = divergence(q, p, **settings).shape
+    except ValueError as error:
+        names = tuple(f"{name}=" for name in known)
+        yield f"loss{'.' if str(error).startswith(names) else ': '}{error}".rstrip(".")
+    else:
+        if shape != (1,):
+            yield f"the loss makes {list(shape)} of [N, V] = [1, 2]; it must make [1], [N]"
