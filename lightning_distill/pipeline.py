@@ -160,7 +160,7 @@ def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
     finished = [one for one in jobs if results_in(one).get("status") == "finished"]
     if not finished:
         return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
-    from lightning_distill.report.summarise import summarise  # plotly is slow
+    from lightning_distill.report.summarize import summarize  # plotly is slow
 
     if left := len(jobs) - len(finished):
         log.info("evaluate.run: %s of %s jobs are not finished and left out", left, len(jobs))
@@ -168,7 +168,7 @@ def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
         log.info("evaluating %s", one)
         evaluate_run(one, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
     if process_group.is_rank_zero():
-        summarise(folder)
+        summarize(folder)
     return None
 
 

@@ -6,7 +6,7 @@ STAGES = {
     "transfer": "pipeline.run_transfer",
     "evaluate": "pipeline.evaluate_again",
     "export": "export.export.export",
-    "report": "report.summarise.summarise_again",
+    "report": "report.summarize.summarize_again",
     "dashboard": "tracking.wandb_dashboard.build",
     "sync": "tracking.wandb_sync.upload",
     "plan": "planning.plan.plan",

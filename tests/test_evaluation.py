@@ -6,9 +6,9 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_distill.cli.hydra_callback import summarise
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import check_requested
+from lightning_distill.report.summarize import summarize
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_sweep_that_is_finished_gets_what_it_lacks(sweep, in_process, lm_eval_
 def test_the_report_shows_tasks_and_speed_where_there_are_any(job, tmp_path):
     job("plain", 5.0, alpha=0)
     folder = job("distilled", 4.25)
-    summarise(tmp_path)
+    summarize(tmp_path)
     assert "writes" not in (tmp_path / "report.html").read_text()
     found = results(folder)
     found["student"]["tasks"] = {"a'<b>": {"acc": 0.625, "acc_stderr": 0.1, "examples": 30}}
@@ -99,7 +99,7 @@ def test_the_report_shows_tasks_and_speed_where_there_are_any(job, tmp_path):
         "first_token_seconds": 0.0123,
     }
     (folder / "results.json").write_text(json.dumps(found))
-    summarise(tmp_path)
+    summarize(tmp_path)
     page = (tmp_path / "report.html").read_text()
     for text in (">0.625<", ">321<", ">12.3 ms<", ">2.5 MB<", "a&#x27;&lt;b&gt; acc", "0.750"):
         assert text in page

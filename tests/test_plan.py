@@ -99,8 +99,8 @@ def test_a_plan_of_what_is_finished_has_nothing_to_run(in_process, plan, done):
     more = [*SWEEP[:-1], "loss.temperature=1,2,4"]
     said = in_process(*more, "stage=plan", f"paths.outputs={done}").stdout
     assert "6 jobs, 1 to run" in said
-    assert "taken over" in said  # the baseline at another temperature
-    assert said.count(": there") == 2  # the teacher and its predictions
+    assert "reused" in said  # the baseline at another temperature
+    assert said.count(": exists") == 2  # the teacher and its predictions
 
 
 def test_a_plan_tells_from_where_an_interrupted_job_goes_on(in_process, text_file, tmp_path):

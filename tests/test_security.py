@@ -19,10 +19,10 @@ from conftest import write_job
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from lightning_distill.cli.hydra_callback import summarise
 from lightning_distill.config import allowlist
 from lightning_distill.config.messages import CONF
 from lightning_distill.errors import ConfigError
+from lightning_distill.report.summarize import summarize
 
 ALLOW = "LIGHTNING_DISTILL_ALLOW"
 # That Hydra refuses some functions by itself is no help here.
@@ -344,7 +344,7 @@ def test_in_a_report_all_that_a_job_says_is_text(tmp_path, status):
     command = {"hydra": {"overrides": {"task": [f"name={THEIRS}"]}, "sweeper": {"_target_": "x"}}}
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(command))
     with redirect_stdout(io.StringIO()):
-        summarise(tmp_path)
+        summarize(tmp_path)
     page = Tags((tmp_path / "report.html").read_text())
     assert "i-planted" not in page.found
     assert "onx" not in page.found

@@ -16,10 +16,10 @@ from lightning_distill.config.messages import explain
 from lightning_distill.config.validation import check, check_sweep
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import Refused, unknown_name
-from lightning_distill.report.summarise import summarise
+from lightning_distill.report.summarize import summarize
 from lightning_distill.stages import LOOKING, STAGES
 from lightning_distill.storage.locks import locked
-from lightning_distill.sweeps.comparison import gather
+from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.job import RESULTS, problems_of_objectives, results_in
 from lightning_distill.sweeps.records import distinguishing_overrides, job_folders
 
@@ -65,7 +65,7 @@ class Summary(Callback):
             )
         elif config.stage in ("distill", "teacher"):
             compare_with_late_teachers(self.folder, config.paths.outputs)
-            summarise(self.folder)
+            summarize(self.folder)
         now = {file.parent: results_in(file.parent) for file in self.folder.rglob(RESULTS)}
         now = {f: found for f, found in now.items() if found.get("started") == self.started}
         ended = {f: found for f, found in now.items() if found["status"] != "finished"}
@@ -135,7 +135,7 @@ def end_what_broke_off(error: BaseException) -> str | None:
 
 def compare_with_late_teachers(folder: Path, outputs: str) -> None:
     """A baseline that ran before the sweep's teacher was there is measured against it now."""
-    rows = [r for r in gather(folder) if r.nll is not None and r.cfg]
+    rows = [r for r in compare_jobs(folder) if r.nll is not None and r.config]
     if not any(r.results.get("teacher") for r in rows):
         return
     for row in rows:

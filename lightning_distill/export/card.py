@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_distill.config.validation import each_teacher
 from lightning_distill.export import task
 from lightning_distill.export.finished_run import Run
-from lightning_distill.report.tables import millions
+from lightning_distill.report.formatting import millions
 from lightning_distill.sweeps.job_key import is_baseline
 from lightning_distill.sweeps.records import flatten
 
@@ -123,7 +123,11 @@ def _gap(run: Run) -> str:
     row = run.row
     if row is None or row.gap_closed is None:
         return ""
-    best = "" if row.gap_closed_best is None else f" ({row.gap_closed_best:.0%} from the best one)"
+    best = (
+        ""
+        if row.gap_closed_best_baseline is None
+        else f" ({row.gap_closed_best_baseline:.0%} from the best one)"
+    )
     return (
         f"Gap closed: {row.gap_closed:.0%}{best}, which is how much of the way in bits per byte "
         "from the same student trained without a teacher to the teacher."

@@ -13,7 +13,8 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.export import task
 from lightning_distill.pipeline import prepare_data
 from lightning_distill.run import finished_run
-from lightning_distill.sweeps.comparison import Row, gather
+from lightning_distill.sweeps.comparison import compare_jobs
+from lightning_distill.sweeps.records import JobRecord
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class Run:
         return {str(group): str(choice) for group, choice in found.items()}
 
     @cached_property
-    def row(self) -> Row | None:
+    def row(self) -> JobRecord | None:
         """The run beside the other jobs of its sweep; None for a run of its own."""
         here = self.folder.resolve()
         sweep = next((f for f in here.parents if (f / "multirun.yaml").exists()), None)
-        rows = gather(sweep) if sweep else []
+        rows = compare_jobs(sweep) if sweep else []
         return next((row for row in rows if row.folder.resolve() == here), None)

@@ -1,1 +1,1 @@
-"""What a sweep ends in: results.csv, a table in the terminal, and a page that a browser shows."""
+"""The results of a sweep: results.csv, a table in the terminal, and an HTML page."""

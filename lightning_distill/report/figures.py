@@ -1,7 +1,7 @@
 """The report's figures, as plotly's JSON.
 
-Colours are names of the page's, `var(--accent)`, which its script fills in: they differ in light
-and dark. Names of jobs are escaped, because plotly takes text for HTML.
+Colors are variables of the page's style, `var(--accent)`; its script resolves them, for light and
+dark mode. Job names are escaped because plotly renders text as HTML.
 """
 
 import math
@@ -9,25 +9,30 @@ from html import escape
 from statistics import mean
 from typing import Any
 
-from lightning_distill.report.tables import short, teachers
-from lightning_distill.sweeps.comparison import Group, over_seeds, pareto
-from lightning_distill.sweeps.records import Row
-from lightning_distill.sweeps.statistics import interval
+from lightning_distill.report.formatting import short_name
+from lightning_distill.report.headline import group_name
+from lightning_distill.report.tables import teachers
+from lightning_distill.sweeps.comparison import SeedGroup, group_by_setting, pareto_front
+from lightning_distill.sweeps.records import JobRecord
+from lightning_distill.sweeps.statistics import confidence_half_width
 
 Figure = dict[str, Any]
 
-COLOURS = {
+COLORS = {
     "distilled": "var(--accent)",
     "baseline": "var(--muted)",
     "label smoothing": "var(--warm)",
     "teacher": "var(--ink)",
 }
-LINES = [f"var(--line-{n})" for n in range(1, 9)]  # the page has as many
+LINE_COLORS = [f"var(--line-{n})" for n in range(1, 9)]  # style.css defines as many
 DASHES = ("solid", "dot", "dash", "dashdot")
+MAX_CURVE_MARKERS = 40  # points of a curve up to which each is marked
 
 
-def figure(traces: list[Figure], x: str, y: str, height: int = 420, **layout: Any) -> Figure | None:
-    """None where there is nothing to draw."""
+def make_figure(
+    traces: list[Figure], x: str, y: str, height: int = 420, **layout: Any
+) -> Figure | None:
+    """A figure with axis titles `x` and `y`; None without traces."""
     if not traces:
         return None
     axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False}
@@ -43,74 +48,86 @@ def figure(traces: list[Figure], x: str, y: str, height: int = 420, **layout: An
     return {"data": traces, "layout": base | layout}
 
 
-def sizes(rows: list[Row]) -> Figure | None:
-    """Perplexity against parameters, means over seeds, and the students that none beats in both.
+def sizes(jobs: list[JobRecord]) -> Figure | None:
+    """Perplexity against parameters, means over seeds, with the Pareto front.
 
-    nll where perplexity is not told, as of images.
+    nll instead of perplexity for tasks without one, such as images.
     """
-    groups = over_seeds(rows)
-    front = pareto(groups)
-    key = "perplexity" if all(group.scores("perplexity") for group in groups) else "nll"
+    groups = group_by_setting(jobs)
+    metric = "perplexity" if all(group.scores("perplexity") for group in groups) else "nll"
     traces: list[Figure] = []
+    front = pareto_front(groups)
     if len(front) > 1:
         traces.append(
             {
                 "type": "scatter",
                 "name": "Pareto front",
                 "x": [group.mean("parameters") for group in front],
-                "y": [group.mean(key) for group in front],
+                "y": [group.mean(metric) for group in front],
                 "mode": "lines",
                 "line": {"color": "var(--accent)", "width": 1.5, "dash": "dot", "shape": "hv"},
                 "hoverinfo": "skip",
             }
         )
-    for kind in ("baseline", "label smoothing", "distilled"):
+    for method in ("baseline", "label smoothing", "distilled"):
         points = [
-            (group.mean("parameters"), group.mean(key), _label(group))
+            (group.mean("parameters"), group.mean(metric), _label(group))
             for group in groups
-            if group.kind == kind
+            if group.method == method
         ]
-        traces += _cloud(kind, points, key)
-    found = [(t["parameters"], t[key], "teacher") for t, _ in teachers(rows)]
-    traces += _cloud("teacher", found, key, symbol="diamond")
+        traces += _model_points(method, points, metric)
+    points = [(t["parameters"], t[metric], "teacher") for t, _ in teachers(jobs)]
+    traces += _model_points("teacher", points, metric, symbol="diamond")
     ticks = [digit * 10**power for power in range(3, 13) for digit in (1, 2, 5)]
-    names = [f"{tick / 1e6:g} M" for tick in ticks]
-    axis = {"type": "log", "tickvals": ticks, "ticktext": names}
-    return figure(traces, "parameters", key, xaxis=axis)
+    axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{t / 1e6:g} M" for t in ticks]}
+    return make_figure(traces, "parameters", metric, xaxis=axis)
 
 
-def _cloud(
-    kind: str, points: list[tuple[float, float, str]], y_name: str, symbol: str = "circle"
+def _model_points(
+    name: str, points: list[tuple[float, float, str]], metric: str, symbol: str = "circle"
 ) -> list[Figure]:
+    """points: parameters, score, label."""
     if not points:
         return []
     x, y, text = zip(*points, strict=True)
-    look = {"color": COLOURS[kind], "size": 11, "symbol": symbol, "opacity": 0.85}
-    digits = ".1f" if y_name == "perplexity" else ".3f"
-    hover = f"%{{text}}<br>%{{x:,}} parameters<br>{y_name} %{{y:{digits}}}<extra></extra>"
+    digits = ".1f" if metric == "perplexity" else ".3f"
     return [
-        {"type": "scatter", "name": kind, "x": x, "y": y, "text": text, "mode": "markers"}
-        | {"marker": look | {"line": {"width": 1, "color": "var(--page)"}}, "hovertemplate": hover}
+        {
+            "type": "scatter",
+            "name": name,
+            "x": x,
+            "y": y,
+            "text": text,
+            "mode": "markers",
+            "marker": {
+                "color": COLORS[name],
+                "size": 11,
+                "symbol": symbol,
+                "opacity": 0.85,
+                "line": {"width": 1, "color": "var(--page)"},
+            },
+            "hovertemplate": f"%{{text}}<br>%{{x:,}} parameters<br>{metric} %{{y:{digits}}}"
+            "<extra></extra>",
+        }
     ]
 
 
-def gaps(rows: list[Row]) -> Figure | None:
-    """Gap closed, with the interval of its mean where seeds repeat; the best on top."""
-    measured = [group for group in over_seeds(rows) if group.shares()]
-    groups = sorted(measured, key=lambda group: mean(group.shares()))
-    if not groups:
+def gaps(jobs: list[JobRecord]) -> Figure | None:
+    """Gap closed by setting, with confidence intervals over seeds; the best on top."""
+    compared = [group for group in group_by_setting(jobs) if group.gaps_closed()]
+    if not compared:
         return None
-    widths = [interval(group.shares()) for group in groups]
-    texts = [f"{len(g.shares())} seed{'s' * (len(g.shares()) > 1)}" for g in groups]
+    groups = sorted(compared, key=lambda group: mean(group.gaps_closed()))
+    counts = [len(group.gaps_closed()) for group in groups]
     trace = {
         "type": "scatter",
         "mode": "markers",
-        "x": [100 * mean(group.shares()) for group in groups],
+        "x": [100 * mean(group.gaps_closed()) for group in groups],
         "y": [_label(group) for group in groups],
-        "text": texts,
+        "text": [f"{count} seed{'s' * (count > 1)}" for count in counts],
         "error_x": {
             "type": "data",
-            "array": [100 * width if width else 0 for width in widths],
+            "array": [100 * (confidence_half_width(g.gaps_closed()) or 0) for g in groups],
             "color": "var(--accent)",
             "thickness": 1.5,
             "width": 5,
@@ -118,101 +135,107 @@ def gaps(rows: list[Row]) -> Figure | None:
         "marker": {"color": "var(--accent)", "size": 10},
         "hovertemplate": "%{y}<br>%{x:.1f} %<br>%{text}<extra></extra>",
     }
-    return _lying([trace], len(groups), "gap closed (%)", rangemode="tozero")
+    return _with_named_lines([trace], len(groups), "gap closed (%)", rangemode="tozero")
 
 
-def against(rows: list[Row]) -> Figure | None:
-    """The nll of each distilled student beside that of its twins without a teacher."""
-    groups = [g for g in over_seeds(rows) if g.kind == "distilled"][::-1]
+def against(jobs: list[JobRecord]) -> Figure | None:
+    """The nll of each distilled student beside that of its baselines."""
     points: dict[str, list[tuple[float, str]]] = {}
     lines: list[tuple[float | None, str]] = []
-    for group in groups:
-        nll, label = group.mean("nll"), _label(group)
-        gains = {
-            "baseline": [row.gain for row in group.rows if row.gain is not None],
-            "label smoothing": [
-                row.gain_over_smoothing for row in group.rows if row.gain_over_smoothing is not None
-            ],
-            "distilled": [0.0],
-        }
-        if not gains["baseline"] and not gains["label smoothing"]:
+    for group in reversed(group_by_setting(jobs)):
+        scores = _baseline_scores(group)
+        if group.method != "distilled" or not scores:
             continue
-        at = {kind: nll + mean(gain) for kind, gain in gains.items() if gain}
-        for kind, value in at.items():
-            points.setdefault(kind, []).append((value, label))
-        lines += [(min(at.values()), label), (max(at.values()), label), (None, label)]
+        label = _label(group)
+        scores["distilled"] = group.mean("nll")
+        for method, nll in scores.items():
+            points.setdefault(method, []).append((nll, label))
+        lines += [(min(scores.values()), label), (max(scores.values()), label), (None, label)]
     if not points:
         return None
     x, y = zip(*lines, strict=True)
-    line = {"color": "var(--line)", "width": 3}
-    traces: list[Figure] = [
-        {"type": "scatter", "x": x, "y": y, "mode": "lines", "line": line, "hoverinfo": "skip"}
-        | {"showlegend": False}
-    ]
-    for kind in sorted(points, key=list(COLOURS).index):
-        x, y = zip(*points[kind], strict=True)
-        look = {"color": COLOURS[kind], "size": 10}
-        hover = f"%{{y}}<br>{kind} %{{x:.3f}}<extra></extra>"
-        traces.append(
-            {"type": "scatter", "name": kind, "x": x, "y": y, "mode": "markers"}
-            | {"marker": look, "hovertemplate": hover}
-        )
-    return _lying(traces, len(points["distilled"]), "nll (nats)")
-
-
-def _lying(traces: list[Figure], lines: int, x: str, **axis: Any) -> Figure | None:
-    """With a line a job, and its name on the left."""
-    names = {"automargin": True, "ticksuffix": "  ", "type": "category"}
-    return figure(traces, x, "", 130 + 26 * lines, xaxis=axis, yaxis=names)
-
-
-def curves(rows: list[Row], column: str, title: str) -> Figure | None:
-    """A line for each job, a colour for each setting."""
-    labels = list(dict.fromkeys(row.label for row in rows))
-    traces: list[Figure] = []
-    named = set()
-    for row in rows:
-        points = _points(row, column)
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        index = labels.index(row.label)
+    connection = {"mode": "lines", "line": {"color": "var(--line)", "width": 3}}
+    hidden = {"hoverinfo": "skip", "showlegend": False}
+    traces: list[Figure] = [{"type": "scatter", "x": x, "y": y} | connection | hidden]
+    for method in sorted(points, key=list(COLORS).index):
+        x, y = zip(*points[method], strict=True)
         traces.append(
             {
                 "type": "scatter",
+                "name": method,
                 "x": x,
                 "y": y,
-                "name": escape(short(row.label, row.settings)),
-                "text": escape(short(row.name, row.settings)),
-                "legendgroup": str(index),
-                "showlegend": row.label not in named,
-                "mode": "lines+markers" if len(points) < 40 else "lines",
-                "line": {
-                    "color": LINES[index % len(LINES)],
-                    "dash": DASHES[index // len(LINES) % len(DASHES)],
-                    "width": 1.5,
-                },
-                "marker": {"size": 4},
-                "hovertemplate": "%{text}<br>step %{x}: %{y:.4f}<extra></extra>",
+                "mode": "markers",
+                "marker": {"color": COLORS[method], "size": 10},
+                "hovertemplate": f"%{{y}}<br>{method} %{{x:.3f}}<extra></extra>",
             }
         )
-        named.add(row.label)
+    return _with_named_lines(traces, len(points["distilled"]), "nll (nats)")
+
+
+def _baseline_scores(group: SeedGroup) -> dict[str, float]:
+    """The mean nll of the baselines that a group was compared with, by their method."""
+    gains = {
+        "baseline": [job.gain_over_baseline for job in group.jobs],
+        "label smoothing": [job.gain_over_label_smoothing for job in group.jobs],
+    }
+    known = {method: [g for g in gain if g is not None] for method, gain in gains.items()}
+    return {method: group.mean("nll") + mean(gain) for method, gain in known.items() if gain}
+
+
+def _with_named_lines(traces: list[Figure], lines: int, x: str, **axis: Any) -> Figure | None:
+    """A figure with one horizontal line per setting, and its name on the left."""
+    names = {"automargin": True, "ticksuffix": "  ", "type": "category"}
+    return make_figure(traces, x, "", 130 + 26 * lines, xaxis=axis, yaxis=names)
+
+
+def curves(jobs: list[JobRecord], column: str, title: str) -> Figure | None:
+    """A line for each job, a color for each setting."""
+    settings = list(dict.fromkeys(job.name_without_seed for job in jobs))
+    traces: list[Figure] = []
+    in_legend: set[str] = set()
+    for job in jobs:
+        if points := _curve(job, column):
+            setting = job.name_without_seed
+            trace = _curve_trace(job, points, settings.index(setting))
+            traces.append(trace | {"showlegend": setting not in in_legend})
+            in_legend.add(setting)
     legend = {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "font": {"size": 11}}
-    return figure(traces, "step", title, 460 + 12 * len(named), legend=legend)
+    return make_figure(traces, "step", title, 460 + 12 * len(in_legend), legend=legend)
 
 
-def _points(row: Row, column: str) -> list[tuple[int, float]]:
-    """Those that can be read: a job may be writing its last line right now."""
-    found = []
-    for point in row.curves:
+def _curve_trace(job: JobRecord, points: list[tuple[int, float]], index: int) -> Figure:
+    x, y = zip(*points, strict=True)
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "name": escape(short_name(job.name_without_seed, job.swept)),
+        "text": escape(short_name(job.name, job.swept)),
+        "legendgroup": str(index),
+        "mode": "lines+markers" if len(points) < MAX_CURVE_MARKERS else "lines",
+        "line": {
+            "color": LINE_COLORS[index % len(LINE_COLORS)],
+            "dash": DASHES[index // len(LINE_COLORS) % len(DASHES)],
+            "width": 1.5,
+        },
+        "marker": {"size": 4},
+        "hovertemplate": "%{text}<br>step %{x}: %{y:.4f}<extra></extra>",
+    }
+
+
+def _curve(job: JobRecord, column: str) -> list[tuple[int, float]]:
+    """(step, value) of each line that is readable: a running job may be writing its last one."""
+    points = []
+    for line in job.curves:
         try:
-            step, value = int(point["step"]) + 1, float(point.get(column) or "nan")
+            step, value = int(line["step"]) + 1, float(line.get(column) or "nan")
         except ValueError:
             continue
         if math.isfinite(value):
-            found.append((step, value))
-    return found
+            points.append((step, value))
+    return points
 
 
-def _label(group: Group) -> str:
-    return escape(short(group.name, group.rows[0].settings))
+def _label(group: SeedGroup) -> str:
+    return escape(group_name(group))

@@ -1,20 +1,24 @@
-"""One page that any browser shows, offline: the answer first, then what it rests on."""
+"""report.html: one self-contained page, the headline first, then the details."""
 
-import json
 import math
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lightning_distill.report import figures, heatmaps
-from lightning_distill.report.headline import answer, over_seeds_table, unfinished
-from lightning_distill.report.sections import commands, cost, influences, jobs_table, samples
+from lightning_distill.report.formatting import jobs_text, millions, short_name
+from lightning_distill.report.headline import headline, seeds_table, unfinished
+from lightning_distill.report.sections import commands, cost, jobs_table, samples, variance_bars
 from lightning_distill.storage.artifacts import write_atomic
-from lightning_distill.sweeps.records import Row, not_begun, planned
+from lightning_distill.sweeps.multirun import jobs_not_started, read_sweep_command
+from lightning_distill.sweeps.records import JobRecord
 
+# The sections in their order; each is a template `sections/<id>.html.jinja`.
 SECTIONS = {
     "jobs": "All jobs",
     "seeds": "Over seeds",
@@ -34,133 +38,95 @@ CURVES = {
 }
 
 
-def write_report(rows: list[Row], file: Path) -> None:
-    name = file.resolve().parent.name
-    command, jobs = planned(file.parent)
-    absent = not_begun(rows, jobs)
+def write_report(jobs: list[JobRecord], file: Path) -> None:
+    command, requested = read_sweep_command(file.parent)
+    not_started = jobs_not_started(jobs, requested)
     contents = {
-        "jobs": jobs_table(rows),
-        "seeds": over_seeds_table(rows),
-        "gaps": _gaps(rows),
-        "against": _against(rows),
-        "influence": influences(rows),
-        "maps": _maps(rows),
-        "sizes": _drawn("sizes", figures.sizes(rows)),
-        "curves": _curves(rows),
-        "cost": cost(rows),
-        "samples": samples(rows),
-        "commands": commands(rows, command),
+        "jobs": jobs_table(jobs),
+        "seeds": seeds_table(jobs),
+        "gaps": _gaps(jobs),
+        "against": _against(jobs),
+        "influence": variance_bars(jobs),
+        "maps": _maps(jobs),
+        "sizes": figures.sizes(jobs),
+        "curves": _curves(jobs),
+        "cost": cost(jobs),
+        "samples": samples(jobs),
+        "commands": commands(jobs, command),
     }
-    shown = {key: html for key, html in contents.items() if html}
-    done = sum(not row.why for row in rows)
-    of = f"{len(rows) + len(absent)} job{'s' * (len(rows) + len(absent) > 1)}"
-    head = (
-        f"<h1>{escape(name)}</h1><p class='note'>{done} of {of} finished. Measured on the "
-        "held-out test split; nll in nats per token or example. The same numbers, unrounded, are "
-        "in <a href='results.csv'>results.csv</a>.</p>"
-    )
-    links = "".join(f"<a href='#{key}'>{SECTIONS[key]}</a>" for key in shown)
-    body = "".join(
-        f"<section id='{key}'><h2>{SECTIONS[key]}</h2>{html}</section>"
-        for key, html in shown.items()
-    )
-    own = files("lightning_distill.report")
-    style, script = ((own / f).read_text(encoding="utf-8") for f in ("style.css", "script.js"))
+    package = files("lightning_distill.report")
     text = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<link rel='icon' href='data:,'><title>{escape(name)}</title><style>{style}</style>"
-        f"</head><body><header>{head}</header><main>{answer(rows)}"
-        f"<nav aria-label='sections'>{links}</nav>{unfinished(rows, absent)}{body}</main>"
-        # Not run before a figure comes into view: its 5 MB would hold up all the rest.
-        f"<script type='text/plain' id='plotly'>{get_plotlyjs()}</script>"
-        f"<script>{script}</script></body></html>"
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=file.resolve().parent.name,
+            finished=sum(not job.failure_reason for job in jobs),
+            total=len(jobs) + len(not_started),
+            headline=headline(jobs),
+            unfinished=unfinished(jobs, not_started),
+            sections=[
+                (key, SECTIONS[key], content) for key, content in contents.items() if content
+            ],
+            style=Markup((package / "style.css").read_text(encoding="utf-8")),
+            script=Markup((package / "script.js").read_text(encoding="utf-8")),
+            plotly=Markup(get_plotlyjs()),
+        )
     )
     write_atomic(file, text.encode())
 
 
-def _gaps(rows: list[Row]) -> str:
-    repeated = any(row.gap_closed is not None for row in rows) and _repeats(rows)
-    bars = " Bars: 95&nbsp;% confidence intervals of the mean over seeds (Student's t)."
-    note = (
-        "How much of the way from the nll of the same training without a teacher (alpha = 0, no "
-        f"label smoothing, equal steps) to the teacher's.{bars if repeated else ''}"
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lightning_distill.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return _drawn("gaps", figures.gaps(rows), note)
+    environment.filters |= {"figure_json": as_json, "jobs": jobs_text, "millions": millions}
+    environment.filters["short"] = lambda job: short_name(job.name, job.swept)
+    return environment
 
 
-def _repeats(rows: list[Row]) -> bool:
-    return len({row.label for row in rows if row.nll is not None}) < sum(
-        row.nll is not None for row in rows
-    )
+def _gaps(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    if (figure := figures.gaps(jobs)) is None:
+        return None
+    scored = [job.name_without_seed for job in jobs if job.nll is not None]
+    return {"figure": figure, "has_intervals": len(set(scored)) < len(scored)}
 
 
-def _against(rows: list[Row]) -> str:
-    note = (
-        "Each distilled student beside the same model trained on the same text for as many steps "
-        "without a teacher: plainly, and with smoothed labels where the sweep has that. Means "
-        "over seeds; further left is better."
-    )
-    drawn = _drawn("against", figures.against(rows), note)
-    if drawn and not any(row.gain_over_smoothing is not None for row in rows):
-        hint = "loss.alpha=0 loss.label_smoothing=0.1"
-        drawn += f"<p class='note'>No job has smoothed labels; add <code>{hint}</code>.</p>"
-    return drawn
+def _against(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    if (figure := figures.against(jobs)) is None:
+        return None
+    smoothed = any(job.gain_over_label_smoothing is not None for job in jobs)
+    return {"figure": figure, "has_label_smoothing": smoothed}
 
 
-def _maps(rows: list[Row]) -> str:
-    maps = heatmaps.heat_maps(rows)
+def _maps(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    maps = heatmaps.heat_maps(jobs)
     if not maps:
-        return ""
+        return None
     axes = (heatmaps.TEMPERATURE, heatmaps.ALPHA)
-    own = ("student", "student.hidden_size", "student.num_hidden_layers", "seed", *axes)
-    others = [key for key in rows[0].settings if key not in own]
-    over = f"over seeds and {', '.join(others)}" if others else "over seeds"
-    note = (
-        f"nll, means {escape(over)}; the stronger the colour, the better. At alpha = 0 the "
-        "temperature is without effect."
-    )
-    parts = [
-        f"<div><h3>{escape(name)}</h3>{_drawn(f'map-{n}', one)}</div>"
-        for n, (name, one) in enumerate(maps)
+    shown = ("student", "student.hidden_size", "student.num_hidden_layers", "seed", *axes)
+    return {"maps": maps, "averaged_keys": [key for key in jobs[0].swept if key not in shown]}
+
+
+def _curves(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    drawn = [
+        (title.capitalize(), figure)
+        for column, title in CURVES.items()
+        if (figure := figures.curves(jobs, column, title))
     ]
-    return f"<p class='note'>{note}</p><div class='maps'>{''.join(parts)}</div>"
+    without = [job.name for job in jobs if not job.curves and job.results["status"] != "not run"]
+    return {"figures": drawn, "without_curves": without} if drawn or without else None
 
 
-def _curves(rows: list[Row]) -> str:
-    parts = [
-        f"<h3>{escape(title.capitalize())}</h3>{html}"
-        for n, (column, title) in enumerate(CURVES.items())
-        if (html := _drawn(f"curves-{n}", figures.curves(rows, column, title)))
-    ]
-    without = [row.name for row in rows if not row.curves and row.results["status"] != "not run"]
-    if without:
-        names = escape("; ".join(without))
-        parts.append(f"<p class='note'>Without a readable metrics.csv: {names}.</p>")
-    return "".join(parts)
-
-
-def _drawn(name: str, figure: figures.Figure | None, note: str = "") -> str:
-    """A figure's place, and what the script draws there when it comes into view."""
-    if figure is None:
-        return ""
-    height = figure["layout"]["height"]
-    said = f"<p class='note'>{note}</p>" if note else ""
-    return (
-        f"{said}<div class='wide'><div class='figure' data-figure='figure-{name}' "
-        f"style='min-height:{height}px'></div></div>"
-        f"<script type='application/json' id='figure-{name}'>{as_json(figure)}</script>"
-    )
-
-
-def as_json(node: Any) -> str:
-    """For a script element, which any `</script>` inside would end."""
-    text = json.dumps(_finite(node), allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def as_json(node: Any) -> Markup:
+    """JSON for a script element; NaN and Inf, which JSON lacks, become null."""
+    return htmlsafe_json_dumps(_finite(node), allow_nan=False, separators=(",", ":"))
 
 
 def _finite(node: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
     if isinstance(node, dict):
         return {key: _finite(value) for key, value in node.items()}
     if isinstance(node, list | tuple):

@@ -1,4 +1,4 @@
-"""What a sweep is planned to take, as a table in the terminal."""
+"""The estimated cost of a sweep's jobs (`stage=plan`), as a table in the terminal."""
 
 import json
 import os
@@ -6,112 +6,115 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from lightning_distill.report.tables import duration
+from lightning_distill.report.formatting import (
+    duration,
+    jobs_text,
+    print_table,
+    with_unit_prefix,
+)
 from lightning_distill.sweeps.records import distinguishing_overrides
 
-PLAN = "plan.json"  # in the folder of a job's plan
+PLAN = "plan.json"  # in the folder of a planned job
 
 COLUMNS = ("job", "student", "tokens", "FLOPs", "time", "memory", "state")
 STATES = {
     "new": "to run",
     "finished": "finished",
-    "failed": "failed, left so",
-    "reused": "taken over",  # of another sweep, or of a folder of another name
+    "failed": "failed, not run again",
+    "reused": "reused",  # from another sweep, or from a folder of another name
 }
+UNITS = {"teacher": "steps", "predictions": "blocks", "text": "sequences"}  # of artifacts
+MB = 1e6
 
 
 def print_plan(folder: Path) -> None:
-    """The jobs planned below a folder, what they share, and all of it added up."""
-    plans = [json.loads(file.read_text()) for file in folder.rglob(PLAN)]
+    """Print the jobs planned below a folder, the artifacts they share, and the sums."""
+    plans = _read_plans(folder)
     if not plans:
         return
-    plans.sort(key=lambda one: int(one["number"]))
-    for one, name in zip(
-        plans, distinguishing_overrides([one["overrides"] for one in plans]), strict=True
-    ):
-        one["job"] = name or one["job"]
+    to_run = [plan for plan in plans if plan["state"] in ("new", "running")]
+    title = f"{jobs_text(len(plans))}, {len(to_run)} to run"
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        is_text = column in ("job", "state")
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
+    for plan in plans:
+        costs = _costs(plan) if plan in to_run else [""] * 5
+        table.add_row(plan["job"], *costs, _state(plan))
+    print_table(table)
+    artifacts = list({one["id"]: one for plan in to_run for one in plan["shared"]}.values())
+    for artifact in artifacts:
+        print(_artifact_line(artifact))
+    missing = [artifact for artifact in artifacts if not artifact["there"]]
+    _print_sums(plans[0]["outputs"], [*to_run, *missing])
+
+
+def _read_plans(folder: Path) -> list[dict[str, Any]]:
+    """In the order of the sweep. A job with the key of an earlier one reuses its results."""
+    plans = [json.loads(file.read_text()) for file in folder.rglob(PLAN)]
+    plans.sort(key=lambda plan: int(plan["number"]))
+    names = distinguishing_overrides([plan["overrides"] for plan in plans])
     first: dict[str, str] = {}
-    for one in plans:
-        if "seconds" in one and first.setdefault(one["key"], one["job"]) != one["job"]:
-            one["state"] = f"as {first[one['key']]}"
-    todo = [one for one in plans if one["state"] in ("new", "running")]
-    count = f"{len(plans)} job{'' if len(plans) == 1 else 's'}"
-    table = Table(title=f"{count}, {len(todo)} to run", title_justify="left")
-    for name in COLUMNS:
-        left = name in ("job", "state")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
-    for one in plans:
-        table.add_row(one["job"], *(_costs(one) if one in todo else [""] * 5), _state(one))
-    console = Console()
-    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
-    shared = list({s["id"]: s for one in todo for s in one["shared"]}.values())
-    for one in shared:
-        print(_line(one))
-    _print_sums(plans[0]["outputs"], todo, [one for one in shared if not one["there"]])
+    for plan, name in zip(plans, names, strict=True):
+        plan["job"] = name or plan["job"]
+        if "seconds" in plan and first.setdefault(plan["key"], plan["job"]) != plan["job"]:
+            plan["state"] = f"as {first[plan['key']]}"
+    return plans
 
 
-def _costs(one: dict[str, Any]) -> list[str]:
+def _costs(plan: dict[str, Any]) -> list[str]:
     return [
-        short(one["parameters"]),
-        short(one["tokens"]),
-        short(one["flops"]),
-        duration(one["seconds"]),
-        decimal(int(one["memory_mb"] * 1e6)),
+        with_unit_prefix(plan["parameters"]),
+        with_unit_prefix(plan["tokens"]),
+        with_unit_prefix(plan["flops"]),
+        duration(plan["seconds"]),
+        decimal(int(plan["memory_mb"] * MB)),
     ]
 
 
-def _state(one: dict[str, Any]) -> str:
-    if one["state"] == "running":
-        return f"to run, from step {one['from_step']}"
-    return STATES.get(one["state"], one["state"])
+def _state(plan: dict[str, Any]) -> str:
+    if plan["state"] == "running":
+        return f"to run, from step {plan['from_step']}"
+    return STATES.get(plan["state"], plan["state"])
 
 
-def _line(one: dict[str, Any]) -> str:
-    size = f", {short(one['parameters'])} parameters" if "parameters" in one else ""
-    name = f"{one['what']} {one['id']}{size}"
-    if one["there"]:
-        return f"{name}: there"
-    unit = {"teacher": "steps", "predictions": "blocks", "text": "sequences"}[one["what"]]
+def _artifact_line(artifact: dict[str, Any]) -> str:
+    kind = artifact["what"]
+    name = f"{kind} {artifact['id']}"
+    if "parameters" in artifact:
+        name += f", {with_unit_prefix(artifact['parameters'])} parameters"
+    if artifact["there"]:
+        return f"{name}: exists"
     return (
-        f"{name}: to make, {one['count']:,} {unit}, {duration(one['seconds'])}, "
-        f"{decimal(int(one['memory_mb'] * 1e6))} of memory, {decimal(int(one['bytes']))} on disk"
+        f"{name}: to make, {artifact['count']:,} {UNITS[kind]}, {duration(artifact['seconds'])}, "
+        f"{decimal(int(artifact['memory_mb'] * MB))} of memory, "
+        f"{decimal(int(artifact['bytes']))} on disk"
     )
 
 
-def _print_sums(outputs: str, todo: list[dict[str, Any]], made: list[dict[str, Any]]) -> None:
-    every = [*todo, *made]
-    if not every:
+def _print_sums(outputs: str, costs: list[dict[str, Any]]) -> None:
+    if not costs:
         print("nothing to run")
         return
-    seconds, flops, size = (sum(one[key] for one in every) for key in ("seconds", "flops", "bytes"))
-    most = max(one["memory_mb"] for one in every) * 1e6
+    seconds, flops, size = (sum(one[key] for one in costs) for key in ("seconds", "flops", "bytes"))
+    peak = max(one["memory_mb"] for one in costs) * MB
     free, memory = shutil.disk_usage(outputs).free, total_memory()
-    print(f"in all: {duration(seconds)} one after the other, {short(flops)}FLOP")
-    print(f"disk: {decimal(int(size))}, of {decimal(free)} that are free{_warn(size > free)}")
-    print(f"memory: {decimal(int(most))}, of {decimal(memory)}{_warn(most > memory)}")
+    print(f"in all: {duration(seconds)} one after the other, {with_unit_prefix(flops)}FLOP")
+    print(f"disk: {decimal(int(size))}, of {decimal(free)} that are free{_warning(size > free)}")
+    print(f"memory: {decimal(int(peak))}, of {decimal(memory)}{_warning(peak > memory)}")
 
 
-def _warn(lacks: bool) -> str:
-    return ": NOT ENOUGH" if lacks else ""
+def _warning(is_short: bool) -> str:
+    return ": NOT ENOUGH" if is_short else ""
 
 
 def total_memory() -> int:
-    """Bytes of the GPU where there is one, else of the machine."""
+    """Bytes of the current GPU, else bytes of the machine's memory."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def short(count: float) -> str:
-    """1,234,000 as 1.23 M."""
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if count < 1000 or unit == "E":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}".rstrip() if count else "0"

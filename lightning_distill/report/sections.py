@@ -1,237 +1,206 @@
-"""The page's tables, samples and commands."""
+"""What the page's sections show besides figures: tables, costs, samples and commands."""
 
 import math
 import shlex
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from lightning_distill.metrics.names import is_metric
-from lightning_distill.report.tables import TASK_SCORES, duration, records, short, teachers
-from lightning_distill.sweeps.comparison import influence, measure_of, over_seeds, verdict
-from lightning_distill.sweeps.records import Row
+from lightning_distill.report.formatting import duration, short_name
+from lightning_distill.report.tables import TASK_SCORES, csv_rows, teachers
+from lightning_distill.sweeps.comparison import (
+    group_by_setting,
+    measure_of,
+    rank_settings,
+    variance_explained,
+)
+from lightning_distill.sweeps.records import JobRecord
 
 MEANING = {
     "perplexity": "exp(nll)",
     "accuracy": "share of examples whose class is the likeliest",
     "f1": "mean of the classes' F1",
-    "corrected_omitted_accuracy": "recognised of the omitted class, with its bias corrected",
-    "bleu": "of what is written, against the references (sacrebleu)",
-    "chrf": "of what is written, against the references (sacrebleu)",
-    "rouge_l": "of what is written, against the references",
+    "corrected_omitted_accuracy": "recall of the omitted class, with its bias corrected",
+    "bleu": "of the generated text, against the references (sacrebleu)",
+    "chrf": "of the generated text, against the references (sacrebleu)",
+    "rouge_l": "of the generated text, against the references",
 }
-# What the table of jobs shows: the column of results.csv, its head, digits, factor, unit, meaning.
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers in the table of jobs; `key` is that of results.csv."""
+
+    key: str
+    heading: str
+    digits: int
+    meaning: str
+    factor: float = 1
+    unit: str = ""
+
+    def format(self, value: float) -> str:
+        return f"{self.factor * value:,.{self.digits}f}{self.unit}"
+
+
 COLUMNS = (
-    ("student.nll", "nll", 3, 1, "", "nats, on the held-out test split"),
-    *((f"student.{key}", name, digits, 1, "", MEANING[key]) for key, name, digits in TASK_SCORES),
-    ("gap_closed", "gap closed", 1, 100, " %", "(baseline − student) / (baseline − teacher)"),
-    ("gap_closed_best_baseline", "… of best", 1, 100, " %", "from the best without a teacher"),
-    ("gain_over_baseline", "over baseline", 3, 1, "", "nll gained over plain training"),
-    ("gain_over_label_smoothing", "over smoothing", 3, 1, "", "nll gained over smoothed labels"),
-    (
-        "student.teacher_agreement",
-        "agreement",
-        3,
-        1,
-        "",
-        "how often both favour the same one",
-    ),
-    ("student.teacher_kl", "KL(p ‖ q)", 3, 1, "", "from the teacher's distribution"),
-    ("student.calibration_error", "ECE", 3, 1, "", "expected calibration error"),
-    ("student.parameters", "size, M", 3, 1e-6, "", "millions of parameters of the student"),
-    ("teacher.nll", "teacher's nll", 3, 1, "", "of the teacher"),
-    ("cost.student_seconds", "seconds", 0, 1, "", "of training the student"),
-    ("cost.student_tokens_per_second", "tokens/s", 0, 1, "", "target tokens of the student"),
-    ("cost.peak_memory_mb", "memory, MB", 0, 1, "", "at most, while the student trains"),
-    ("student.speed.tokens_per_second", "writes, tokens/s", 0, 1, "", "of the student, finished"),
-    ("student.speed.first_token_seconds", "first token", 1, 1e3, " ms", "of the student, finished"),
-    ("student.speed.bytes", "weights", 1, 1e-6, " MB", "of the student"),
+    Column("student.nll", "nll", 3, "nats, on the held-out test split"),
+    *(Column(f"student.{key}", name, digits, MEANING[key]) for key, name, digits in TASK_SCORES),
+    Column("gap_closed", "gap closed", 1, "(baseline − student) / (baseline − teacher)", 100, " %"),
+    Column("gap_closed_best_baseline", "… of best", 1, "from the best baseline", 100, " %"),
+    Column("gain_over_baseline", "over baseline", 3, "nll gained over plain training"),
+    Column("gain_over_label_smoothing", "over smoothing", 3, "nll gained over label smoothing"),
+    Column("student.teacher_agreement", "agreement", 3, "share of equal top-1 predictions"),
+    Column("student.teacher_kl", "KL(p ‖ q)", 3, "from the teacher's distribution"),
+    Column("student.calibration_error", "ECE", 3, "expected calibration error"),
+    Column("student.parameters", "size, M", 3, "millions of parameters of the student", 1e-6),
+    Column("teacher.nll", "teacher's nll", 3, "of the teacher"),
+    Column("cost.student_seconds", "seconds", 0, "of training the student"),
+    Column("cost.student_tokens_per_second", "tokens/s", 0, "target tokens of the student"),
+    Column("cost.peak_memory_mb", "memory, MB", 0, "peak, while the student trains"),
+    Column("student.speed.tokens_per_second", "generates, tokens/s", 0, "of the student"),
+    Column("student.speed.first_token_seconds", "first token", 1, "of the student", 1e3, " ms"),
+    Column("student.speed.bytes", "weights", 1, "of the student", 1e-6, " MB"),
 )
-# Left out where they say no more than another.
-ONLY_IF_OTHER = {"gap_closed_best_baseline": "gap_closed"}
-ONLY_IF_VARIED = ("teacher.nll",)
 
 
-def jobs_table(rows: list[Row]) -> str:
-    """A row a job, with the numbers of results.csv; the best first."""
-    found = verdict(rows)
-    best = {id(row) for row in found.best.rows} if found else set()
-    lines = list(zip(rows, records(rows), strict=True))
-    lines.sort(key=lambda line: math.inf if line[0].nll is None else line[0].nll)
-    columns = [*COLUMNS, *_tasks([record for _, record in lines])]
-    shown = [column for column in columns if _worth_showing(column[0], [r for _, r in lines])]
-    keys = list(rows[0].settings)
-    heads = [(key, short(f"{key}=", keys).rstrip("="), key) for key in keys]
-    if not keys:
-        heads = [("job", "job", "the folder")]
-    text = (
-        heads if not any(row.why for row in rows) else [*heads, ("status", "status", "of the job")]
-    )
-    head = "".join(
-        f"<th class='text'><button title='{escape(meaning)}'>{escape(name)}</button></th>"
-        for _, name, meaning in text
-    ) + "".join(
-        f"<th><button title='{escape(meaning)}'>{escape(name)}</button></th>"
-        for _, name, _, _, _, meaning in shown
-    )
-    body = []
-    for row, record in lines:
-        cells = "".join(_text_cell(key, record) for key, _, _ in text)
-        cells += "".join(_number_cell(row, record, *column[:5]) for column in shown)
-        kind = " class='best'" if id(row) in best else ""
-        body.append(f"<tr{kind} data-name='{escape(row.name)}'>{cells}</tr>")
-    return (
-        "<p class='note'>A click on a column's head sorts by it. The best is marked.</p>"
-        "<div class='filter'><input type='search' data-filters='table-jobs' "
-        "placeholder='filter, as in alpha=0.5 student=s' aria-label='filter the jobs'>"
-        "<output class='note'></output></div>"
-        f"<div class='wide'><table class='sorts' id='table-jobs'><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+@dataclass(frozen=True)
+class Cell:
+    """value: what the page sorts by; empty where there is no number."""
+
+    column: str
+    text: str = ""
+    value: float | str = ""
+    title: str = ""
 
 
-def _tasks(lines: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str, str]]:
+def jobs_table(jobs: list[JobRecord]) -> dict[str, Any]:
+    """A row for each job, the best first, with the numbers of results.csv."""
+    rows = list(zip(jobs, csv_rows(jobs), strict=True))
+    rows.sort(key=lambda row: math.inf if row[0].nll is None else row[0].nll)
+    values = [record for _, record in rows]
+    columns = [one for one in (*COLUMNS, *_lm_eval_columns(values)) if _is_informative(one, values)]
+    keys = list(jobs[0].swept)
+    labels = [(key, short_name(f"{key}=", keys).rstrip("="), key) for key in keys]
+    labels = labels or [("job", "job", "the folder")]
+    if any(job.failure_reason for job in jobs):
+        labels.append(("status", "status", "of the job"))
+    ranking = rank_settings(jobs)
+    best = ranking.best.jobs if ranking else []
+    return {
+        "labels": labels,
+        "columns": columns,
+        "rows": [
+            {
+                "name": job.name,
+                "is_best": any(job is one for one in best),
+                "labels": [(key, str(record.get(key, ""))) for key, *_ in labels],
+                "cells": [_cell(job, record, column) for column in columns],
+            }
+            for job, record in rows
+        ],
+    }
+
+
+def _lm_eval_columns(rows: list[dict[str, Any]]) -> list[Column]:
     """A column for each metric of lm-eval's tasks."""
     prefix = "student.tasks."
-    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(prefix))
-    found: list[tuple[str, str, int, float, str, str]] = []
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(prefix))
+    columns = []
     for key in filter(is_metric, keys):
-        of_teachers = key.replace("student", "teacher", 1)
-        theirs = sorted({line[of_teachers] for line in lines if of_teachers in line})
-        told = f"; the teacher's: {', '.join(f'{value:.3f}' for value in theirs)}" if theirs else ""
-        name = " ".join(key.removeprefix(prefix).rsplit(".", 1))
-        found.append((key, name, 3, 1, "", f"lm-eval{told}"))
-    return found
+        teacher_key = key.replace("student", "teacher", 1)
+        scores = sorted({row[teacher_key] for row in rows if teacher_key in row})
+        teacher = f"; the teacher's: {', '.join(f'{s:.3f}' for s in scores)}" if scores else ""
+        heading = " ".join(key.removeprefix(prefix).rsplit(".", 1))
+        columns.append(Column(key, heading, 3, f"lm-eval{teacher}"))
+    return columns
 
 
-def _worth_showing(key: str, lines: list[dict[str, Any]]) -> bool:
-    values = [line.get(key) for line in lines]
-    if key in ONLY_IF_VARIED and len({line.get("student.nll") for line in lines}) > 1:
-        return len(set(values) - {None}) > 1
-    other = ONLY_IF_OTHER.get(key, "")
-    return any(map(_is_number, values)) and any(line.get(other) != line.get(key) for line in lines)
+def _is_informative(column: Column, rows: list[dict[str, Any]]) -> bool:
+    """Whether a column has a number that no other column shows."""
+    if column.key == "teacher.nll" and len({row.get("student.nll") for row in rows}) > 1:
+        return len({row.get(column.key) for row in rows} - {None}) > 1
+    if column.key == "gap_closed_best_baseline":
+        rows = [row for row in rows if row.get(column.key) != row.get("gap_closed")]
+    return any(_is_finite(row.get(column.key)) for row in rows)
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _text_cell(key: str, record: dict[str, Any]) -> str:
-    value = str(record.get(key, ""))
-    bad = " bad" if key == "status" and value != "finished" else ""
-    return f"<td class='text{bad}' data-column='{escape(key)}'>{escape(value)}</td>"
+def _cell(job: JobRecord, record: dict[str, Any], column: Column) -> Cell:
+    value = record.get(column.key)
+    if value is None or not _is_finite(value):
+        return Cell(column.key)
+    if column.key == "cost.student_seconds" and job.reused:
+        return Cell(column.key, "reused", value, f"the results of {job.results['same_as']}")
+    return Cell(column.key, column.format(value), value)
 
 
-def _number_cell(
-    row: Row, record: dict[str, Any], key: str, _: str, digits: int, factor: float, unit: str
-) -> str:
-    value, column = record.get(key), escape(key)
-    if value is None or not _is_number(value):
-        return f"<td data-column='{column}'></td>"
-    shown = f"{factor * value:,.{digits}f}{unit}"
-    if key == "cost.student_seconds" and row.took_over:
-        shown = f"<span title='the results of {escape(str(row.results['same_as']))}'>reused</span>"
-    return f"<td data-column='{column}' data-value='{value!r}'>{shown}</td>"
+def variance_bars(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    shares = variance_explained(jobs)
+    if all(share is None for _, share in shares):
+        return None
+    return {"metric": measure_of(jobs).replace("_", " "), "shares": shares}
 
 
-def influences(rows: list[Row]) -> str:
-    found = influence(rows)
-    if all(share is None for _, share in found):
-        return ""
-    measure = measure_of(rows).replace("_", " ")
-    bars = "".join(
-        f"<span>{escape(key)}</span>"
-        f"<span class='bar'><i style='width:{100 * (share or 0):.1f}%'></i></span>"
-        f"<span>{'not to be told' if share is None else f'{share:.0%}'}</span>"
-        for key, share in found
-    )
-    note = (
-        f"η²: how much of the variance of {measure} between jobs lies between the means at each "
-        "setting's values. What settings do only together counts for none of them."
-    )
-    return f"<p class='note'>{note}</p><div class='bars'>{bars}</div>"
+def cost(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    if not any(job.results.get("cost") for job in jobs):
+        return None
+    found = teachers(jobs)
+    seconds = {
+        "teachers": sum(seconds for _, seconds in found),
+        "transfer": sum(job.cost("transfer_seconds") for job in jobs),
+        "students": sum(job.cost("student_seconds") for job in jobs),
+    }
+    facts = {name: duration(value) for name, value in seconds.items()}
+    if found and not seconds["teachers"]:
+        facts["teachers"] = "reused"
+    facts["in all"] = duration(sum(seconds.values()))
+    if seconds["students"]:
+        tokens = sum(j.cost("student_seconds") * j.cost("student_tokens_per_second") for j in jobs)
+        facts["tokens per second, students"] = f"{tokens / seconds['students']:,.0f}"
+    if peak := max(job.cost("peak_memory_mb") for job in jobs):
+        facts["peak memory"] = f"{peak:,.0f} MB"
+    return {"facts": facts, "reused": sum(job.reused for job in jobs)}
 
 
-def cost(rows: list[Row]) -> str:
-    students = sum(row.cost("student_seconds") for row in rows)
-    parts = [
-        ("teachers", sum(seconds for _, seconds in teachers(rows))),
-        ("transfer", sum(row.cost("transfer_seconds") for row in rows)),
-        ("students", students),
-    ]
-    total = sum(seconds for _, seconds in parts)
-    tokens = sum(r.cost("student_seconds") * r.cost("student_tokens_per_second") for r in rows)
-    peak = max((row.cost("peak_memory_mb") for row in rows), default=0)
-    if not any(row.results.get("cost") for row in rows):
-        return ""
-    cells = [(name, duration(seconds)) for name, seconds in parts]
-    if teachers(rows) and not parts[0][1]:
-        cells[0] = ("teachers", "reused")
-    cells.append(("in all", duration(total)))
-    if students:
-        cells.append(("tokens a second, students", f"{tokens / students:,.0f}"))
-    if peak:
-        cells.append(("peak memory", f"{peak:,.0f} MB"))
-    facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells)
-    over = sum(row.took_over for row in rows)
-    taken = f" {over} jobs took over the results of others with the same settings." if over else ""
-    return (
-        f"<dl class='facts'>{facts}</dl><p class='note'>Seconds of computing, added up over jobs. "
-        f"What was there already cost nothing.{taken}</p>"
-    )
-
-
-def samples(rows: list[Row]) -> str:
-    """For each prompt how the teacher, the best student and the best without a teacher go on."""
-    first = [row for group in over_seeds(rows) for row in group.rows]
-    alone = [row for row in first if row.is_baseline]
-    ordered = [*first[:1], *alone[:1], *first, *rows]
-    by_prompt: dict[str, dict[str, str]] = {}
-    for row in ordered:
-        for sample in row.samples:
-            texts = by_prompt.setdefault(str(sample["prompt"]), {})
+def samples(jobs: list[JobRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """For each prompt the texts of the teacher, the best student, the best baseline, the others."""
+    ranked = [job for group in group_by_setting(jobs) for job in group.jobs]
+    baselines = [job for job in ranked if job.is_baseline]
+    texts: dict[str, dict[str, str]] = {}
+    for job in [*ranked[:1], *baselines[:1], *ranked, *jobs]:
+        for sample in job.samples:
+            by_model = texts.setdefault(str(sample["prompt"]), {})
             if "teacher" in sample:
-                texts.setdefault("teacher", str(sample["teacher"]))
-            texts.setdefault(short(row.name, row.settings), str(sample["student"]))
-    parts = []
-    for prompt, texts in by_prompt.items():
-        lines = [
-            f"<dt>{escape(who)}</dt><dd class='verbatim'>{escape(text)}</dd>"
-            for who, text in sorted(texts.items(), key=lambda one: one[0] != "teacher")
-        ]
-        top, rest = "".join(lines[:3]), "".join(lines[3:])
-        more = f"<details><summary class='note'>{len(lines) - 3} others</summary>"
-        parts.append(
-            f"<h3 class='verbatim'>{escape(prompt)} …</h3><dl class='samples'>{top}</dl>"
-            + (f"{more}<dl class='samples'>{rest}</dl></details>" if rest else "")
-        )
-    return "".join(parts)
+                by_model.setdefault("teacher", str(sample["teacher"]))
+            by_model.setdefault(short_name(job.name, job.swept), str(sample["student"]))
+    return [
+        (prompt, sorted(by_model.items(), key=lambda one: one[0] != "teacher"))
+        for prompt, by_model in texts.items()
+    ]
 
 
-def commands(rows: list[Row], command: list[str]) -> str:
-    parts = []
-    if command:
-        parts.append(f"<p>The sweep:</p>{_command(['-m', *command])}")
-    for row in rows:
-        state = "" if row.nll is not None else f" ({row.results['status']})"
-        why = str(row.results.get("error") or "")
-        parts.append(
-            f"<details><summary>{escape(short(row.name, row.settings) + state)}</summary>"
-            + _command(row.results["overrides"])
-            + (f"<pre>{escape(why)}</pre>" if why else "")
-            + f"<p class='note verbatim'>{escape(str(row.folder))}</p>"
-            + (f"<pre>{escape(OmegaConf.to_yaml(row.cfg))}</pre>" if row.cfg else "")
-            + (
-                f"<p class='bad'>Missing: {escape(', '.join(row.missing))}</p>"
-                if row.missing
-                else ""
-            )
-            + "</details>"
-        )
-    return "".join(parts)
+def commands(jobs: list[JobRecord], sweep: list[str]) -> dict[str, Any]:
+    """The commands of the sweep and of each job, with the job's settings."""
+    return {
+        "sweep": _command(["-m", *sweep]) if sweep else "",
+        "jobs": [
+            {
+                "job": job,
+                "command": _command(job.results["overrides"]),
+                "error": str(job.results.get("error") or ""),
+                "config": yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True)
+                if job.config
+                else "",
+            }
+            for job in jobs
+        ],
+    }
 
 
 def _command(overrides: list[str]) -> str:
-    text = escape(shlex.join(["lightning-distill", *overrides]))
-    return f"<div class='command'><pre>{text}</pre><button>copy</button></div>"
+    return shlex.join(["lightning-distill", *overrides])

@@ -1,4 +1,4 @@
-"""A sweep's jobs side by side: what each gained over training without a teacher, what is best."""
+"""Comparison of a sweep's jobs: with baselines, across seeds, and by swept setting."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,165 +6,174 @@ from pathlib import Path
 from statistics import mean
 
 from lightning_distill.storage.artifacts import key_of
-from lightning_distill.sweeps.records import Row, read_jobs
-from lightning_distill.sweeps.statistics import difference
-
-__all__ = ["Row", "gather"]
+from lightning_distill.sweeps.records import JobRecord, read_jobs
+from lightning_distill.sweeps.statistics import mean_difference
 
 
-def gather(folder: Path) -> list[Row]:
-    """All jobs below a folder, each measured against those that had no teacher."""
-    rows = read_jobs(folder)
-    plain = [r for r in rows if r.kind == "baseline" and r.bits is not None]
-    smooth = [r for r in rows if r.kind == "label smoothing" and r.bits is not None]
-    for row in rows:
-        if row.bits is None or not row.cfg:
-            continue
-        twin, smoothed = _best(plain, _twin_key, row), _best(smooth, _twin_key, row)
-        rival = _best([*plain, *smooth], _rival_key, row)
-        if row.kind == "distilled":
-            row.gap_closed, row.gap_closed_best = _share(twin, row), _share(rival, row)
-            row.gain_over_smoothing = _gain(smoothed, row)
-        if row.kind != "baseline":
-            row.gain = _gain(twin, row)
-    return rows
+def compare_jobs(folder: Path) -> list[JobRecord]:
+    """All jobs below a folder, each compared with the sweep's baselines."""
+    jobs = read_jobs(folder)
+    scored = [job for job in jobs if job.bits_per_byte_or_nll is not None and job.config]
+    plain = [job for job in scored if job.method == "baseline"]
+    smoothed = [job for job in scored if job.method == "label smoothing"]
+    for job in scored:
+        baseline = _best(plain, _training_key, job)
+        if job.method == "distilled":
+            best_baseline = _best([*plain, *smoothed], _student_key, job)
+            job.gap_closed = _gap_closed(baseline, job)
+            job.gap_closed_best_baseline = _gap_closed(best_baseline, job)
+            job.gain_over_label_smoothing = _gain(_best(smoothed, _training_key, job), job)
+        if job.method != "baseline":
+            job.gain_over_baseline = _gain(baseline, job)
+    return jobs
 
 
-def _best(candidates: list[Row], key: Callable[[Row], str], row: Row) -> float | None:
-    """The fewest bits a byte among those that have this row's key."""
-    return min(
-        (r.bits for r in candidates if r.bits is not None and key(r) == key(row)), default=None
-    )
+def _best(
+    candidates: list[JobRecord], key: Callable[[JobRecord], str], job: JobRecord
+) -> float | None:
+    """The lowest bits per byte among the candidates with the same key as `job`."""
+    same = (c.bits_per_byte_or_nll for c in candidates if key(c) == key(job))
+    return min((score for score in same if score is not None), default=None)
 
 
-def _share(baseline: float | None, row: Row) -> float | None:
-    """(baseline − student) / (baseline − teacher) in bits a byte, which do not depend on the
-    tokenizer; in nll of what has no bytes."""
-    teacher = row.results.get("teacher")
-    if baseline is None or row.bits is None or not teacher:
+def _gap_closed(baseline: float | None, job: JobRecord) -> float | None:
+    """(baseline − student) / (baseline − teacher), in bits per byte or nll."""
+    student, teacher = job.bits_per_byte_or_nll, job.results.get("teacher")
+    if baseline is None or student is None or not teacher:
         return None
     gap = baseline - teacher.get("bits_per_byte", teacher["nll"])
-    return (baseline - row.bits) / gap if gap > 0 else None
+    return (baseline - student) / gap if gap > 0 else None
 
 
-def _gain(baseline: float | None, row: Row) -> float | None:
-    """baseline − student, in nats per token of the student's."""
-    if baseline is None or not row.bits or row.nll is None:
+def _gain(baseline: float | None, job: JobRecord) -> float | None:
+    """baseline − student, in nats per token of the student."""
+    student = job.bits_per_byte_or_nll
+    if baseline is None or not student or job.nll is None:
         return None
-    return (baseline - row.bits) * row.nll / row.bits
+    return (baseline - student) * job.nll / student
 
 
-def _twin_key(row: Row) -> str:
-    """Equal for jobs that differ only in what the student has from its teacher."""
-    same = ("optimizer", "schedule", "trainer")
-    steps = {"max_steps": row.cfg["student"]["max_steps"]}
-    return key_of({k: row.cfg[k] for k in same} | steps | {"of": _rival_key(row)})
+def _training_key(job: JobRecord) -> str:
+    """Equal for jobs that differ only in what the student gets from its teacher."""
+    training = {key: job.config[key] for key in ("optimizer", "schedule", "trainer")}
+    steps = {"max_steps": job.config["student"]["max_steps"]}
+    return key_of(training | steps | {"of": _student_key(job)})
 
 
-def _rival_key(row: Row) -> str:
-    """Equal for jobs that train a student of one size on the same text, however long or well."""
+def _student_key(job: JobRecord) -> str:
+    """Equal for jobs whose student has the same size, data and seed, however it was trained."""
     training = ("max_steps", "initialize", "layers")
-    student = {k: v for k, v in row.cfg["student"].items() if k not in training}
-    text = {"data": row.cfg["data"], "num_blocks": row.cfg["transfer"].get("num_blocks")}
-    return key_of({"student": student, "seed": row.cfg["seed"], **text})
+    student = {k: v for k, v in job.config["student"].items() if k not in training}
+    num_blocks = job.config["transfer"].get("num_blocks")
+    data = {"data": job.config["data"], "num_blocks": num_blocks}
+    return key_of({"student": student, "seed": job.config["seed"], **data})
 
 
 @dataclass
-class Group:
-    """One setting, at each of its seeds."""
+class SeedGroup:
+    """Jobs that differ only in their seed."""
 
     name: str
-    rows: list[Row]
+    jobs: list[JobRecord]
 
     def scores(self, key: str) -> list[float]:
-        return [score for row in self.rows if (score := row.score(key)) is not None]
+        return [score for job in self.jobs if (score := job.score(key)) is not None]
 
     def mean(self, key: str) -> float:
         return mean(self.scores(key))
 
-    def shares(self) -> list[float]:
-        return [row.gap_closed for row in self.rows if row.gap_closed is not None]
+    def gaps_closed(self) -> list[float]:
+        return [job.gap_closed for job in self.jobs if job.gap_closed is not None]
 
     @property
-    def kind(self) -> str:
-        return self.rows[0].kind
+    def method(self) -> str:
+        return self.jobs[0].method
 
     @property
-    def keys(self) -> set[str]:
-        return {row.results.get("key", row.name) for row in self.rows}
+    def job_keys(self) -> set[str]:
+        return {_job_key(job) for job in self.jobs}
 
 
-def measure_of(rows: list[Row]) -> str:
-    """What says which of these jobs is better: nll, unless a token is not the same in all."""
-    ratios = [row.bits / row.nll for row in rows if row.nll and row.bits is not None]
-    alike = not ratios or max(ratios) - min(ratios) < 1e-6 * max(ratios)
-    return "nll" if alike else "bits_per_byte"
+def _job_key(job: JobRecord) -> str:
+    return str(job.results.get("key", job.name))
 
 
-def over_seeds(rows: list[Row]) -> list[Group]:
-    """The settings that have results, the best first."""
-    groups: dict[str, dict[str, Row]] = {}
-    for row in sorted(rows, key=lambda row: row.took_over):
-        if row.nll is not None:
-            # The same job may stand in the folder twice, with seed=0 said and unsaid.
-            groups.setdefault(row.label, {}).setdefault(row.results.get("key", row.name), row)
-    found = [Group(name, list(members.values())) for name, members in groups.items()]
-    measure = measure_of(rows)
-    return sorted(found, key=lambda group: group.mean(measure))
+def measure_of(jobs: list[JobRecord]) -> str:
+    """The metric that ranks these jobs: `nll`, or `bits_per_byte` if their tokens differ."""
+    ratios = [
+        job.bits_per_byte_or_nll / job.nll
+        for job in jobs
+        if job.nll and job.bits_per_byte_or_nll is not None
+    ]
+    same_tokens = not ratios or max(ratios) - min(ratios) < 1e-6 * max(ratios)
+    return "nll" if same_tokens else "bits_per_byte"
+
+
+def group_by_setting(jobs: list[JobRecord]) -> list[SeedGroup]:
+    """The jobs with results, grouped over seeds; the best group first."""
+    groups: dict[str, dict[str, JobRecord]] = {}
+    for job in sorted(jobs, key=lambda job: job.reused):
+        if job.nll is not None:
+            # One job may have two folders, with `seed=0` as an override and by default.
+            groups.setdefault(job.name_without_seed, {}).setdefault(_job_key(job), job)
+    metric = measure_of(jobs)
+    found = [SeedGroup(name, list(members.values())) for name, members in groups.items()]
+    return sorted(found, key=lambda group: group.mean(metric))
 
 
 @dataclass
-class Verdict:
-    """The best setting, and by how much it is better than the next."""
+class Ranking:
+    """The best setting, and its lead over the runner-up."""
 
-    best: Group
-    measure: str
-    next: Group | None = None
-    lead: float = 0.0
-    noise: float | None = None  # half the width of the lead's interval; unknown without seeds
+    best: SeedGroup
+    metric: str
+    runner_up: SeedGroup | None = None
+    lead: float = 0.0  # in units of the metric
+    lead_half_width: float | None = None  # of the confidence interval; None without repeated seeds
 
     @property
-    def is_clear(self) -> bool:
-        return self.noise is not None and self.lead > self.noise
+    def is_significant(self) -> bool:
+        return self.lead_half_width is not None and self.lead > self.lead_half_width
 
 
-def verdict(rows: list[Row]) -> Verdict | None:
-    """None where no job has results. A job that took over the best one's is not the next."""
-    groups, measure = over_seeds(rows), measure_of(rows)
+def rank_settings(jobs: list[JobRecord]) -> Ranking | None:
+    """None if no job has results. A copy of the best job's results is not the runner-up."""
+    groups, metric = group_by_setting(jobs), measure_of(jobs)
     if not groups:
         return None
     best, *others = groups
-    rival = next((group for group in others if not group.keys & best.keys), None)
-    if rival is None:
-        return Verdict(best, measure)
-    return Verdict(best, measure, rival, *difference(best.scores(measure), rival.scores(measure)))
+    runner_up = next((group for group in others if not group.job_keys & best.job_keys), None)
+    if runner_up is None:
+        return Ranking(best, metric)
+    lead = mean_difference(best.scores(metric), runner_up.scores(metric))
+    return Ranking(best, metric, runner_up, *lead)
 
 
-def influence(rows: list[Row]) -> list[tuple[str, float | None]]:
-    """For each swept setting its share of the variance between jobs, the largest first.
+def variance_explained(jobs: list[JobRecord]) -> list[tuple[str, float | None]]:
+    """η² of each swept setting: its share of the variance between jobs; the largest first.
 
-    That is the variance of the means at each of its values, weighted by their jobs, over that of
-    all jobs: η². None where every job has a value of its own, which leaves nothing to compare.
+    The variance of the means at each of its values, weighted by their number of jobs, over the
+    variance of all jobs. None if every job has a different value.
     """
-    measure = measure_of(rows)
-    done = [row for row in rows if row.nll is not None and row.settings]
-    scores = [row.score(measure) or 0.0 for row in done]
+    metric = measure_of(jobs)
+    scored = [job for job in jobs if job.nll is not None and job.swept]
+    scores = [job.score(metric) or 0.0 for job in scored]
     total = sum((score - mean(scores)) ** 2 for score in scores)
-    found: list[tuple[str, float | None]] = []
-    for key in done[0].settings if total else []:
+    shares: list[tuple[str, float | None]] = []
+    for key in scored[0].swept if total else []:
         levels: dict[str, list[float]] = {}
-        for row, score in zip(done, scores, strict=True):
-            levels.setdefault(row.settings[key], []).append(score)
+        for job, score in zip(scored, scores, strict=True):
+            levels.setdefault(job.swept[key], []).append(score)
         if len(levels) < 2:
             continue
         between = sum(len(at) * (mean(at) - mean(scores)) ** 2 for at in levels.values())
-        found.append((key, between / total if len(levels) < len(done) else None))
-    return sorted(found, key=lambda one: -1 if one[1] is None else one[1], reverse=True)
+        shares.append((key, between / total if len(levels) < len(scored) else None))
+    return sorted(shares, key=lambda one: -1 if one[1] is None else one[1], reverse=True)
 
 
-def pareto(groups: list[Group]) -> list[Group]:
-    """Those that no other beats in both size and perplexity (nll, of what has none), by size."""
-    front: list[Group] = []
+def pareto_front(groups: list[SeedGroup]) -> list[SeedGroup]:
+    """The groups that no other beats in both size and nll, by size."""
+    front: list[SeedGroup] = []
     by_size = sorted(groups, key=lambda g: (g.mean("parameters"), g.mean("nll")))
     for group in by_size:
         if not front or group.mean("nll") < front[-1].mean("nll"):

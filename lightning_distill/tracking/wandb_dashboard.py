@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.report.tables import table_cells
-from lightning_distill.sweeps.comparison import Row, gather
+from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.job import Job
+from lightning_distill.sweeps.records import JobRecord, varying_settings
 from lightning_distill.tracking import wandb_run
 
 STEP = "trainer/global_step"
@@ -32,10 +33,8 @@ CURVES = {
     "train/soft_gradient_norm": "norm of the teacher's gradient",
     "train/tokens_per_second": "tokens per second",
 }
-MOST_RUNS = 100  # lines in a chart
-MOST_SETTINGS = 6  # axes of the parallel coordinates, beside the result
-# Of the settings, what differs between jobs without being a choice.
-NO_CHOICE = ("hydra", "paths", "sweep", "name", "seed", "logger")
+MAX_RUNS = 100  # lines in a chart
+MAX_SETTINGS = 6  # axes of the parallel coordinates, beside the result
 
 
 def build(cfg: DictConfig, job: Job) -> None:
@@ -53,7 +52,7 @@ def build(cfg: DictConfig, job: Job) -> None:
     wandb_run.check_server()
     import wandb
 
-    rows = gather(folder) if folder else []
+    rows = compare_jobs(folder) if folder else []
     try:
         entity = str(node.entity or wandb.Api(timeout=30).default_entity)
         if folder:
@@ -72,7 +71,7 @@ def _which(cfg: DictConfig) -> tuple[Path | None, str]:
     name = str(cfg.dashboard.sweep)
     for folder in (Path(name), Path(cfg.paths.outputs) / "sweeps" / name):
         if folder.is_dir():
-            if not gather(folder):
+            if not compare_jobs(folder):
                 raise ConfigError(f"dashboard.sweep={folder} holds no job with its results.")
             return folder, wandb_run.group_name(folder.resolve().name)
     if "/" in name:
@@ -80,7 +79,7 @@ def _which(cfg: DictConfig) -> tuple[Path | None, str]:
     return None, wandb_run.group_name(name)
 
 
-def log_results(node: Any, folder: Path, group: str, rows: list[Row]) -> None:
+def log_results(node: Any, folder: Path, group: str, rows: list[JobRecord]) -> None:
     """The sweep's jobs as a table, in a run of its own that goes on when it is called again."""
     import wandb
 
@@ -93,14 +92,14 @@ def log_results(node: Any, folder: Path, group: str, rows: list[Row]) -> None:
     run.finish()
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: JobRecord) -> dict[str, Any]:
     """A job in the table of results."""
-    loss, cost = row.cfg["loss"], row.results["cost"]
+    loss, cost = row.config["loss"], row.results["cost"]
     return {
         "job": row.name,
         **row.results["student"],
         "gap_closed": row.gap_closed,
-        "gap_closed_best_baseline": row.gap_closed_best,
+        "gap_closed_best_baseline": row.gap_closed_best_baseline,
         "baseline": row.is_baseline,
         # A schedule is no number.
         "temperature": str(loss["temperature"]),
@@ -110,7 +109,7 @@ def _line(row: Row) -> dict[str, Any]:
     }
 
 
-def workspace(entity: str, project: str, group: str, rows: list[Row]) -> Any:
+def workspace(entity: str, project: str, group: str, rows: list[JobRecord]) -> Any:
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
@@ -121,7 +120,7 @@ def workspace(entity: str, project: str, group: str, rows: list[Row]) -> Any:
             ws.Section(name=title, panels=panels, is_open=True)
             for title, panels in sections(rows).items()
         ],
-        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=MOST_RUNS),
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=MAX_RUNS),
         runset_settings=ws.RunsetSettings(
             filters=_of_group(group),
             order=[ws.Ordering(ws.Summary("student.nll"), ascending=True)],
@@ -130,7 +129,7 @@ def workspace(entity: str, project: str, group: str, rows: list[Row]) -> Any:
     )
 
 
-def report(entity: str, project: str, group: str, rows: list[Row]) -> Any:
+def report(entity: str, project: str, group: str, rows: list[JobRecord]) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
     blocks: list[Any] = [wr.P("Measured on the held-out test split, nll in nats per token.")]
@@ -142,7 +141,7 @@ def report(entity: str, project: str, group: str, rows: list[Row]) -> Any:
     return wr.Report(project=project, entity=entity, title=group, blocks=blocks, width="fluid")
 
 
-def sections(rows: list[Row]) -> dict[str, list[Any]]:
+def sections(rows: list[JobRecord]) -> dict[str, list[Any]]:
     """All panels, made anew: each belongs to one page. rows: none where only the group is known,
     and then neither is what takes a comparison."""
     import wandb_workspaces.reports.v2 as wr
@@ -171,7 +170,7 @@ def sections(rows: list[Row]) -> dict[str, list[Any]]:
             chart_strings={"title": "gap closed"},
         )
         result += [gaps, wr.WeavePanelSummaryTable(table_name=RESULTS)]
-    axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key)) for key in _varied(rows)]
+    axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(key)) for key in _swept_keys(rows)]
     axes.append(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric("student.nll")))
     found = {
         "Results": result,
@@ -199,26 +198,17 @@ def _curves(metric: str, title: str) -> Any:
         groupby=wr.Config("job.name"),
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
-        max_runs_to_show=MOST_RUNS,
+        max_runs_to_show=MAX_RUNS,
     )
 
 
-def _varied(rows: list[Row]) -> list[str]:
-    """The settings that differ between jobs; the loss's own where no job is known."""
-    if not rows:
+def _swept_keys(jobs: list[JobRecord]) -> list[str]:
+    """The settings that differ between jobs; those of the loss if there are no jobs."""
+    if not jobs:
         return ["loss.temperature", "loss.alpha"]
-    every = [dict(_leaves(row.cfg)) for row in rows]
-    keys = dict.fromkeys(key for one in every for key in one if key.split(".")[0] not in NO_CHOICE)
-    differ = [key for key in keys if len({str(one.get(key)) for one in every}) > 1]
-    return differ[:MOST_SETTINGS]
-
-
-def _leaves(node: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        inside = isinstance(value, dict)
-        found += _leaves(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
-    return [(key, value) for key, value in found if not key.endswith("_")]  # no _target_
+    varying = varying_settings(jobs)
+    kept = [k for k in varying if k.split(".")[0] != "seed" and not k.endswith("_")]
+    return kept[:MAX_SETTINGS]
 
 
 def _of_group(group: str) -> str:
@@ -232,7 +222,7 @@ def _title(group: str) -> str:
     return "".join(":" if unicodedata.category(c)[0] == "S" else c for c in group)
 
 
-def _markdown(rows: list[Row]) -> str:
+def _markdown(rows: list[JobRecord]) -> str:
     heads, *cells = table_cells(rows)
     lines = [heads, ("---",) * len(heads), *cells]
     return "\n".join(

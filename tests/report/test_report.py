@@ -14,12 +14,13 @@ import plotly.graph_objects as go
 import pytest
 from browser import CHROMIUM, Browser
 
-from lightning_distill.cli.hydra_callback import summarise
 from lightning_distill.report import figures
+from lightning_distill.report.formatting import short_name
 from lightning_distill.report.heatmaps import heat_maps
 from lightning_distill.report.page import as_json
-from lightning_distill.report.tables import short, table_cells
-from lightning_distill.sweeps.comparison import gather
+from lightning_distill.report.summarize import summarize
+from lightning_distill.report.tables import table_cells
+from lightning_distill.sweeps.comparison import compare_jobs
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -33,7 +34,7 @@ def test_seeds_share_a_line_with_mean_and_deviation(job, tmp_path):
     for seed, nll in enumerate((4.2, 4.3, 4.4)):
         job("distilled", nll, seed=seed)
     job("plain", 5.0, alpha=0)
-    _, teacher, line, _ = table_cells(gather(tmp_path))
+    _, teacher, line, _ = table_cells(compare_jobs(tmp_path))
     assert teacher[0] == "teacher"
     assert line[0] == "name=distilled (3 seeds)"
     assert line[2] == "4.300 ± 0.100"
@@ -43,12 +44,12 @@ def test_the_best_comes_first_and_the_failed_last(job, tmp_path):
     job("b", 4.6)
     job("c", 0, status="failed")
     job("a", 4.4)
-    names = [cells[0].split(",")[0] for cells in table_cells(gather(tmp_path))]
+    names = [cells[0].split(",")[0] for cells in table_cells(compare_jobs(tmp_path))]
     assert names == ["job", "teacher", "name=a", "name=b", "name=c"]
 
 
 def test_a_job_that_took_over_anothers_results_says_reused(sweep_of_24):
-    seconds = {cells[0]: cells[-1] for cells in table_cells(gather(sweep_of_24))}
+    seconds = {cells[0]: cells[-1] for cells in table_cells(compare_jobs(sweep_of_24))}
     of = "student=xs,loss.temperature={},loss.alpha=0 (2 seeds)"
     assert seconds[of.format(1)] == "5"
     assert seconds[of.format(2)] == "reused"
@@ -58,7 +59,7 @@ def test_the_summary_is_a_csv_and_a_page_of_its_own(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("distilled", 4.25)
     job("broken", 0, status="failed")
-    summarise(tmp_path)
+    summarize(tmp_path)
     assert float(read_csv(tmp_path)["name=distilled"]["gap_closed"]) == pytest.approx(0.75)
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", page)
@@ -67,10 +68,10 @@ def test_the_summary_is_a_csv_and_a_page_of_its_own(job, tmp_path):
 
 
 def test_the_csv_holds_all_that_is_swept_and_all_of_the_results(sweep_of_24):
-    summarise(sweep_of_24)
+    summarize(sweep_of_24)
     table = read_csv(sweep_of_24)
     assert len(table) == 24
-    for row in gather(sweep_of_24):
+    for row in compare_jobs(sweep_of_24):
         line = table[row.name]
         told = {"nll": row.nll, **json.loads((row.folder / "results.json").read_text())}
         for role in ("teacher", "student", "cost"):
@@ -79,17 +80,17 @@ def test_the_csv_holds_all_that_is_swept_and_all_of_the_results(sweep_of_24):
         assert line["status"] == "finished"
         assert line["key"] == told["key"]
         assert shlex.split(line["overrides"]) == told["overrides"]
-        assert line["student"] == ("xs" if row.cfg["student"]["hidden_size"] == 64 else "s")
+        assert line["student"] == ("xs" if row.config["student"]["hidden_size"] == 64 else "s")
         for key in ("alpha", "temperature"):
-            assert float(line[f"loss.{key}"]) == row.cfg["loss"][key]
-        assert int(line["student.hidden_size"]) == row.cfg["student"]["hidden_size"]
+            assert float(line[f"loss.{key}"]) == row.config["loss"][key]
+        assert int(line["student.hidden_size"]) == row.config["student"]["hidden_size"]
 
 
 def test_text_in_the_report_is_shown_and_never_run(job, tmp_path):
     job("plain", 5.0, alpha=0, sample="<script>alert(1)</script>")
     job("</script><img src=x onerror=alert(2)>", 4.5)
     job("<img src=x onerror=alert(2)>", 0, status="failed")
-    summarise(tmp_path)
+    summarize(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
@@ -107,7 +108,7 @@ def test_json_in_the_page_is_the_same_json_and_ends_no_script():
 def test_a_command_can_be_pasted_into_a_shell_whatever_it_holds(job, tmp_path):
     odd = ["student.layers=[1, 3]", "data.path=it's here", 'x="$HOME"', "loss.layers={1: 2}"]
     job("odd", 4.5, more=odd)
-    summarise(tmp_path)
+    summarize(tmp_path)
     page = (tmp_path / "report.html").read_text()
     commands = [unescape(text) for text in re.findall(r"<pre>(lightning-distill .*?)</pre>", page)]
     assert shlex.split(commands[0]) == [
@@ -120,7 +121,7 @@ def test_a_command_can_be_pasted_into_a_shell_whatever_it_holds(job, tmp_path):
 
 
 def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
-    rows = gather(sweep_of_24)
+    rows = compare_jobs(sweep_of_24)
     drawn = [
         figures.sizes(rows),
         figures.gaps(rows),
@@ -138,7 +139,7 @@ def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path)
     job("plain", 5.0, alpha=0)
     job("smooth", 4.8, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
-    _, *kinds = figures.against(gather(tmp_path))["data"]
+    _, *kinds = figures.against(compare_jobs(tmp_path))["data"]
     at = {trace["name"]: trace["x"] for trace in kinds}
     assert at["distilled"] == (4.25,)
     assert at["baseline"] == pytest.approx((5.0,))
@@ -146,7 +147,7 @@ def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path)
 
 
 def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
-    rows = gather(sweep_of_24)
+    rows = compare_jobs(sweep_of_24)
     (name, figure), (_, larger) = heat_maps(rows)
     assert name == "student=xs, 0.23 M"
     (cells,), (others,) = figure["data"], larger["data"]
@@ -159,18 +160,18 @@ def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
 def test_without_both_swept_there_is_no_heat_map(job, tmp_path):
     job("a", 4.3, more=["loss.alpha=1"])
     job("b", 4.4, more=["loss.alpha=0"], alpha=0)
-    assert heat_maps(gather(tmp_path)) == []
+    assert heat_maps(compare_jobs(tmp_path)) == []
 
 
 def test_keys_are_shortened_where_that_leaves_no_doubt():
     keys = ["loss.alpha", "student.max_steps", "teacher.max_steps", "student"]
     name = "loss.alpha=1,student.max_steps=3,student=xs,layers=[1,3]"
-    assert short(name, keys) == "alpha=1, student.max_steps=3, student=xs, layers=[1, 3]"
+    assert short_name(name, keys) == "alpha=1, student.max_steps=3, student=xs, layers=[1, 3]"
 
 
 def page_of(folder):
     with redirect_stdout(io.StringIO()):
-        summarise(folder)
+        summarize(folder)
     page = (folder / "report.html").read_text()
     return re.sub(r"<[^>]+>", " ", page.partition("<body>")[2].partition("</main>")[0])
 
@@ -241,7 +242,7 @@ def browser(tmp_path_factory):
 def page(browser, sweep_of_24):
     """The report of 24 jobs, in the browser."""
     with redirect_stdout(io.StringIO()):
-        summarise(sweep_of_24)
+        summarize(sweep_of_24)
     browser.complaints.clear()
     browser.seconds = browser.open(sweep_of_24 / "report.html")
     yield browser
@@ -335,7 +336,7 @@ class TestInABrowser:
         long = {"status": "failed", "error": "x" * 500, "overrides": ["data.path=" + "y" * 200]}
         (three / "results.json").write_text(json.dumps(long))
         with redirect_stdout(io.StringIO()):
-            summarise(sweep_of_24)
+            summarize(sweep_of_24)
         page.open(sweep_of_24 / "report.html", 390)
         assert page.run("document.documentElement.scrollWidth") == 390
         assert "x" * 500 in page.run("document.querySelector('#unfinished').innerText")
@@ -354,7 +355,7 @@ class TestInABrowser:
         job(name, 4.5, sample="<script>document.title=2</script>")
         job("plain", 5.0, alpha=0)
         with redirect_stdout(io.StringIO()):
-            summarise(tmp_path)
+            summarize(tmp_path)
         page.open(tmp_path / "report.html")
         page.run(DRAWN)
         assert page.run("document.title") == tmp_path.name

@@ -7,7 +7,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_distill.sweeps.comparison import gather
+from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.tracking import wandb_dashboard
 
 package = pytest.mark.usefixtures("wandb_workspaces")
@@ -35,7 +35,7 @@ def sweep(command, tmp_path_factory):
     node = OmegaConf.create({"_target_": "wandb.init", "project": "p", "entity": None})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        wandb_dashboard.log_results(node, folder, "small", gather(folder))
+        wandb_dashboard.log_results(node, folder, "small", compare_jobs(folder))
     return folder
 
 
@@ -100,7 +100,7 @@ def test_panels_name_what_real_runs_log(sweep, tracked):
     columns = json.loads(file.read_text())["columns"]
     distilled = [one for one in students if "baseline" not in one.run.tags]
     count = 0
-    for spec in both(gather(sweep)):
+    for spec in both(compare_jobs(sweep)):
         for panel in itertools.chain(*panels(spec)):
             for place, name in named(panel):
                 count += 1
@@ -123,7 +123,7 @@ def test_the_table_has_every_job_and_the_gaps_of_results_csv(sweep):
     (file,) = sweep.rglob("results_*.table.json")
     table = json.loads(file.read_text())
     lines = {line["job"]: line for line in (dict(zip(table["columns"], d)) for d in table["data"])}  # noqa: B905
-    rows = {row.name: row for row in gather(sweep)}
+    rows = {row.name: row for row in compare_jobs(sweep)}
     assert set(lines) == set(rows)
     for name, row in rows.items():
         assert lines[name]["gap_closed"] == pytest.approx(row.gap_closed)
@@ -134,7 +134,7 @@ def test_the_table_has_every_job_and_the_gaps_of_results_csv(sweep):
 @pytest.mark.slow
 @package
 def test_axes_are_the_settings_that_the_sweep_varies(sweep):
-    assert wandb_dashboard._varied(gather(sweep)) == ["loss.alpha", "optimizer.lr"]
+    assert wandb_dashboard._swept_keys(compare_jobs(sweep)) == ["loss.alpha", "optimizer.lr"]
 
 
 @package

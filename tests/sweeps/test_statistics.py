@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_distill.sweeps.statistics import difference, interval, t_quantile
+from lightning_distill.sweeps.statistics import confidence_half_width, mean_difference, t_quantile
 
 # Two-sided 95 %, from the table of any textbook; 99 % below it.
 TABLE = {
@@ -31,21 +31,21 @@ def test_one_degree_of_freedom_is_the_cauchy_distribution():
 
 
 def test_the_interval_of_three_seeds_is_that_by_hand():
-    assert interval([4.2, 4.3, 4.4]) == pytest.approx(4.3026527 * 0.1 / 3**0.5)
-    assert interval([4.2]) is None
+    assert confidence_half_width([4.2, 4.3, 4.4]) == pytest.approx(4.3026527 * 0.1 / 3**0.5)
+    assert confidence_half_width([4.2]) is None
 
 
 def test_welchs_interval_is_that_by_hand():
     # Variances 1 and 4, three values each: error² = 5/3, freedom = (5/3)² / (1/18 + 16/18) = 50/17.
-    lead, noise = difference([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+    lead, noise = mean_difference([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
     assert lead == 4.0
     assert noise == pytest.approx(t_quantile(0.975, 50 / 17) * (5 / 3) ** 0.5)
 
 
 def test_equal_variances_and_counts_give_the_ordinary_test():
-    _, noise = difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])
+    _, noise = mean_difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])
     assert noise == pytest.approx(2.7764451 * (2 / 3) ** 0.5, abs=1e-6)
 
 
 def test_of_single_values_the_noise_is_not_known():
-    assert difference([1.0], [2.0, 3.0]) == (1.5, None)
+    assert mean_difference([1.0], [2.0, 3.0]) == (1.5, None)

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import yaml
 
-from lightning_distill.cli.hydra_callback import summarise
-from lightning_distill.sweeps.records import not_begun, planned, read_jobs
+from lightning_distill.report.summarize import summarize
+from lightning_distill.sweeps.multirun import jobs_not_started, read_sweep_command
+from lightning_distill.sweeps.records import read_jobs
 
 
 def test_a_job_is_called_by_what_sets_it_apart(job, tmp_path):
@@ -19,7 +20,7 @@ def test_a_job_is_called_by_what_sets_it_apart(job, tmp_path):
 def test_what_is_swept_is_known_of_jobs_that_do_not_say_it(job, tmp_path):
     job("said", 4.3, more=["loss.temperature=2.0"], temperature=2.0)
     job("unsaid", 4.4, temperature=1.0)
-    assert [r.settings["loss.temperature"] for r in read_jobs(tmp_path)] == ["2", "1"]
+    assert [r.swept["loss.temperature"] for r in read_jobs(tmp_path)] == ["2", "1"]
 
 
 def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
@@ -34,14 +35,14 @@ def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
     for file in (".hydra/config.yaml", "samples.json", "metrics.csv"):
         (tmp_path / "noisy,seed=0" / file).write_bytes(b"\xff\xfe\0")
     rows = {row.folder.name.split(",")[0]: row for row in read_jobs(tmp_path)}
-    assert rows["whole"].missing == []
+    assert rows["whole"].missing_files == []
     assert rows["settingless"].nll == 4.4
-    assert rows["settingless"].missing == [".hydra/config.yaml"]
-    assert rows["curveless"].missing == ["metrics.csv"]
-    assert rows["sampleless"].missing == ["samples.json"]
-    assert "results.json cannot be read" in rows["cut off"].why
-    assert "results.json cannot be read" in rows["odd"].why
-    assert rows["begun"].why == "no results.json: killed before it began"
+    assert rows["settingless"].missing_files == [".hydra/config.yaml"]
+    assert rows["curveless"].missing_files == ["metrics.csv"]
+    assert rows["sampleless"].missing_files == ["samples.json"]
+    assert "results.json cannot be read" in rows["cut off"].failure_reason
+    assert "results.json cannot be read" in rows["odd"].failure_reason
+    assert rows["begun"].failure_reason == "no results.json: killed before it began"
     assert rows["begun"].name == "name=begun"
 
 
@@ -61,8 +62,8 @@ def test_results_that_no_job_wrote_are_told_and_the_rest_is_shown(job, tmp_path,
     job("whole", 4.3)
     file = job("odd", 4.4) / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | damage))
-    rows = summarise(tmp_path)
-    assert sorted(row.why[:27] for row in rows) == ["", "results.json cannot be read"]
+    rows = summarize(tmp_path)
+    assert sorted(row.failure_reason[:27] for row in rows) == ["", "results.json cannot be read"]
     assert "name=whole" in capsys.readouterr().out
 
 
@@ -70,7 +71,7 @@ def test_a_note_of_the_sweep_that_is_damaged_is_none(job, tmp_path):
     job("whole", 4.3)
     for damage in (b"\xff\xfe\0", b"3", b"hydra: 3"):
         (tmp_path / "multirun.yaml").write_bytes(damage)
-        assert planned(tmp_path) == ([], [])
+        assert read_sweep_command(tmp_path) == ([], [])
 
 
 def test_a_run_that_only_reported_is_no_job(job, tmp_path):
@@ -83,7 +84,7 @@ def test_a_run_that_only_reported_is_no_job(job, tmp_path):
 def test_a_job_that_runs_says_how_far_it_is(job, tmp_path):
     job("on its way", 4.3, steps=200, status="running")
     (row,) = read_jobs(tmp_path)
-    assert row.why == "running, or killed before its end, at step 120 of 200"
+    assert row.failure_reason == "running, or killed before its end, at step 120 of 200"
 
 
 def test_a_line_that_is_being_written_is_not_read_as_a_whole_one(job, tmp_path):
@@ -101,17 +102,17 @@ def test_a_number_that_is_none_is_no_result(job, tmp_path):
     (folder / "results.json").write_text(json.dumps(found))
     (row,) = read_jobs(tmp_path)
     assert row.nll is None
-    assert row.why == "finished without a finite nll"
+    assert row.failure_reason == "finished without a finite nll"
 
 
 def test_jobs_without_a_folder_are_told_from_the_sweeps_command(sweep_of_24):
     gone = "loss.alpha=1,loss.temperature=2,seed=1,student=s"
     shutil.rmtree(sweep_of_24 / gone)
     rows = read_jobs(sweep_of_24)
-    command, jobs = planned(sweep_of_24)
+    command, jobs = read_sweep_command(sweep_of_24)
     assert command[0] == "student=xs,s"
     assert len(jobs) == 24
-    assert [sorted(job) for job in not_begun(rows, jobs)] == [gone.split(",")]
+    assert [sorted(job) for job in jobs_not_started(rows, jobs)] == [gone.split(",")]
 
 
 def test_what_another_sweeper_would_have_chosen_is_not_guessed(sweep_of_24):
@@ -119,4 +120,4 @@ def test_what_another_sweeper_would_have_chosen_is_not_guessed(sweep_of_24):
     noted = yaml.safe_load(file.read_text())
     noted["hydra"]["sweeper"]["_target_"] = "optuna.Sweeper"
     file.write_text(yaml.safe_dump(noted))
-    assert planned(sweep_of_24)[1] == []
+    assert read_sweep_command(sweep_of_24)[1] == []

@@ -4,23 +4,29 @@ from statistics import mean
 
 import pytest
 
-from lightning_distill.sweeps.comparison import gather, influence, over_seeds, pareto, verdict
+from lightning_distill.sweeps.comparison import (
+    compare_jobs,
+    group_by_setting,
+    pareto_front,
+    rank_settings,
+    variance_explained,
+)
 
 
 def test_the_gap_is_closed_over_the_same_training_without_a_teacher(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("longer", 4.6, steps=20, alpha=0)
     job("distilled", 4.25)
-    row = {r.name.split(",")[0]: r for r in gather(tmp_path)}["name=distilled"]
+    row = {r.name.split(",")[0]: r for r in compare_jobs(tmp_path)}["name=distilled"]
     assert row.gap_closed == pytest.approx((5.0 - 4.25) / (5.0 - 4.0))
-    assert row.gap_closed_best == pytest.approx((4.6 - 4.25) / (4.6 - 4.0))
+    assert row.gap_closed_best_baseline == pytest.approx((4.6 - 4.25) / (4.6 - 4.0))
 
 
 def test_a_baseline_of_another_seed_is_not_the_measure(job, tmp_path):
     job("plain", 5.0, seed=0, alpha=0)
     job("plain", 6.0, seed=1, alpha=0)
     job("distilled", 4.5, seed=1)
-    (row,) = [r for r in gather(tmp_path) if "distilled" in r.name]
+    (row,) = [r for r in compare_jobs(tmp_path) if "distilled" in r.name]
     assert row.gap_closed == pytest.approx((6.0 - 4.5) / (6.0 - 4.0))
 
 
@@ -28,8 +34,10 @@ def test_a_start_from_the_teacher_is_no_baseline_and_measured_by_a_random_one(jo
     job("plain", 5.0, alpha=0)
     job("copied plain", 4.6, start="teacher_layers", alpha=0)
     job("copied", 4.25, start="teacher_layers")
-    rows = {r.name.split(",")[0].removeprefix("name="): r for r in gather(tmp_path)}
-    assert rows["copied"].gap_closed == rows["copied"].gap_closed_best == pytest.approx(0.75)
+    rows = {r.name.split(",")[0].removeprefix("name="): r for r in compare_jobs(tmp_path)}
+    assert (
+        rows["copied"].gap_closed == rows["copied"].gap_closed_best_baseline == pytest.approx(0.75)
+    )
     assert rows["copied plain"].gap_closed == pytest.approx(0.4)
 
 
@@ -38,7 +46,9 @@ def test_a_baseline_serves_every_transfer_of_its_text(job, tmp_path):
     job("cached", 4.25, transfer={"_target_": "x.Cached", "k": 8})
     job("other text", 4.25, transfer={"_target_": "x.Cached", "num_blocks": 7})
     job("teacher's text", 4.5, alpha=0, transfer={"_target_": "x.Sequence"})
-    gaps = {r.name.split(",")[0].removeprefix("name="): r.gap_closed for r in gather(tmp_path)}
+    gaps = {
+        r.name.split(",")[0].removeprefix("name="): r.gap_closed for r in compare_jobs(tmp_path)
+    }
     assert gaps["cached"] == pytest.approx(0.75)
     assert gaps["teacher's text"] == pytest.approx(0.5)
     assert gaps["other text"] is gaps["plain"] is None
@@ -46,79 +56,79 @@ def test_a_baseline_serves_every_transfer_of_its_text(job, tmp_path):
 
 def test_without_a_baseline_no_gap_is_claimed(job, tmp_path):
     job("distilled", 4.5)
-    (row,) = gather(tmp_path)
-    assert (row.gap_closed, row.gap_closed_best) == (None, None)
+    (row,) = compare_jobs(tmp_path)
+    assert (row.gap_closed, row.gap_closed_best_baseline) == (None, None)
 
 
 def test_labels_of_the_teacher_are_no_baseline(job, tmp_path):
     job("hard teacher", 4.3, alpha=0, hard_target="teacher")
     job("distilled", 4.5)
-    assert not any(row.is_baseline for row in gather(tmp_path))
+    assert not any(row.is_baseline for row in compare_jobs(tmp_path))
 
 
 def test_smoothed_labels_are_not_the_measure_of_the_gap(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("smooth", 4.8, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
-    rows = {r.name.split(",")[0].removeprefix("name="): r for r in gather(tmp_path)}
+    rows = {r.name.split(",")[0].removeprefix("name="): r for r in compare_jobs(tmp_path)}
     assert rows["distilled"].gap_closed == pytest.approx(0.75)
-    assert rows["distilled"].gain == pytest.approx(0.75)
-    assert rows["distilled"].gain_over_smoothing == pytest.approx(4.8 - 4.25)
-    assert rows["smooth"].gain == pytest.approx(0.2)
-    assert rows["smooth"].gap_closed is rows["plain"].gain is None
+    assert rows["distilled"].gain_over_baseline == pytest.approx(0.75)
+    assert rows["distilled"].gain_over_label_smoothing == pytest.approx(4.8 - 4.25)
+    assert rows["smooth"].gain_over_baseline == pytest.approx(0.2)
+    assert rows["smooth"].gap_closed is rows["plain"].gain_over_baseline is None
 
 
 def test_smoothed_labels_are_compared_at_equal_steps(job, tmp_path):
     job("smooth", 4.8, steps=20, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
-    assert all(row.gain_over_smoothing is None for row in gather(tmp_path))
+    assert all(row.gain_over_label_smoothing is None for row in compare_jobs(tmp_path))
 
 
 def test_seeds_are_one_setting(job, tmp_path):
     for seed, nll in enumerate((4.2, 4.3, 4.4)):
         job("distilled", nll, seed=seed)
     job("plain", 5.0, alpha=0)
-    best, plain = over_seeds(gather(tmp_path))
+    best, plain = group_by_setting(compare_jobs(tmp_path))
     assert (best.name, best.scores("nll")) == ("name=distilled", [4.2, 4.3, 4.4])
-    assert len(plain.rows) == 1
+    assert len(plain.jobs) == 1
 
 
 def test_the_best_job_has_the_lowest_mean_over_seeds(job, tmp_path):
     for seed, (steady, lucky) in enumerate(((4.3, 4.1), (4.31, 4.7))):
         job("steady", steady, seed=seed)
         job("lucky", lucky, seed=seed)
-    found = verdict(gather(tmp_path))
-    assert (found.best.name, found.next.name) == ("name=steady", "name=lucky")
+    found = rank_settings(compare_jobs(tmp_path))
+    assert (found.best.name, found.runner_up.name) == ("name=steady", "name=lucky")
     assert found.lead == pytest.approx(4.4 - 4.305)
-    assert not found.is_clear
+    assert not found.is_significant
 
 
 def test_a_lead_beyond_the_noise_between_seeds_is_clear(job, tmp_path):
     for seed in range(3):
         job("good", 4.3 + seed / 100, seed=seed)
         job("bad", 4.9 + seed / 100, seed=seed)
-    assert verdict(gather(tmp_path)).is_clear
+    assert rank_settings(compare_jobs(tmp_path)).is_significant
 
 
 def test_without_repeated_seeds_the_noise_is_not_known(job, tmp_path):
     job("good", 4.3)
     job("bad", 4.9)
-    found = verdict(gather(tmp_path))
-    assert found.noise is None
-    assert not found.is_clear
+    found = rank_settings(compare_jobs(tmp_path))
+    assert found.lead_half_width is None
+    assert not found.is_significant
 
 
 def test_a_job_that_took_over_the_results_of_the_best_is_not_the_runner_up(job, tmp_path):
     job("best", 4.3, key="one")
     job("same", 4.3, key="one", same_as="best")
     job("other", 4.5)
-    assert verdict(gather(tmp_path)).next.name == "name=other"
+    assert rank_settings(compare_jobs(tmp_path)).runner_up.name == "name=other"
 
 
 def test_where_tokens_differ_bits_per_byte_decide(job, tmp_path):
     job("few tokens", 5.0, bits=1.9)
     job("many tokens", 4.0, bits=2.1)
-    assert verdict(gather(tmp_path)).best.name == "name=few tokens"
+    assert rank_settings(compare_jobs(tmp_path)).best.name == "name=few tokens"
 
 
 def test_shares_of_variance_are_those_of_the_analysis_of_variance(job, tmp_path):
@@ -127,27 +137,27 @@ def test_shares_of_variance_are_those_of_the_analysis_of_variance(job, tmp_path)
         for b in (0, 1):
             for seed in (0, 1):
                 job(f"{a}{b}", 4.0 + a + 3 * b, seed, more=[f"x.a={a}", f"y.b={b}"])
-    shares = dict(influence(gather(tmp_path)))
+    shares = dict(variance_explained(compare_jobs(tmp_path)))
     assert shares == pytest.approx({"y.b": 0.9, "x.a": 0.1, "seed": 0.0})
 
 
 def test_a_setting_that_no_two_jobs_share_explains_nothing(job, tmp_path):
     for n, nll in enumerate((4.0, 4.5, 5.0)):
         job(f"{n}", nll, more=[f"optimizer.lr={n}"])
-    assert influence(gather(tmp_path)) == [("optimizer.lr", None)]
+    assert variance_explained(compare_jobs(tmp_path)) == [("optimizer.lr", None)]
 
 
 def test_the_front_holds_what_none_beats_in_both_size_and_perplexity(job, tmp_path):
     for name, parameters, nll in (("a", 100, 5), ("b", 200, 4.5), ("c", 300, 4.7), ("d", 400, 4)):
         job(name, nll, parameters=parameters)
-    front = pareto(over_seeds(gather(tmp_path)))
+    front = pareto_front(group_by_setting(compare_jobs(tmp_path)))
     assert [group.name for group in front] == ["name=a", "name=b", "name=d"]
 
 
 def test_24_jobs_are_8_settings_and_2_that_are_the_same(sweep_of_24):
-    rows = gather(sweep_of_24)
-    assert len(over_seeds(rows)) == 12
-    assert {row.kind for row in rows} == {"baseline", "distilled"}
-    shares = dict(influence(rows))
+    rows = compare_jobs(sweep_of_24)
+    assert len(group_by_setting(rows)) == 12
+    assert {row.method for row in rows} == {"baseline", "distilled"}
+    shares = dict(variance_explained(rows))
     assert max(shares, key=shares.get) == "loss.alpha"
     assert mean(row.gap_closed for row in rows if row.gap_closed) > 0
