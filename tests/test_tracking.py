@@ -89,41 +89,6 @@ def test_seeds_of_a_job_share_a_name_and_a_key_of_their_settings(runs):
     assert job["alpha=0 seed=0"]["settings"] != job["alpha=1 seed=0"]["settings"]
 
 
-@pytest.mark.slow
-def test_what_is_offline_is_found_and_given_to_wandb_sync_until_it_is_marked(sweep, command):
-    outputs = sweep.parents[1]
-    found = wandb_sync.offline_runs(outputs)
-    assert len(found) == 5
-    dry = subprocess.run(
-        [*wandb_sync.command(found), "--dry-run"], capture_output=True, text=True, timeout=60
-    )
-    assert "Would sync 5 run(s)" in dry.stdout + dry.stderr
-
-    refused = command("stage=sync", f"paths.outputs={outputs}", expect=2)
-    assert re.search(r"^lightning-distill: 5 offline runs .* W&B key", refused.stderr, re.M)
-    assert len(refused.stderr.strip().splitlines()) == 1
-
-    for folder in found:
-        (file,) = folder.glob("*.wandb")
-        file.with_name(f"{file.name}.synced").touch()
-    try:
-        assert wandb_sync.offline_runs(outputs) == []
-        done = command("stage=sync", f"paths.outputs={outputs}")
-        assert "no offline run" in done.stdout
-    finally:
-        for file in outputs.rglob("*.synced"):
-            file.unlink()
-
-
-@pytest.mark.slow
-def test_a_server_that_is_away_is_not_waited_for(sweep, in_process, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    said = in_process("stage=sync", f"paths.outputs={sweep.parents[1]}", expect=2).stderr
-    assert "W&B's server http://127.0.0.1:9 does not answer" in said
-    assert len(said.strip().splitlines()) == 1
-
-
 @pytest.mark.long
 def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
     command, text_file, tracked, wandb_server, tmp_path

@@ -193,7 +193,7 @@ def check_teacher_quality(
 
     made_from = {"teacher": teacher.hash, "tokens": teacher.data.artifact.key, "batches": SIGHT}
     made_from |= {"examples": teacher.data.example_settings | {"data.batch_size": data.batch_size}}
-    theirs = store.get("sight", made_from, make, together=True).manifest["content"]["nll"]
+    theirs = store.get("sight", made_from, make, on_all_ranks=True).manifest["content"]["nll"]
     uniform = math.log(teacher.data.num_classes)
     if not theirs < uniform:
         log.warning(

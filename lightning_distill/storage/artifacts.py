@@ -1,10 +1,9 @@
-"""What is worth making once: trained teachers, tokenizers, tokenized data.
+"""Artifacts: trained teachers, tokenizers, tokenized data, cached predictions, generated text.
 
-An artifact is a folder `<outputs>/artifacts/<kind>/<key>/`. Its key is a hash of everything that
-determines its content, so a change of any setting makes another artifact and never overwrites one.
-It is written under a lock into `<key>.partial/` and renamed when complete: what has the final name
-is whole. Its manifest holds a checksum of every file, which is compared before each use; a damaged
-file is named and made again.
+An artifact is a folder `<outputs>/artifacts/<kind>/<key>/`. The key is a hash of everything that
+determines its content, so a changed setting makes another artifact and never overwrites one.
+Under a lock it is written to `<key>.partial/`, then renamed. Its manifest holds a checksum of each
+file, which is verified before each use; a damaged artifact is made again.
 """
 
 import hashlib
@@ -36,15 +35,15 @@ def key_of(made_from: dict[str, Any]) -> str:
     A class or function of this package counts by its name alone, so that moving it to another
     module keeps every key.
     """
-    content = json.dumps(_alike(made_from), sort_keys=True)
+    content = json.dumps(_canonical(made_from), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _alike(value: Any) -> Any:
+def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _alike(one) for key, one in value.items()}
+        return {str(key): _canonical(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_alike(one) for one in value]
+        return [_canonical(one) for one in value]
     if isinstance(value, str) and PACKAGE_PATH.fullmatch(value):
         return value.rpartition(".")[2]
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -58,11 +57,14 @@ def hash_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+Make = Callable[[Path], dict[str, Any] | None]  # writes a folder; returns the manifest's content
+
+
 @dataclass(frozen=True)
 class Artifact:
     folder: Path
     key: str
-    seconds: float  # spent on making it now; 0 where it was there already
+    seconds: float  # that making it took now; 0 if it existed
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -79,90 +81,88 @@ class Store:
         return self.root / kind / key_of(made_from)
 
     def find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
-        """The artifact if it exists and is undamaged."""
+        """The artifact if it exists and is undamaged. All ranks call this."""
         return process_group.broadcast(
             self._find(kind, made_from) if process_group.is_rank_zero() else None
         )
+
+    def get(
+        self, kind: str, made_from: dict[str, Any], make: Make, on_all_ranks: bool = False
+    ) -> Artifact:
+        """The artifact, made by `make(folder)` if it does not exist. All ranks call this.
+
+        Processes that need the same artifact make it once: one makes it, the others wait.
+        `make` may resume from files that an interrupted attempt left in the folder.
+        on_all_ranks: all ranks of the job call `make`; else only rank 0.
+        """
+        if not process_group.is_rank_zero():
+            return _follow_rank_zero(make)
+
+        def announce_and_make(folder: Path) -> dict[str, Any] | None:
+            process_group.broadcast(folder)
+            return make(folder)
+
+        artifact = self._find(kind, made_from) or self._make(
+            kind, made_from, announce_and_make if on_all_ranks else make
+        )
+        return process_group.broadcast(artifact)
 
     def _find(self, kind: str, made_from: dict[str, Any]) -> Artifact | None:
         folder = self.folder(kind, made_from)
         return None if find_damage(folder) else Artifact(folder, folder.name, 0.0)
 
-    def get(
-        self,
-        kind: str,
-        made_from: dict[str, Any],
-        make: Callable[[Path], dict[str, Any] | None],
-        together: bool = False,
-    ) -> Artifact:
-        """The artifact, made by `make(folder)` unless it exists; made once however many ask.
-
-        `make` may find what an interrupted attempt left in its folder, and go on from there. What
-        it returns is noted in the manifest, under `content`.
-        together: all ranks of the job make it; else rank 0 does, and the others wait.
-        """
-        if process_group.is_rank_zero():
-            return process_group.broadcast(
-                self._get(kind, made_from, _called(make) if together else make)
-            )
-        told: Any = process_group.broadcast(None)
-        while isinstance(told, Path):
-            make(told)
-            told = process_group.broadcast(None)
-        assert isinstance(told, Artifact)
-        return told
-
-    def _get(
-        self,
-        kind: str,
-        made_from: dict[str, Any],
-        make: Callable[[Path], dict[str, Any] | None],
-    ) -> Artifact:
-        if found := self._find(kind, made_from):
-            return found
+    def _make(self, kind: str, made_from: dict[str, Any], make: Make) -> Artifact:
         folder = self.folder(kind, made_from)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f"{folder.name}.lock"), f"the {kind} {folder.name}") as held:
-            if found := self._find(kind, made_from):  # made by another process while we waited
-                return found
-            partial = folder.with_name(f"{folder.name}.partial")
-            if partial.is_symlink():  # to where nothing of ours is
-                partial.unlink()
-            if folder.exists():
-                _set_aside(folder, partial)
-            partial.mkdir(exist_ok=True)
-            for file in partial.rglob("*"):
-                # What a killed process was writing, and links, which writing would go through.
-                if file.is_symlink() or (file.suffix == ".partial" and file.is_file()):
-                    file.unlink()
+        lock = folder.with_name(f"{folder.name}.lock")
+        with locked(lock, f"the {kind} {folder.name}") as check_lock:
+            if artifact := self._find(kind, made_from):  # another process made it meanwhile
+                return artifact
+            partial = _prepare_partial(folder)
             start = time.perf_counter()
-            try:
-                content = make(partial)
-            except ConfigError:
-                if not any(partial.iterdir()):  # else the mended command goes on from it
-                    partial.rmdir()
-                raise
+            content = _make_in(partial, make)
             seconds = time.perf_counter() - start
-            held()
+            check_lock()
             write_manifest(partial, kind, made_from, content)
             os.replace(partial, folder)
         return Artifact(folder, folder.name, seconds)
 
 
-def _called(
-    make: Callable[[Path], dict[str, Any] | None],
-) -> Callable[[Path], dict[str, Any] | None]:
-    """Calls the other ranks to it first."""
+def _follow_rank_zero(make: Make) -> Artifact:
+    """Rank 0 broadcasts the folder if all ranks are to make the artifact, then the artifact."""
+    message: Any = process_group.broadcast(None)
+    if isinstance(message, Path):
+        make(message)
+        message = process_group.broadcast(None)
+    assert isinstance(message, Artifact)
+    return message
 
-    def called(folder: Path) -> dict[str, Any] | None:
-        process_group.broadcast(folder)
-        return make(folder)
 
-    return called
+def _prepare_partial(folder: Path) -> Path:
+    """The folder to make an artifact in, with the undamaged files of an earlier attempt."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    if partial.is_symlink():
+        partial.unlink()
+    if folder.exists():
+        _set_aside(folder, partial)
+    partial.mkdir(exist_ok=True)
+    for file in partial.rglob("*"):
+        # Half-written files of a killed process; and links, whose targets would be overwritten.
+        if file.is_symlink() or (file.suffix == ".partial" and file.is_file()):
+            file.unlink()
+    return partial
+
+
+def _make_in(partial: Path, make: Make) -> dict[str, Any] | None:
+    try:
+        return make(partial)
+    except ConfigError:
+        if not any(partial.iterdir()):  # else the corrected command resumes from its files
+            partial.rmdir()
+        raise
 
 
 def write_atomic(file: Path, data: bytes) -> None:
-    """A reader sees the old file or the new one; a full disk leaves nothing of the new one."""
+    """Replace a file atomically: a reader sees the old content or the new, also after an error."""
     partial = file.with_name(f"{file.name}.partial")
     try:
         partial.write_bytes(data)
@@ -173,7 +173,7 @@ def write_atomic(file: Path, data: bytes) -> None:
 
 
 def find_damage(folder: Path) -> list[str]:
-    """The files that are not what the manifest says; the manifest itself if it is not readable."""
+    """The files whose checksum is not the manifest's; the manifest if it is not readable."""
     try:
         files = read_manifest(folder)["files"]
     except (OSError, ValueError):
@@ -182,24 +182,24 @@ def find_damage(folder: Path) -> list[str]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises OSError where there is none, ValueError where it is not as `write_manifest` writes
-    it: its files are the folder's own, by no way around."""
-    found = json.loads((folder / MANIFEST).read_text())
-    parts: dict[str, type] = {"kind": str, "made_from": dict, "content": dict, "files": dict}
-    if not isinstance(found, dict):
-        raise ValueError("it is no object")
-    for part, kind in parts.items():
-        if not isinstance(found.get(part), kind):
-            raise ValueError(f"its {part} is none")
-    here = folder.resolve()
-    for name, digest in found["files"].items():
-        whole = here / name
-        if not isinstance(digest, str) or "\0" in name or ".." in whole.parts:
-            raise ValueError(f"{name!r} is no file of it")
-        # A file may be a link: its content is compared. A folder that is one leads elsewhere.
-        if whole == here or whole.parent.resolve() != whole.parent or here not in whole.parents:
-            raise ValueError(f"{name!r} is not in its folder")
-    return found
+    """Raises OSError if there is none, and ValueError if it is not as `write_manifest` writes it,
+    or lists a file outside the folder."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    types: dict[str, type] = {"kind": str, "made_from": dict, "content": dict, "files": dict}
+    if not isinstance(manifest, dict):
+        raise ValueError("the manifest is not a JSON object")
+    for key, expected in types.items():
+        if not isinstance(manifest.get(key), expected):
+            raise ValueError(f"the manifest lacks {key}")
+    root = folder.resolve()
+    for name, digest in manifest["files"].items():
+        file = root / name
+        if not isinstance(digest, str) or "\0" in name or ".." in file.parts:
+            raise ValueError(f"{name!r} is not a file of the artifact")
+        # The file itself may be a link, as its content is verified; a parent folder may not.
+        if file == root or file.parent.resolve() != file.parent or root not in file.parents:
+            raise ValueError(f"{name!r} is not in the artifact's folder")
+    return manifest
 
 
 def _matches(file: Path, digest: str) -> bool:
@@ -210,14 +210,14 @@ def _matches(file: Path, digest: str) -> bool:
 
 
 def _set_aside(folder: Path, partial: Path) -> None:
-    """Makes an unfinished artifact of a damaged one, so that only what is damaged is made again."""
+    """Turn a damaged artifact into an unfinished one without its damaged files."""
     damaged = find_damage(folder)
     log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damaged))
-    if MANIFEST in damaged:  # then nothing says which of the other files are whole
+    if MANIFEST in damaged:  # no checksums to verify the other files with
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         return
     shutil.rmtree(partial, ignore_errors=True)
-    # Before the folder is renamed: whoever goes on from an unfinished one takes it for whole.
+    # Before the rename: `make` trusts the files of an unfinished artifact.
     for file in (folder / name for name in damaged):
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
@@ -229,7 +229,7 @@ def _set_aside(folder: Path, partial: Path) -> None:
 def write_manifest(
     folder: Path, kind: str, made_from: dict[str, Any], content: dict[str, Any] | None
 ) -> None:
-    """Of all that is in the folder, so that `damage` can tell when it changes."""
+    """Write the manifest, with a checksum of every file in the folder."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     manifest = {
         "kind": kind,

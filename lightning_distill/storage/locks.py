@@ -1,4 +1,4 @@
-"""One process at a time, on a file system that several machines share too."""
+"""Lock files: one process at a time, also across machines that share a file system."""
 
 import logging
 import os
@@ -13,12 +13,12 @@ from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LEASE = 60.0  # seconds without a sign of life after which another machine's lock is free
-NAMELESS = 2.0  # seconds that filelock gives the owner of an unreadable lock
+LEASE = 60.0  # seconds without a heartbeat after which a lock of another machine is free
+UNREADABLE_GRACE = 2.0  # seconds after which filelock frees a lock file without an owner
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process that is alive, as far as can be told, holds this lock."""
+    """Whether a live process holds this lock."""
     try:
         with locked(file, str(file), wait=False):
             return False
@@ -27,29 +27,31 @@ def is_held(file: Path) -> bool:
 
 
 @contextmanager
-def locked(file: Path, what: str, wait: bool = True) -> Iterator[Callable[[], None]]:
-    """Holds a file, whose making and removing is the lock.
+def locked(file: Path, name: str, wait: bool = True) -> Iterator[Callable[[], None]]:
+    """Hold a lock file.
 
-    One whose process died is taken over: at once on the same machine, after LEASE on another,
-    and after some seconds where it died before it could write its name.
-    Raises ConfigError where another holds it, and it is not to be waited for.
-    Yields a function that raises RuntimeError where that happened to this process, which then was
-    stopped for so long that another may have done its work.
+    The lock of a process that died is taken over: at once on the same machine, after LEASE on
+    another, and after some seconds if it died before it wrote its name.
+    Raises ConfigError if another process holds it and `wait` is false. name: for messages.
+    Yields a function that raises RuntimeError if another process took over this lock, which happens
+    if this process was suspended for longer than LEASE.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(file, lease_duration=LEASE)
-    if not _acquired(lease, 0.0) and not (_free_nameless(file) and _acquired(lease, 2 * NAMELESS)):
+    if not _try_acquire(lease, 0.0) and not (
+        _free_ownerless(file) and _try_acquire(lease, 2 * UNREADABLE_GRACE)
+    ):
         owner = lease.owner
-        whose = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+        holder = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
         if not wait:
-            raise ConfigError(f"{what} is in use by {whose}.")
-        log.info("waiting for %s, which %s is making", what, whose)
-        while not _acquired(lease, LEASE):
-            _free_nameless(file)
+            raise ConfigError(f"{name} is in use by {holder}.")
+        log.info("waiting for %s, which is in use by %s", name, holder)
+        while not _try_acquire(lease, LEASE):
+            _free_ownerless(file)
 
     def check() -> None:
         if lease.compromise:
-            raise RuntimeError(f"the lock of {what} was taken over by another process; run again")
+            raise RuntimeError(f"the lock of {name} was taken over by another process; run again")
 
     try:
         yield check
@@ -57,7 +59,7 @@ def locked(file: Path, what: str, wait: bool = True) -> Iterator[Callable[[], No
         lease.release()
 
 
-def _acquired(lease: SoftFileLease, seconds: float) -> bool:
+def _try_acquire(lease: SoftFileLease, seconds: float) -> bool:
     try:
         lease.acquire(timeout=seconds, poll_interval=0.2)
     except Timeout:
@@ -65,19 +67,20 @@ def _acquired(lease: SoftFileLease, seconds: float) -> bool:
     return True
 
 
-def _free_nameless(file: Path) -> bool:
-    """Has filelock free a lock without a name after NAMELESS; whether it is one.
+def _free_ownerless(file: Path) -> bool:
+    """Make filelock free an empty lock file after UNREADABLE_GRACE; return whether it is empty.
 
-    It takes an empty lock for one of its oldest versions, held as long as it is there, and frees
-    one that stays unreadable. A line end does no harm to a name, be it there or still to come.
+    A process that dies between creating the file and writing its name leaves it empty. filelock
+    takes an empty lock for one of its oldest format, held as long as it exists, but frees one that
+    stays unreadable. The newline written here is harmless to an owner that writes its name later.
     """
     try:
-        there = file.lstat()
-        if there.st_size or not stat.S_ISREG(there.st_mode):
+        status = file.lstat()
+        if status.st_size or not stat.S_ISREG(status.st_mode):
             return False
-        lock = os.open(file, os.O_WRONLY | os.O_APPEND)
-    except OSError:  # it is free by now, or not ours to write to
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+    except OSError:  # released meanwhile, or not writable
         return False
-    with open(lock, "wb") as stream:
+    with open(descriptor, "wb") as stream:
         stream.write(b"\n")
     return True

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT = 30  # seconds that W&B's server may take to answer before the run goes offline
 FINISH_TIMEOUT = 120  # seconds that the upload of what is left may take at a run's end
 ANSWER = 20  # seconds that it may take to say that it is there
+FINISHED = "finished"  # file in the folder of an offline run to which nothing will be added
 LONGEST_NAME = 128  # characters that W&B allows
 LONGEST_TAG = 64
 
@@ -122,6 +123,8 @@ def finish(run: Any, results: dict[str, Any]) -> None:
     run.summary.update(results)
     try:
         run.finish()
+        if run.offline:
+            (Path(run.dir).parent / FINISHED).touch()
     except TimeoutError:
         log.warning(
             "W&B's server does not take what is left of this run; it is kept, and can be uploaded "

@@ -103,7 +103,7 @@ class Sequence(Online):
         examples: Any = teacher.data.transfer_set()
         source = Subset(examples, range(self.count(examples)))
         make = partial(write_all, teacher, source, self._plan(teacher.data), make_trainer)
-        artifact = store.get(*self.made_from(data, teacher), make, together=True)
+        artifact = store.get(*self.made_from(data, teacher), make, on_all_ranks=True)
         lines = list(lines_of(artifact.folder))
         new = sum(len(line["ids"]) for line in lines)
         reused = "" if artifact.seconds else " (reused)"

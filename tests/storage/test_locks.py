@@ -36,7 +36,10 @@ def test_who_waits_says_for_what_and_for_whom(tmp_path, caplog, monkeypatch):
     process = hold(tmp_path / "lock", "elsewhere", 3)
     with locked(tmp_path / "lock", "the teacher 12ab"):
         assert process.wait() == 0  # longer than a lease, and held all the time
-    assert f"waiting for the teacher 12ab, which process {process.pid} on elsewhere" in caplog.text
+    assert (
+        f"waiting for the teacher 12ab, which is in use by process {process.pid} on elsewhere"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
@@ -87,7 +90,7 @@ def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, cap
     threading.Timer(1.0, write_late).start()
     with locked(file, "it"):
         assert holder.wait() == 0
-    assert f"waiting for it, which process {holder.pid} on" in caplog.text
+    assert f"waiting for it, which is in use by process {holder.pid} on" in caplog.text
 
 
 def test_a_line_end_behind_its_name_takes_no_lock_from_its_owner(tmp_path):

@@ -230,8 +230,8 @@ def test_what_is_missing_is_said_in_a_line(in_process, tmp_path):
     there = "dashboard.sweep=a-group"
     assert "W&B key" in refused(in_process, outputs, there)
     (tmp_path / "empty").mkdir()
-    assert "no job" in refused(in_process, outputs, f"dashboard.sweep={tmp_path / 'empty'}")
-    assert "no folder" in refused(in_process, outputs, f"dashboard.sweep={tmp_path / 'none'}")
+    assert "no jobs" in refused(in_process, outputs, f"dashboard.sweep={tmp_path / 'empty'}")
+    assert "not a folder" in refused(in_process, outputs, f"dashboard.sweep={tmp_path / 'none'}")
     assert "logger=wandb" in refused(in_process, outputs, there, "logger=csv")
 
 
