@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a click on a column's head sorts by it, numbers as numbers; empty cells stay last.
+// Tables: a click on a heading sorts by its column, numbers numerically; empty cells stay last.
 const collator = new Intl.Collator(undefined, { numeric: true });
 
 function valueOf(row, column) {
@@ -9,15 +9,15 @@ function valueOf(row, column) {
 }
 
 function sort(table, column) {
-  const heads = [...table.tHead.rows[0].cells];
-  const up = heads[column].getAttribute("aria-sort") !== "ascending";
-  heads.forEach((head) => head.removeAttribute("aria-sort"));
-  heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
+  const headings = [...table.tHead.rows[0].cells];
+  const up = headings[column].getAttribute("aria-sort") !== "ascending";
+  headings.forEach((heading) => heading.removeAttribute("aria-sort"));
+  headings[column].setAttribute("aria-sort", up ? "ascending" : "descending");
   const rows = [...table.tBodies[0].rows];
   const values = new Map(rows.map((row) => [row, valueOf(row, column)]));
   const numeric = [...values.values()].every((v) => v === "" || !Number.isNaN(Number(v)));
-  rows.sort((one, other) => {
-    const [a, b] = [values.get(one), values.get(other)];
+  rows.sort((first, second) => {
+    const [a, b] = [values.get(first), values.get(second)];
     if (a === "" || b === "") return (a === "") - (b === "");
     const order = numeric ? a - b : collator.compare(a, b);
     return up ? order : -order;
@@ -26,12 +26,12 @@ function sort(table, column) {
 }
 
 for (const table of document.querySelectorAll("table.sorts")) {
-  [...table.tHead.rows[0].cells].forEach((head, column) =>
-    head.querySelector("button").addEventListener("click", () => sort(table, column))
+  [...table.tHead.rows[0].cells].forEach((heading, column) =>
+    heading.querySelector("button").addEventListener("click", () => sort(table, column))
   );
 }
 
-// The filter leaves the rows that hold every word of it.
+// The filter keeps the rows that contain each of its words.
 for (const input of document.querySelectorAll("input[data-filters]")) {
   const rows = [...document.getElementById(input.dataset.filters).tBodies[0].rows];
   const texts = rows.map((row) =>
@@ -44,7 +44,7 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
     count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} jobs`;
   };
   input.addEventListener("input", show);
-  show(); // a browser may bring back what was typed before
+  show(); // a browser may restore the input after a reload
 }
 
 // Commands
@@ -62,20 +62,21 @@ for (const button of document.querySelectorAll(".command button")) {
   });
 }
 
-// Figures: plotly is most of the page, and is read when the first figure comes into view.
+// Figures: plotly, most of the page's size, is parsed when the first figure comes into view.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-function coloured(node, style) {
-  if (Array.isArray(node)) return node.map((one) => coloured(one, style));
+// Replaces each string `var(--name)` by the color of that name in the style.
+function resolveColors(node, style) {
+  if (Array.isArray(node)) return node.map((item) => resolveColors(item, style));
   if (node && typeof node === "object") {
-    return Object.fromEntries(Object.entries(node).map(([k, v]) => [k, coloured(v, style)]));
+    return Object.fromEntries(Object.entries(node).map(([k, v]) => [k, resolveColors(v, style)]));
   }
   const name = typeof node === "string" && /^var\((--[\w-]+)\)$/.exec(node);
   return name ? style.getPropertyValue(name[1]).trim() : node;
 }
 
-// On a phone names stand above their lines, and a long legend would leave no room for the rest.
-function fit(data, layout) {
+// On a phone, names are placed above their lines, and long legends are hidden.
+function fitToPhone(data, layout) {
   Object.assign(layout.margin, { l: 48, r: 8 });
   if (layout.yaxis.automargin) {
     const names = [...new Set(data.flatMap((trace) => trace.y))];
@@ -96,8 +97,8 @@ function draw(box) {
     document.head.append(code);
   }
   const style = getComputedStyle(document.documentElement);
-  const said = JSON.parse(document.getElementById(box.dataset.figure).textContent);
-  const { data, layout } = coloured(said, style);
+  const figure = JSON.parse(document.getElementById(box.dataset.figure).textContent);
+  const { data, layout } = resolveColors(figure, style);
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -108,7 +109,7 @@ function draw(box) {
     bordercolor: style.getPropertyValue("--muted").trim(),
     font: { color: style.getPropertyValue("--ink").trim() },
   });
-  if (box.clientWidth < 600) fit(data, layout);
+  if (box.clientWidth < 600) fitToPhone(data, layout);
   box.style.minHeight = "";
   Plotly.react(box, data, layout, { responsive: true, displayModeBar: false });
   box.dataset.drawn = "";

@@ -1,4 +1,4 @@
-"""The report of a sweep, on folders written by hand; its page in a real browser."""
+"""The report of a sweep, on hand-written folders; its page in a real browser."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def read_csv(folder):
         return {row["job"]: row for row in csv.DictReader(lines)}
 
 
-def test_seeds_share_a_line_with_mean_and_deviation(job, tmp_path):
+def test_the_table_has_mean_and_deviation_over_seeds(job, tmp_path):
     for seed, nll in enumerate((4.2, 4.3, 4.4)):
         job("distilled", nll, seed=seed)
     job("plain", 5.0, alpha=0)
@@ -40,7 +40,7 @@ def test_seeds_share_a_line_with_mean_and_deviation(job, tmp_path):
     assert line[2] == "4.300 ± 0.100"
 
 
-def test_the_best_comes_first_and_the_failed_last(job, tmp_path):
+def test_the_table_lists_the_best_job_first_and_failed_jobs_last(job, tmp_path):
     job("b", 4.6)
     job("c", 0, status="failed")
     job("a", 4.4)
@@ -48,14 +48,14 @@ def test_the_best_comes_first_and_the_failed_last(job, tmp_path):
     assert names == ["job", "teacher", "name=a", "name=b", "name=c"]
 
 
-def test_a_job_that_took_over_anothers_results_says_reused(sweep_of_24):
+def test_the_table_says_reused_for_a_job_with_another_jobs_results(sweep_of_24):
     seconds = {cells[0]: cells[-1] for cells in table_cells(compare_jobs(sweep_of_24))}
     of = "student=xs,loss.temperature={},loss.alpha=0 (2 seeds)"
     assert seconds[of.format(1)] == "5"
     assert seconds[of.format(2)] == "reused"
 
 
-def test_the_summary_is_a_csv_and_a_page_of_its_own(job, tmp_path):
+def test_a_summary_is_a_csv_file_and_a_self_contained_page(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("distilled", 4.25)
     job("broken", 0, status="failed")
@@ -67,26 +67,26 @@ def test_the_summary_is_a_csv_and_a_page_of_its_own(job, tmp_path):
         assert text in page
 
 
-def test_the_csv_holds_all_that_is_swept_and_all_of_the_results(sweep_of_24):
+def test_the_csv_has_all_varying_settings_and_all_results(sweep_of_24):
     summarize(sweep_of_24)
     table = read_csv(sweep_of_24)
     assert len(table) == 24
     for row in compare_jobs(sweep_of_24):
         line = table[row.name]
-        told = {"nll": row.nll, **json.loads((row.folder / "results.json").read_text())}
+        results = {"nll": row.nll, **json.loads((row.folder / "results.json").read_text())}
         for role in ("teacher", "student", "cost"):
-            for key, value in told[role].items():
+            for key, value in results[role].items():
                 assert float(line[f"{role}.{key}"]) == value
         assert line["status"] == "finished"
-        assert line["key"] == told["key"]
-        assert shlex.split(line["overrides"]) == told["overrides"]
+        assert line["key"] == results["key"]
+        assert shlex.split(line["overrides"]) == results["overrides"]
         assert line["student"] == ("xs" if row.config["student"]["hidden_size"] == 64 else "s")
         for key in ("alpha", "temperature"):
             assert float(line[f"loss.{key}"]) == row.config["loss"][key]
         assert int(line["student.hidden_size"]) == row.config["student"]["hidden_size"]
 
 
-def test_text_in_the_report_is_shown_and_never_run(job, tmp_path):
+def test_html_in_names_and_samples_is_escaped(job, tmp_path):
     job("plain", 5.0, alpha=0, sample="<script>alert(1)</script>")
     job("</script><img src=x onerror=alert(2)>", 4.5)
     job("<img src=x onerror=alert(2)>", 0, status="failed")
@@ -98,14 +98,14 @@ def test_text_in_the_report_is_shown_and_never_run(job, tmp_path):
     assert "no <b>memory" not in page
 
 
-def test_json_in_the_page_is_the_same_json_and_ends_no_script():
-    said = {"name": "</script><!-- & é \u2028", "z": [1.5, None]}
-    text = as_json(said | {"bad": float("nan")})
+def test_json_in_the_page_round_trips_and_cannot_end_its_script_element():
+    content = {"name": "</script><!-- & é \u2028", "z": [1.5, None]}
+    text = as_json(content | {"bad": float("nan")})
     assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == said | {"bad": None}
+    assert json.loads(text) == content | {"bad": None}
 
 
-def test_a_command_can_be_pasted_into_a_shell_whatever_it_holds(job, tmp_path):
+def test_commands_are_quoted_for_a_shell(job, tmp_path):
     odd = ["student.layers=[1, 3]", "data.path=it's here", 'x="$HOME"', "loss.layers={1: 2}"]
     job("odd", 4.5, more=odd)
     summarize(tmp_path)
@@ -120,7 +120,7 @@ def test_a_command_can_be_pasted_into_a_shell_whatever_it_holds(job, tmp_path):
     ]
 
 
-def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
+def test_plotly_accepts_every_figure(sweep_of_24):
     rows = compare_jobs(sweep_of_24)
     drawn = [
         figures.sizes(rows),
@@ -135,7 +135,7 @@ def test_every_figure_is_one_that_plotly_knows(sweep_of_24):
         assert go.Figure(json.loads(plain)).data  # raises for what plotly does not know
 
 
-def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path):
+def test_a_student_is_drawn_beside_its_baseline_and_label_smoothing(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("smooth", 4.8, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
@@ -146,7 +146,7 @@ def test_a_student_stands_beside_its_baseline_and_smoothed_labels(job, tmp_path)
     assert at["label smoothing"] == pytest.approx((4.8,))
 
 
-def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
+def test_the_heat_map_shows_means_over_seeds(sweep_of_24):
     rows = compare_jobs(sweep_of_24)
     (name, figure), (_, larger) = heat_maps(rows)
     assert name == "student=xs, 0.23 M"
@@ -157,13 +157,13 @@ def test_the_heat_map_holds_means_over_seeds(sweep_of_24):
     assert others["z"] != cells["z"]
 
 
-def test_without_both_swept_there_is_no_heat_map(job, tmp_path):
+def test_there_is_no_heat_map_unless_temperature_and_alpha_are_swept(job, tmp_path):
     job("a", 4.3, more=["loss.alpha=1"])
     job("b", 4.4, more=["loss.alpha=0"], alpha=0)
     assert heat_maps(compare_jobs(tmp_path)) == []
 
 
-def test_keys_are_shortened_where_that_leaves_no_doubt():
+def test_a_key_is_shortened_if_its_last_part_is_unique():
     keys = ["loss.alpha", "student.max_steps", "teacher.max_steps", "student"]
     name = "loss.alpha=1,student.max_steps=3,student=xs,layers=[1,3]"
     assert short_name(name, keys) == "alpha=1, student.max_steps=3, student=xs, layers=[1, 3]"
@@ -176,7 +176,7 @@ def page_of(folder):
     return re.sub(r"<[^>]+>", " ", page.partition("<body>")[2].partition("</main>")[0])
 
 
-def test_the_page_says_whether_the_lead_is_more_than_noise(job, tmp_path):
+def test_the_page_says_whether_the_lead_is_significant(job, tmp_path):
     job("good", 4.3)
     job("bad", 4.9)
     assert "is not known" in page_of(tmp_path)
@@ -186,7 +186,7 @@ def test_the_page_says_whether_the_lead_is_more_than_noise(job, tmp_path):
     assert "more than the noise between seeds" in page_of(tmp_path)
 
 
-def test_a_half_finished_sweep_says_what_is_missing_and_shows_what_there_is(job, tmp_path):
+def test_an_unfinished_sweep_lists_what_is_missing_and_shows_the_rest(job, tmp_path):
     job("done", 4.3)
     job("failed", 0, status="failed", error="no memory\nTraceback")
     (job("going", 4.5, status="running") / "job.log").unlink()
@@ -203,7 +203,7 @@ def test_a_half_finished_sweep_says_what_is_missing_and_shows_what_there_is(job,
     assert "Missing: .hydra/config.yaml" in page
 
 
-def test_jobs_that_never_began_are_named(sweep_of_24):
+def test_jobs_that_have_not_started_are_listed(sweep_of_24):
     gone = "loss.alpha=1,loss.temperature=2,seed=1,student=s"
     shutil.rmtree(sweep_of_24 / gone)
     page = page_of(sweep_of_24)
@@ -212,7 +212,7 @@ def test_jobs_that_never_began_are_named(sweep_of_24):
 
 
 @pytest.mark.parametrize("made", [True, False])
-def test_a_folder_without_jobs_is_refused_and_others_are_named(in_process, tmp_path, made):
+def test_a_folder_without_jobs_is_rejected_with_the_names_of_sweeps(in_process, tmp_path, made):
     folder = tmp_path / "nothing"
     if made:
         folder.mkdir()
@@ -224,7 +224,7 @@ def test_a_folder_without_jobs_is_refused_and_others_are_named(in_process, tmp_p
     assert str(tmp_path / "sweeps" / "real") in done.stderr
 
 
-def test_sweeps_that_trained_teachers_alone_have_a_page(job, tmp_path):
+def test_a_sweep_of_teachers_only_has_a_page(job, tmp_path):
     folder = job("a", 4.3)
     found = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(found | {"student": None}))
@@ -274,10 +274,10 @@ DRAWN = """
 @pytest.mark.slow
 @in_browser
 class TestInABrowser:
-    def test_the_page_of_24_jobs_is_there_in_under_2_seconds(self, page):
+    def test_the_page_of_24_jobs_loads_within_seconds(self, page):
         assert page.seconds < 2 * 5  # on a machine that runs other tests
 
-    def test_its_numbers_are_those_of_the_csv(self, page, sweep_of_24):
+    def test_its_numbers_equal_those_of_the_csv(self, page, sweep_of_24):
         table, shown = read_csv(sweep_of_24), page.run(CELLS)
         assert table.keys() == shown.keys()
         for name, cells in shown.items():
@@ -286,7 +286,7 @@ class TestInABrowser:
                 if column in ("student.nll", "student.teacher_agreement"):
                     assert text == f"{float(value):.3f}"
 
-    def test_a_click_sorts_numbers_as_numbers_and_another_turns_it_round(self, page):
+    def test_a_click_sorts_numerically_and_a_second_click_reverses(self, page):
         heads = "[...document.querySelectorAll('#table-jobs th button')]"
         sort = heads + ".find((head) => head.innerText == {!r}).click()"
         for column, name in (("cost.student_seconds", "seconds"), ("student.nll", "nll")):
@@ -302,7 +302,7 @@ class TestInABrowser:
         page.press("Enter")
         assert page.run("document.querySelector('#table-jobs th').ariaSort") == "ascending"
 
-    def test_the_filter_leaves_the_rows_that_hold_all_its_words(self, page):
+    def test_the_filter_keeps_rows_that_contain_all_its_words(self, page):
         count = page.run(
             "(() => { const input = document.querySelector('input[type=search]');"
             "input.value = 'student=xs ALPHA=0.5'; input.dispatchEvent(new Event('input'));"
@@ -329,7 +329,7 @@ class TestInABrowser:
             colour = page.run(f"getComputedStyle(document.querySelector({what!r}))[{of}]")
             assert contrast(colour, paper) > 4.5, what
 
-    def test_a_half_finished_sweep_fits_a_phone_too(self, page, sweep_of_24):
+    def test_an_unfinished_sweep_fits_a_phone(self, page, sweep_of_24):
         one, two, three, *_ = sorted(sweep_of_24.glob("loss*"))
         shutil.rmtree(one)
         (two / "metrics.csv").unlink()
@@ -341,7 +341,7 @@ class TestInABrowser:
         assert page.run("document.documentElement.scrollWidth") == 390
         assert "x" * 500 in page.run("document.querySelector('#unfinished').innerText")
 
-    def test_the_copied_command_is_that_of_the_page(self, page):
+    def test_the_copy_button_copies_the_command(self, page):
         page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
         page.run("document.querySelector('.command button').click()")
         time.sleep(0.2)
@@ -350,7 +350,7 @@ class TestInABrowser:
             "loss.alpha=0,0.5,1 seed=0,1"
         )
 
-    def test_names_that_look_like_html_are_text_in_pictures_too(self, page, job, tmp_path):
+    def test_html_in_names_is_text_in_figures(self, page, job, tmp_path):
         name = "<img src=x onerror=document.title=1><b>bold</b></script>"
         job(name, 4.5, sample="<script>document.title=2</script>")
         job("plain", 5.0, alpha=0)

@@ -41,7 +41,7 @@ def made(tmp_path):
     return lambda: (tmp_path / "made.log").read_text().split()
 
 
-def test_it_is_made_once_and_costs_nothing_after(tmp_path, made):
+def test_an_artifact_is_made_once(tmp_path, made):
     first = Store(tmp_path).get("teacher", MADE_FROM, write)
     second = Store(tmp_path).get("teacher", MADE_FROM, write)
     assert first.folder == second.folder
@@ -50,7 +50,7 @@ def test_it_is_made_once_and_costs_nothing_after(tmp_path, made):
     assert made() == ["made"]
 
 
-def test_processes_that_ask_together_share_one(tmp_path, made):
+def test_concurrent_processes_make_an_artifact_once(tmp_path, made):
     context = multiprocessing.get_context("spawn")
     asking = [context.Process(target=ask, args=(str(tmp_path), 0.3)) for _ in range(3)]
     for process in asking:
@@ -61,7 +61,7 @@ def test_processes_that_ask_together_share_one(tmp_path, made):
     assert made() == ["made"]
 
 
-def test_what_a_killed_process_left_is_never_read(tmp_path, made):
+def test_a_partial_artifact_of_a_killed_process_is_not_used(tmp_path, made):
     process = multiprocessing.get_context("spawn").Process(
         target=die_while_making, args=(str(tmp_path),)
     )
@@ -74,7 +74,7 @@ def test_what_a_killed_process_left_is_never_read(tmp_path, made):
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "manifest"])
-def test_a_damaged_one_is_made_again(tmp_path, made, damage):
+def test_a_damaged_artifact_is_made_again(tmp_path, made, damage):
     store = Store(tmp_path)
     folder = store.get("teacher", MADE_FROM, write).folder
     if damage == "changed":
@@ -88,9 +88,7 @@ def test_a_damaged_one_is_made_again(tmp_path, made, damage):
     assert made() == ["made", "made"]
 
 
-def test_one_that_was_being_set_aside_by_a_killed_process_is_not_taken_for_whole(
-    tmp_path, monkeypatch
-):
+def test_damaged_files_are_removed_before_the_artifact_is_set_aside(tmp_path, monkeypatch):
     store = Store(tmp_path)
     folder = store.get("teacher", MADE_FROM, write).folder
     (folder / "weights").write_text("1 2 4")
@@ -111,7 +109,7 @@ def test_one_that_was_being_set_aside_by_a_killed_process_is_not_taken_for_whole
     assert (store.get("teacher", MADE_FROM, go_on).folder / "weights").read_text() == "1 2 3"
 
 
-def test_a_failure_leaves_nothing_that_counts(tmp_path):
+def test_a_failure_leaves_no_artifact(tmp_path):
     def fail(folder: Path) -> None:
         (folder / "weights").write_text("half")
         raise RuntimeError("no memory")
@@ -122,7 +120,7 @@ def test_a_failure_leaves_nothing_that_counts(tmp_path):
 
 
 @pytest.mark.parametrize("begun", [[], ["weights"]])
-def test_what_was_refused_leaves_no_empty_folder_but_keeps_what_was_begun(tmp_path, begun):
+def test_a_config_error_leaves_no_empty_folder_but_keeps_files(tmp_path, begun):
     def refuse(folder):
         for name in begun:
             (folder / name).write_text("1 2 3")
@@ -134,7 +132,7 @@ def test_what_was_refused_leaves_no_empty_folder_but_keeps_what_was_begun(tmp_pa
     assert left == {f"{key_of(MADE_FROM)}.partial" for _ in begun}
 
 
-def test_the_manifest_says_what_it_was_made_from(tmp_path):
+def test_the_manifest_lists_settings_and_files(tmp_path):
     folder = Store(tmp_path).get("teacher", MADE_FROM, write).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["made_from"] == MADE_FROM
@@ -150,7 +148,7 @@ def test_any_changed_setting_is_another_artifact(tmp_path):
     assert key_of({"rates": 2}) != key_of({"rates": 2.5})
 
 
-def test_a_process_whose_lock_was_taken_over_does_not_finish(tmp_path, monkeypatch):
+def test_a_process_that_lost_its_lock_does_not_publish(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "LEASE", 0.3)
 
     def make(folder):
@@ -162,7 +160,7 @@ def test_a_process_whose_lock_was_taken_over_does_not_finish(tmp_path, monkeypat
     assert Store(tmp_path).find("teacher", MADE_FROM) is None
 
 
-NO_MANIFESTS = {
+INVALID_MANIFESTS = {
     "no object": [],
     "no files": {"files": []},
     "a list of files": {"files": ["weights"]},
@@ -174,8 +172,8 @@ NO_MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("theirs", NO_MANIFESTS.values(), ids=NO_MANIFESTS)
-def test_a_manifest_that_is_none_has_it_made_again(tmp_path, made, theirs):
+@pytest.mark.parametrize("theirs", INVALID_MANIFESTS.values(), ids=INVALID_MANIFESTS)
+def test_an_artifact_with_an_invalid_manifest_is_made_again(tmp_path, made, theirs):
     store = Store(tmp_path)
     folder = store.get("teacher", MADE_FROM, write).folder
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -202,7 +200,7 @@ def test_a_manifest_deletes_nothing_outside_its_folder(tmp_path, made, way):
     assert made() == ["made", "made"]
 
 
-def test_what_is_unfinished_is_written_through_no_link(tmp_path):
+def test_links_in_a_partial_folder_are_not_followed(tmp_path):
     theirs = tmp_path / "of the user"
     theirs.write_text("years of work")
     partial = Store(tmp_path).folder("teacher", MADE_FROM)
@@ -213,7 +211,7 @@ def test_what_is_unfinished_is_written_through_no_link(tmp_path):
     assert theirs.read_text() == "years of work"
 
 
-def test_an_unfinished_one_that_is_a_link_is_not_written_into(tmp_path):
+def test_a_partial_folder_that_is_a_link_is_not_followed(tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "text.partial").write_text("years of work")
@@ -224,7 +222,7 @@ def test_an_unfinished_one_that_is_a_link_is_not_written_into(tmp_path):
     assert [file.name for file in theirs.iterdir()] == ["text.partial"]
 
 
-def test_a_file_that_became_a_folder_or_a_device_is_made_again(tmp_path):
+def test_a_file_replaced_by_a_folder_or_a_device_is_made_again(tmp_path):
     folder = Store(tmp_path).get("teacher", MADE_FROM, write).folder
     for change in (lambda file: file.mkdir(), lambda file: file.symlink_to("/dev/zero")):
         (folder / "weights").unlink()

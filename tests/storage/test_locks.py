@@ -30,7 +30,7 @@ def hold(file, host, seconds):
     return process
 
 
-def test_who_waits_says_for_what_and_for_whom(tmp_path, caplog, monkeypatch):
+def test_a_waiting_process_logs_the_lock_and_its_holder(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(locks, "LEASE", 1.5)
     process = hold(tmp_path / "lock", "elsewhere", 3)
@@ -43,7 +43,7 @@ def test_who_waits_says_for_what_and_for_whom(tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
-def test_a_lock_whose_process_died_is_taken_over(tmp_path, monkeypatch, host):
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, monkeypatch, host):
     monkeypatch.setattr(locks, "LEASE", 1.5)
     process = hold(tmp_path / "lock", host, 100)
     process.kill()
@@ -55,7 +55,7 @@ def test_a_lock_whose_process_died_is_taken_over(tmp_path, monkeypatch, host):
     assert waited > 1.5 if host == "elsewhere" else waited < 1.5
 
 
-def test_a_lock_whose_process_died_before_it_wrote_its_name_is_taken_over(tmp_path):
+def test_an_empty_lock_file_of_a_dead_process_is_taken_over(tmp_path):
     """As it is left by a kill between the two calls."""
     (tmp_path / "lock").touch()
     with locked(tmp_path / "lock", "it") as check:
@@ -65,7 +65,7 @@ def test_a_lock_whose_process_died_before_it_wrote_its_name_is_taken_over(tmp_pa
 
 
 @pytest.mark.parametrize("other", ["link", "pipe"])
-def test_what_lies_in_a_locks_place_is_not_written_to(tmp_path, other):
+def test_a_link_or_pipe_in_place_of_a_lock_is_not_written_to(tmp_path, other):
     (tmp_path / "mine").touch()
     if other == "link":
         (tmp_path / "lock").symlink_to(tmp_path / "mine")
@@ -75,7 +75,7 @@ def test_what_lies_in_a_locks_place_is_not_written_to(tmp_path, other):
     assert (tmp_path / "mine").read_bytes() == b""
 
 
-def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, caplog):
+def test_a_process_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(locks, "LEASE", 1.5)
     file = tmp_path / "lock"
@@ -93,7 +93,7 @@ def test_one_that_writes_its_name_late_keeps_its_lock(tmp_path, monkeypatch, cap
     assert f"waiting for it, which is in use by process {holder.pid} on" in caplog.text
 
 
-def test_a_line_end_behind_its_name_takes_no_lock_from_its_owner(tmp_path):
+def test_a_newline_after_the_name_does_not_release_the_lock(tmp_path):
     with locked(tmp_path / "lock", "it") as check:
         with (tmp_path / "lock").open("a") as stream:
             stream.write("\n")

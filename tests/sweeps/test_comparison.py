@@ -1,4 +1,4 @@
-"""The comparison of jobs, on folders written by hand."""
+"""The comparison of jobs, on hand-written folders."""
 
 from statistics import mean
 
@@ -13,7 +13,7 @@ from lightning_distill.sweeps.comparison import (
 )
 
 
-def test_the_gap_is_closed_over_the_same_training_without_a_teacher(job, tmp_path):
+def test_gap_closed_is_relative_to_the_same_training_without_a_teacher(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("longer", 4.6, steps=20, alpha=0)
     job("distilled", 4.25)
@@ -22,7 +22,7 @@ def test_the_gap_is_closed_over_the_same_training_without_a_teacher(job, tmp_pat
     assert row.gap_closed_best_baseline == pytest.approx((4.6 - 4.25) / (4.6 - 4.0))
 
 
-def test_a_baseline_of_another_seed_is_not_the_measure(job, tmp_path):
+def test_a_job_is_compared_with_the_baseline_of_its_seed(job, tmp_path):
     job("plain", 5.0, seed=0, alpha=0)
     job("plain", 6.0, seed=1, alpha=0)
     job("distilled", 4.5, seed=1)
@@ -30,7 +30,7 @@ def test_a_baseline_of_another_seed_is_not_the_measure(job, tmp_path):
     assert row.gap_closed == pytest.approx((6.0 - 4.5) / (6.0 - 4.0))
 
 
-def test_a_start_from_the_teacher_is_no_baseline_and_measured_by_a_random_one(job, tmp_path):
+def test_a_student_initialized_from_its_teacher_is_not_a_baseline(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("copied plain", 4.6, start="teacher_layers", alpha=0)
     job("copied", 4.25, start="teacher_layers")
@@ -41,7 +41,7 @@ def test_a_start_from_the_teacher_is_no_baseline_and_measured_by_a_random_one(jo
     assert rows["copied plain"].gap_closed == pytest.approx(0.4)
 
 
-def test_a_baseline_serves_every_transfer_of_its_text(job, tmp_path):
+def test_a_baseline_is_shared_by_every_transfer_of_its_text(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("cached", 4.25, transfer={"_target_": "x.Cached", "k": 8})
     job("other text", 4.25, transfer={"_target_": "x.Cached", "num_blocks": 7})
@@ -54,19 +54,19 @@ def test_a_baseline_serves_every_transfer_of_its_text(job, tmp_path):
     assert gaps["other text"] is gaps["plain"] is None
 
 
-def test_without_a_baseline_no_gap_is_claimed(job, tmp_path):
+def test_without_a_baseline_there_is_no_gap_closed(job, tmp_path):
     job("distilled", 4.5)
     (row,) = compare_jobs(tmp_path)
     assert (row.gap_closed, row.gap_closed_best_baseline) == (None, None)
 
 
-def test_labels_of_the_teacher_are_no_baseline(job, tmp_path):
+def test_training_on_the_teachers_labels_is_not_a_baseline(job, tmp_path):
     job("hard teacher", 4.3, alpha=0, hard_target="teacher")
     job("distilled", 4.5)
     assert not any(row.is_baseline for row in compare_jobs(tmp_path))
 
 
-def test_smoothed_labels_are_not_the_measure_of_the_gap(job, tmp_path):
+def test_gap_closed_is_not_relative_to_label_smoothing(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("smooth", 4.8, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
@@ -78,13 +78,13 @@ def test_smoothed_labels_are_not_the_measure_of_the_gap(job, tmp_path):
     assert rows["smooth"].gap_closed is rows["plain"].gain_over_baseline is None
 
 
-def test_smoothed_labels_are_compared_at_equal_steps(job, tmp_path):
+def test_label_smoothing_is_compared_at_equal_steps(job, tmp_path):
     job("smooth", 4.8, steps=20, alpha=0, label_smoothing=0.1)
     job("distilled", 4.25)
     assert all(row.gain_over_label_smoothing is None for row in compare_jobs(tmp_path))
 
 
-def test_seeds_are_one_setting(job, tmp_path):
+def test_seeds_of_one_setting_form_a_group(job, tmp_path):
     for seed, nll in enumerate((4.2, 4.3, 4.4)):
         job("distilled", nll, seed=seed)
     job("plain", 5.0, alpha=0)
@@ -103,14 +103,14 @@ def test_the_best_job_has_the_lowest_mean_over_seeds(job, tmp_path):
     assert not found.is_significant
 
 
-def test_a_lead_beyond_the_noise_between_seeds_is_clear(job, tmp_path):
+def test_a_lead_beyond_the_confidence_interval_is_significant(job, tmp_path):
     for seed in range(3):
         job("good", 4.3 + seed / 100, seed=seed)
         job("bad", 4.9 + seed / 100, seed=seed)
     assert rank_settings(compare_jobs(tmp_path)).is_significant
 
 
-def test_without_repeated_seeds_the_noise_is_not_known(job, tmp_path):
+def test_without_repeated_seeds_significance_is_unknown(job, tmp_path):
     job("good", 4.3)
     job("bad", 4.9)
     found = rank_settings(compare_jobs(tmp_path))
@@ -118,20 +118,20 @@ def test_without_repeated_seeds_the_noise_is_not_known(job, tmp_path):
     assert not found.is_significant
 
 
-def test_a_job_that_took_over_the_results_of_the_best_is_not_the_runner_up(job, tmp_path):
+def test_a_copy_of_the_best_results_is_not_the_runner_up(job, tmp_path):
     job("best", 4.3, key="one")
     job("same", 4.3, key="one", same_as="best")
     job("other", 4.5)
     assert rank_settings(compare_jobs(tmp_path)).runner_up.name == "name=other"
 
 
-def test_where_tokens_differ_bits_per_byte_decide(job, tmp_path):
+def test_jobs_with_different_tokens_are_ranked_by_bits_per_byte(job, tmp_path):
     job("few tokens", 5.0, bits=1.9)
     job("many tokens", 4.0, bits=2.1)
     assert rank_settings(compare_jobs(tmp_path)).best.name == "name=few tokens"
 
 
-def test_shares_of_variance_are_those_of_the_analysis_of_variance(job, tmp_path):
+def test_variance_explained_equals_eta_squared(job, tmp_path):
     # nll = 4 + a + 3 b: a explains 1/10 of the variance, b 9/10, the seed nothing.
     for a in (0, 1):
         for b in (0, 1):
@@ -141,20 +141,20 @@ def test_shares_of_variance_are_those_of_the_analysis_of_variance(job, tmp_path)
     assert shares == pytest.approx({"y.b": 0.9, "x.a": 0.1, "seed": 0.0})
 
 
-def test_a_setting_that_no_two_jobs_share_explains_nothing(job, tmp_path):
+def test_a_setting_with_a_different_value_in_every_job_has_no_share(job, tmp_path):
     for n, nll in enumerate((4.0, 4.5, 5.0)):
         job(f"{n}", nll, more=[f"optimizer.lr={n}"])
     assert variance_explained(compare_jobs(tmp_path)) == [("optimizer.lr", None)]
 
 
-def test_the_front_holds_what_none_beats_in_both_size_and_perplexity(job, tmp_path):
+def test_the_pareto_front_has_no_dominated_group(job, tmp_path):
     for name, parameters, nll in (("a", 100, 5), ("b", 200, 4.5), ("c", 300, 4.7), ("d", 400, 4)):
         job(name, nll, parameters=parameters)
     front = pareto_front(group_by_setting(compare_jobs(tmp_path)))
     assert [group.name for group in front] == ["name=a", "name=b", "name=d"]
 
 
-def test_24_jobs_are_8_settings_and_2_that_are_the_same(sweep_of_24):
+def test_24_jobs_form_12_groups(sweep_of_24):
     rows = compare_jobs(sweep_of_24)
     assert len(group_by_setting(rows)) == 12
     assert {row.method for row in rows} == {"baseline", "distilled"}

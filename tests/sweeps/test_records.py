@@ -1,4 +1,4 @@
-"""Job folders, whole and half-finished."""
+"""Reading job folders, complete and incomplete."""
 
 import json
 import shutil
@@ -11,19 +11,19 @@ from lightning_distill.sweeps.multirun import jobs_not_started, read_sweep_comma
 from lightning_distill.sweeps.records import read_jobs
 
 
-def test_a_job_is_called_by_what_sets_it_apart(job, tmp_path):
+def test_a_job_is_named_by_its_distinguishing_overrides(job, tmp_path):
     job("a", 4.3, more=["loss.alpha=1"])
     job("b", 4.4, more=["loss.alpha=1"])
     assert [row.name for row in read_jobs(tmp_path)] == ["name=a", "name=b"]
 
 
-def test_what_is_swept_is_known_of_jobs_that_do_not_say_it(job, tmp_path):
-    job("said", 4.3, more=["loss.temperature=2.0"], temperature=2.0)
-    job("unsaid", 4.4, temperature=1.0)
+def test_swept_values_come_from_the_config_where_no_override_sets_them(job, tmp_path):
+    job("given", 4.3, more=["loss.temperature=2.0"], temperature=2.0)
+    job("default", 4.4, temperature=1.0)
     assert [r.swept["loss.temperature"] for r in read_jobs(tmp_path)] == ["2", "1"]
 
 
-def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
+def test_missing_or_damaged_files_are_listed_and_the_rest_is_read(job, tmp_path):
     job("whole", 4.3)
     shutil.rmtree(job("settingless", 4.4) / ".hydra")
     (job("cut off", 4.5) / "results.json").write_text('{"status": "fini')
@@ -58,7 +58,7 @@ def test_whatever_is_missing_the_rest_is_read(job, tmp_path):
     ],
     ids=str,
 )
-def test_results_that_no_job_wrote_are_told_and_the_rest_is_shown(job, tmp_path, damage, capsys):
+def test_invalid_results_are_reported_and_the_other_jobs_are_shown(job, tmp_path, damage, capsys):
     job("whole", 4.3)
     file = job("odd", 4.4) / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | damage))
@@ -67,27 +67,27 @@ def test_results_that_no_job_wrote_are_told_and_the_rest_is_shown(job, tmp_path,
     assert "name=whole" in capsys.readouterr().out
 
 
-def test_a_note_of_the_sweep_that_is_damaged_is_none(job, tmp_path):
+def test_a_damaged_multirun_yaml_gives_no_command(job, tmp_path):
     job("whole", 4.3)
     for damage in (b"\xff\xfe\0", b"3", b"hydra: 3"):
         (tmp_path / "multirun.yaml").write_bytes(damage)
         assert read_sweep_command(tmp_path) == ([], [])
 
 
-def test_a_run_that_only_reported_is_no_job(job, tmp_path):
+def test_a_report_run_is_not_a_job(job, tmp_path):
     job("a", 4.3)
     (tmp_path / "report" / ".hydra").mkdir(parents=True)
     (tmp_path / "report" / ".hydra" / "config.yaml").write_text("stage: report\n")
     assert len(read_jobs(tmp_path)) == 1
 
 
-def test_a_job_that_runs_says_how_far_it_is(job, tmp_path):
+def test_a_running_job_says_its_last_step(job, tmp_path):
     job("on its way", 4.3, steps=200, status="running")
     (row,) = read_jobs(tmp_path)
     assert row.failure_reason == "running, or killed before its end, at step 120 of 200"
 
 
-def test_a_line_that_is_being_written_is_not_read_as_a_whole_one(job, tmp_path):
+def test_an_incomplete_last_line_of_the_curves_is_ignored(job, tmp_path):
     folder = job("a", 4.3)
     with (folder / "metrics.csv").open("a") as curves:
         curves.write("0,139,4.")
@@ -95,7 +95,7 @@ def test_a_line_that_is_being_written_is_not_read_as_a_whole_one(job, tmp_path):
     assert row.curves[-1]["step"] == "119"
 
 
-def test_a_number_that_is_none_is_no_result(job, tmp_path):
+def test_a_nan_score_is_not_a_result(job, tmp_path):
     folder = job("a", 4.3)
     found = json.loads((folder / "results.json").read_text())
     found["student"]["nll"] = float("nan")
@@ -105,7 +105,7 @@ def test_a_number_that_is_none_is_no_result(job, tmp_path):
     assert row.failure_reason == "finished without a finite nll"
 
 
-def test_jobs_without_a_folder_are_told_from_the_sweeps_command(sweep_of_24):
+def test_jobs_without_a_folder_are_known_from_the_sweep_command(sweep_of_24):
     gone = "loss.alpha=1,loss.temperature=2,seed=1,student=s"
     shutil.rmtree(sweep_of_24 / gone)
     rows = read_jobs(sweep_of_24)
@@ -115,7 +115,7 @@ def test_jobs_without_a_folder_are_told_from_the_sweeps_command(sweep_of_24):
     assert [sorted(job) for job in jobs_not_started(rows, jobs)] == [gone.split(",")]
 
 
-def test_what_another_sweeper_would_have_chosen_is_not_guessed(sweep_of_24):
+def test_jobs_of_another_sweeper_are_not_guessed(sweep_of_24):
     file = sweep_of_24 / "multirun.yaml"
     noted = yaml.safe_load(file.read_text())
     noted["hydra"]["sweeper"]["_target_"] = "optuna.Sweeper"

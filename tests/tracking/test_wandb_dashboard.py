@@ -1,4 +1,4 @@
-"""The dashboard as far as the JSON that would be sent, against what real runs have logged."""
+"""The JSON that the dashboard would send, against what real runs have logged."""
 
 import itertools
 import json
@@ -91,7 +91,7 @@ def leaf(node, path):
 
 @pytest.mark.slow
 @package
-def test_panels_name_what_real_runs_log(sweep, tracked):
+def test_panels_refer_to_what_real_runs_log(sweep, tracked):
     runs = tracked(sweep)
     students = [one for one in runs if one.run.job_type == "student"]
     (table,) = [one for one in runs if one.run.job_type == "results"]
@@ -119,7 +119,7 @@ def test_panels_name_what_real_runs_log(sweep, tracked):
 
 @pytest.mark.slow
 @package
-def test_the_table_has_every_job_and_the_gaps_of_results_csv(sweep):
+def test_the_table_has_every_job_and_its_gap_closed(sweep):
     (file,) = sweep.rglob("results_*.table.json")
     table = json.loads(file.read_text())
     lines = {line["job"]: line for line in (dict(zip(table["columns"], d)) for d in table["data"])}  # noqa: B905
@@ -133,12 +133,12 @@ def test_the_table_has_every_job_and_the_gaps_of_results_csv(sweep):
 
 @pytest.mark.slow
 @package
-def test_axes_are_the_settings_that_the_sweep_varies(sweep):
+def test_axes_are_the_swept_settings(sweep):
     assert wandb_dashboard._swept_keys(compare_jobs(sweep)) == ["loss.alpha", "optimizer.lr"]
 
 
 @package
-def test_runs_are_chosen_by_the_group_to_the_letter():
+def test_runs_are_filtered_by_the_exact_group():
     workspace, report = both([], GROUP)
     runsets = [*workspace["section"]["runSets"]]
     runsets += [r for b in report["blocks"] for r in b.get("metadata", {}).get("runSets", [])]
@@ -150,7 +150,7 @@ def test_runs_are_chosen_by_the_group_to_the_letter():
 
 
 @package
-def test_panels_do_not_cover_each_other():
+def test_panels_do_not_overlap():
     for section in itertools.chain(*map(panels, both([]))):
         taken = set()
         for panel in section:
@@ -177,7 +177,7 @@ def test_curves_are_means_over_seeds():
 
 
 @package
-def test_without_jobs_at_hand_there_is_no_panel_of_a_comparison():
+def test_without_jobs_there_are_no_comparison_panels():
     for spec in both([]):
         asked = {name for s in panels(spec) for p in s for name in named(p)}
         assert ("table", "results") not in asked
@@ -207,7 +207,7 @@ def test_the_command_saves_the_table_a_workspace_and_a_report(sweep, command, wa
 
 
 @package
-def test_a_server_that_is_away_is_said_in_a_line(in_process, tmp_path, monkeypatch):
+def test_an_unreachable_server_is_reported_in_one_line(in_process, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     settings = ("stage=dashboard", "logger=wandb", f"paths.outputs={tmp_path}")
@@ -224,7 +224,7 @@ def refused(in_process, *overrides):
 
 
 @package
-def test_what_is_missing_is_said_in_a_line(in_process, tmp_path):
+def test_missing_settings_are_reported_in_one_line(in_process, tmp_path):
     outputs = f"paths.outputs={tmp_path}"
     assert "dashboard.sweep=<" in refused(in_process, outputs)
     there = "dashboard.sweep=a-group"
@@ -235,7 +235,7 @@ def test_what_is_missing_is_said_in_a_line(in_process, tmp_path):
     assert "logger=wandb" in refused(in_process, outputs, there, "logger=csv")
 
 
-def test_without_the_package_a_line_says_how_to_get_it(in_process, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_its_install_command(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_dashboard, "find_spec", lambda name: None)
     line = refused(in_process, f"paths.outputs={tmp_path}", "dashboard.sweep=a-group")
     assert re.search(r"pip install 'lightning_distill\[dashboard\]'", line)
