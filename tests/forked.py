@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lightning_distill.distributed import launcher, process_group
+from lightning_distill.distributed.topology import Hardware
 from lightning_distill.storage.artifacts import find_damage
 from lightning_distill.sweeps.job import check_results
 
@@ -109,7 +109,7 @@ def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], bef
 
 def as_ranks(world: int, work: Callable[..., None], *told: Any) -> None:
     """Calls work(*told) in so many processes, as torchrun would have started them."""
-    port = launcher._free_port()
+    port = launcher.free_port()
     begun = [CONTEXT.Process(target=_rank, args=(r, world, port, work, told)) for r in range(world)]
     for process in begun:
         process.start()
@@ -126,7 +126,7 @@ def _rank(rank: int, world: int, port: int, work: Callable[..., None], told: Any
         **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
         **{name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
     }
-    process_group.init_process_group(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    process_group.init_process_group(Hardware("cpu"))
     work(*told)
     process_group.destroy_process_group()
 

@@ -188,7 +188,7 @@ def test_a_rank_that_ends_badly_behind_its_work_costs_no_result(command, tmp_pat
     allow = {"LIGHTNING_DISTILL_ALLOW": "test_ranks"}
     few = ["student.max_steps=2", "teacher.max_steps=2", f"hydra.run.dir={tmp_path}"]
     said = command("trainer=ddp", *TWO, *few, aborts, **allow).stdout
-    assert "rank 1 of 2 had done its part, and ended with exit code -6" in said
+    assert "rank 1 of 2 returned, then ended with exit code -6" in said
     assert scores(tmp_path)["student"]["nll"] > 0
 
 
@@ -204,7 +204,7 @@ def test_what_a_rank_refuses_is_said_once(command):
 COMMAND = """
 import atexit, os, pathlib
 import torch.distributed as dist
-from lightning_distill.app import main
+from lightning_distill.cli.app import main
 note = pathlib.Path(f"rank-{os.environ['RANK']}")
 atexit.register(lambda: note.write_text(str(dist.is_initialized())))
 main()
@@ -237,8 +237,8 @@ def test_torchrun_starts_the_same_run(text_file, outputs, one, tmp_path):
 ENDS = """
 import atexit, json, os, signal, sys, time
 import torch, torch.distributed as dist
-from omegaconf import OmegaConf
 from lightning_distill.distributed import launcher, process_group
+from lightning_distill.distributed.topology import Hardware
 
 process_group.PATIENCE = 1.0
 
@@ -267,13 +267,13 @@ def play(way, rank, port, told):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }
     atexit.register(lambda: os.write(told, b"in" if dist.is_initialized() else b"left"))
-    process_group.init_process_group(OmegaConf.create({"trainer": {"accelerator": "cpu"}}))
+    process_group.init_process_group(Hardware("cpu"))
     way(rank)
     sys.exit()
 
 started, found = {}, {}
 for way in (one_hangs, at_the_end, refused, one_refused, one_killed):
-    port = launcher._free_port()
+    port = launcher.free_port()
     for rank in range(2):
         hears, told = os.pipe()
         if not (pid := os.fork()):

@@ -18,12 +18,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.hydra_callback import end_what_broke_off
 from lightning_distill.config import allowlist
 from lightning_distill.config.hydra_plugins import prefer_own_configs
 from lightning_distill.config.messages import CONF, explain
 from lightning_distill.config.validation import check, check_secrets
-from lightning_distill.distributed import launcher, process_group
+from lightning_distill.distributed import process_group
 from lightning_distill.distributed.gpus import (
     LAUNCHERS,
     best_precision,
@@ -86,7 +87,7 @@ allowlist.install(check_secrets)
 def job(cfg: DictConfig) -> float | list[float] | None:
     """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimise them."""
     if not process_group.is_rank_zero():
-        launcher.follow(cfg)
+        follow_rank_zero(cfg)
         return None
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode != RunMode.MULTIRUN
@@ -125,7 +126,7 @@ def run(cfg: DictConfig, this: Job) -> Any:
     chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
     if HydraConfig.get().mode == RunMode.MULTIRUN and chosen in LAUNCHERS:
         take_gpu(cfg.sweep.jobs_per_gpu)
-    return launcher.run(cfg, this)
+    return run_stage(cfg, this)
 
 
 def main() -> None:
@@ -134,7 +135,7 @@ def main() -> None:
     allowlist.allow_what_is_typed(sys.argv[1:])
     process_group.adopt_srun_environment()
     if not process_group.is_rank_zero():
-        sys.argv += launcher.keep_to_itself()
+        sys.argv += overrides_of_followers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of exiting with 1
     try:
         allowlist.check_flags(sys.argv[1:])

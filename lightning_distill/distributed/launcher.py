@@ -1,256 +1,213 @@
-"""A job in as many processes as `trainer` asks for.
+"""Runs a function in one process for each device of this machine.
 
-The command starts those of its machine itself, for each job of a sweep anew; torchrun or srun start
-those of several machines, each with the whole command.
+Not by torch's `elastic_launch`, which (measured with torch 2.13) loses all results when a rank
+aborts after it has returned, kills ranks 30 seconds after a signal though they still write a
+checkpoint, ends the other ranks at the first failure before they can say what caused it, and leaves
+its signal handlers in place.
 """
 
 import ctypes
 import logging
-import logging.config
 import math
 import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing import get_context
-from multiprocessing.connection import wait as wait_for
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
-from lightning_distill.config.messages import explain
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError, Stopped
-from lightning_distill.stages import STAGES
 
 log = logging.getLogger(__name__)
 
-TOGETHER = ("distill", "teacher", "transfer", "evaluate")  # stages that all devices take part in
-LONGEST = 20_000  # characters of a traceback, which must fit into a pipe
-STOPS = (signal.SIGTERM, signal.SIGUSR1)  # which end a training at its next step
-WORST = ("refused", "stopped", "broken", "")  # of what ranks say when they end: the first counts
-
-
-def run(cfg: DictConfig, job: Any) -> Any:
-    """The stage's function, in this process or in as many as `trainer` asks for."""
-    settings: Any = OmegaConf.to_container(resolved(cfg))
-    hardware = Hardware.from_settings(settings)
-    if cfg.stage in TOGETHER and (problem := hardware.problem()):
-        raise ConfigError(f"{problem}.")  # before there are processes that would all say so
-    count = hardware.num_devices if cfg.stage in TOGETHER else 1
-    if process_group.is_distributed() and cfg.stage in TOGETHER:
-        if count != process_group.world_size():
-            raise ConfigError(
-                f"{process_group.world_size()} processes were started, and trainer.devices="
-                f"{cfg.trainer.devices} on trainer.num_nodes={cfg.trainer.get('num_nodes', 1)} "
-                f"are {count}. Start one a device on each machine."
-            )
-        process_group.init_process_group(cfg)
-        process_group.broadcast((resolved(cfg), job))
-        results = function_of(cfg)(cfg, job)
-        process_group.destroy_process_group()
-        return results
-    if count == 1:
-        return function_of(cfg)(cfg, job)
-    if (nodes := int(cfg.trainer.get("num_nodes", 1))) > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={nodes} needs this command started on every machine, once for each "
-            "device, by torchrun or srun. scripts/multi_node.sh is an example."
-        )
-    return start(count, cfg, job)
-
-
-def function_of(cfg: DictConfig) -> Callable[[DictConfig, Any], Any]:
-    module, name = STAGES[cfg.stage].rsplit(".", 1)
-    found: Callable[[DictConfig, Any], Any] = getattr(
-        import_module(f"lightning_distill.{module}"), name
-    )
-    return found
-
-
-def resolved(cfg: DictConfig) -> DictConfig:
-    """With what follows from this command's time and name as it is here."""
-    found = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    OmegaConf.set_struct(found, True)
-    assert isinstance(found, DictConfig)
-    return found
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1)  # which end a training after its next step
+MAX_TRACEBACK = 20_000  # characters; a pipe holds 64 KiB
+# How a rank ends, the most informative first: with a mistake that the user can correct, by a
+# signal that it obeyed, with another exception, without a word (killed), or with a result.
+KINDS = ("refused", "stopped", "crashed", "killed", "returned")
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What a rank must know of the command."""
+class Outcome:
+    kind: str  # one of KINDS
+    value: Any = None  # a message, the signal's number, a traceback, None, or the result
+    time: float = math.inf
 
-    cfg: DictConfig
-    job: Any
-    hydra: Any
-    count: int
+
+@dataclass(frozen=True)
+class Work:
+    """What every rank receives."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    hardware: Hardware
+    run_id: str
+    set_up: Callable[[int], None]
     port: int
 
 
-def start(count: int, cfg: DictConfig, job: Any) -> Any:
-    """Runs a job in so many processes of this machine. Returns what it would return here.
+def launch(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    hardware: Hardware,
+    run_id: str,
+    set_up: Callable[[int], None],
+) -> Any:
+    """Calls function(*args) in all ranks, which share a process group, and returns rank 0's result.
 
-    Raises what the first of them that failed has met, as far as it can be said in words.
+    set_up: called first in each rank with its number, to configure logging. Everything is pickled.
+    Raises ConfigError if a rank did, else Stopped if a signal ended the ranks, else RuntimeError
+    with the traceback of the first rank that failed.
     """
-    context = get_context("spawn")  # a forked process has no GPU
-    heard, ends = zip(*(context.Pipe(duplex=False) for _ in range(count)), strict=True)
-    told = _Told(resolved(cfg), job, HydraConfig.get(), count, _free_port())
-    started = [
-        context.Process(target=_rank, args=(rank, told, end)) for rank, end in enumerate(ends)
+    context = get_context("spawn")  # a forked process cannot use CUDA
+    work = Work(function, args, hardware, run_id, set_up, free_port())
+    pipes = [context.Pipe(duplex=False) for _ in range(hardware.local_devices)]
+    ranks = [
+        context.Process(target=_run_rank, args=(rank, work, sender))
+        for rank, (_, sender) in enumerate(pipes)
     ]
-    main = threading.current_thread() is threading.main_thread()
-    handed: list[int] = []
-    signals = {one: signal.signal(one, _hand_on(started, handed)) for one in STOPS if main}
+    with _signals_forwarded(ranks) as received:
+        try:
+            for process in ranks:
+                process.start()
+            for _, sender in pipes:
+                sender.close()  # so that the pipe closes when its rank ends
+            _wait(ranks)
+        except KeyboardInterrupt:  # which the terminal sends to the ranks too
+            _stop(ranks, process_group.PATIENCE)
+            raise
+        finally:
+            _stop(ranks, 0.0)
+    outcomes = [_receive(receiver) for receiver, _ in pipes]
+    return _result(outcomes, [process.exitcode for process in ranks], received)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def _signals_forwarded(ranks: list[Any]) -> Iterator[list[int]]:
+    """Sends FORWARDED signals on to the ranks. Yields the list of those received."""
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        for process in _alive(ranks):
+            os.kill(process.pid, number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+        yield received
+        return
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        for rank in started:
-            rank.start()
-        for end in ends:
-            end.close()  # only the rank's own is left open, and closes with it
-        _watch(started)
-    except KeyboardInterrupt:  # which a terminal has sent to them too
-        _end(started, process_group.PATIENCE)
-        raise
+        yield received
     finally:
-        for one, before in signals.items():
-            signal.signal(one, before)
-        _end(started, 0.0)
-    results, failures = None, []
-    for number, (rank, end) in enumerate(zip(started, heard, strict=True)):
-        kind, value, when = _last_words(end)
-        if kind == "results":
-            results = value if number == 0 else results
-            if rank.exitcode:  # as by a library that is closed in the wrong order
-                said = "rank %s of %s had done its part, and ended with exit code %s"
-                log.warning(said, number, count, rank.exitcode)
-        else:
-            failures.append((WORST.index(kind), when, number, value, rank.exitcode))
-    if not failures:
-        return results
-    # What the user can mend, before what else broke because of it.
-    worst, _, number, value, code = min(failures, key=lambda failure: failure[:2])
-    if WORST[worst] == "refused":
-        raise ConfigError(value)
-    if WORST[worst] == "stopped" or handed:
-        raise Stopped(handed[0] if handed else value)
-    raise RuntimeError(f"rank {number} of {count} failed (exit code {code})\n{value or ''}")
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _watch(started: list[Any]) -> None:
-    """Until all have ended, or some time after the first that ended badly."""
-    alive, deadline = list(started), None
-    while alive:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not wait_for([rank.sentinel for rank in alive], timeout=left):
+def _alive(ranks: list[Any]) -> list[Any]:
+    return [process for process in ranks if process.pid is not None and process.is_alive()]
+
+
+def _wait(ranks: list[Any]) -> None:
+    """Returns when all ranks have ended, or PATIENCE seconds after the first failure."""
+    deadline = math.inf
+    while alive := _alive(ranks):
+        left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        if not wait_for_any([process.sentinel for process in alive], timeout=left):
             return
-        for rank in [rank for rank in alive if not rank.is_alive()]:
-            alive.remove(rank)
-            if rank.exitcode and deadline is None:
-                deadline = time.monotonic() + process_group.PATIENCE
+        if deadline == math.inf and any(process.exitcode for process in ranks):
+            deadline = time.monotonic() + process_group.PATIENCE
 
 
-def _end(started: list[Any], patience: float) -> None:
+def _stop(ranks: list[Any], patience: float) -> None:
+    """Waits some seconds for the ranks to end, then terminates, then kills those that are left."""
     deadline = time.monotonic() + patience
-    for end in ("wait", "terminate", "kill"):
-        for rank in started:
-            if rank.pid is not None and rank.is_alive():
-                if end != "wait":
-                    getattr(rank, end)()
-                rank.join(max(0.1, deadline - time.monotonic()))
+    for action in ("join", "terminate", "kill"):
+        for process in _alive(ranks):
+            if action != "join":
+                getattr(process, action)()
+            process.join(max(0.1, deadline - time.monotonic()))
 
 
-def _hand_on(started: list[Any], handed: list[int]) -> Callable[..., None]:
-    def hand_on(number: int, _: Any) -> None:
-        handed.append(number)
-        for rank in started:
-            if rank.pid is not None and rank.is_alive():
-                os.kill(rank.pid, number)
-
-    return hand_on
-
-
-def _last_words(end: Any) -> tuple[str, Any, float]:
-    """How a rank has ended, with what, and when; nothing where it was killed."""
+def _receive(pipe: Connection) -> Outcome:
     try:
-        found: tuple[str, Any, float] = end.recv()
+        outcome: Outcome = pipe.recv()
     except EOFError:
-        return "", None, math.inf
-    return found
+        return Outcome("killed")
+    return outcome
 
 
-def _rank(rank: int, told: _Told, end: Any) -> None:
-    """One process of a job, from its beginning to its end."""
+def _result(outcomes: list[Outcome], exit_codes: list[int | None], received: list[int]) -> Any:
+    count = len(outcomes)
+    failed = [rank for rank, outcome in enumerate(outcomes) if outcome.kind != "returned"]
+    for rank, code in enumerate(exit_codes):
+        if code and rank not in failed:  # as by a library that is unloaded in the wrong order
+            log.warning("rank %s of %s returned, then ended with exit code %s", rank, count, code)
+    if not failed:
+        return outcomes[0].value
+    first = min(failed, key=lambda rank: (KINDS.index(outcomes[rank].kind), outcomes[rank].time))
+    outcome = outcomes[first]
+    if outcome.kind == "refused":
+        raise ConfigError(outcome.value)
+    if outcome.kind == "stopped" or received:
+        raise Stopped(received[0] if received else outcome.value)
+    reason = f"rank {first} of {count} failed (exit code {exit_codes[first]})"
+    raise RuntimeError(f"{reason}\n{outcome.value or ''}")
+
+
+def _run_rank(rank: int, work: Work, pipe: Connection) -> None:
+    """The whole life of one rank."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: none outlives the command
-    os.environ |= {
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the command
+    os.environ |= _environment(rank, work)
+    work.set_up(rank)
+
+    def send(kind: str, value: Any) -> None:
+        pipe.send(Outcome(kind, value, time.time()))
+
+    try:
+        process_group.init_process_group(work.hardware)
+        result = work.function(*work.args)
+        send("returned", result if rank == 0 else None)
+        process_group.destroy_process_group()
+    except Stopped as stop:
+        send("stopped", stop.number)
+        sys.exit(stop.exit_code)
+    except ConfigError as error:
+        send("refused", str(error))
+        sys.exit(2)
+    except Exception:
+        send("crashed", traceback.format_exc()[-MAX_TRACEBACK:])
+        sys.exit(1)
+
+
+def _environment(rank: int, work: Work) -> dict[str, str]:
+    """The variables that torchrun sets."""
+    count = work.hardware.local_devices
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "GROUP_RANK": "0",
-        "WORLD_SIZE": str(told.count),
-        "LOCAL_WORLD_SIZE": str(told.count),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(told.port),
-        "TORCHELASTIC_RUN_ID": told.job.key,
-        "OMP_NUM_THREADS": os.environ.get(
-            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // told.count))
-        ),
+        "MASTER_PORT": str(work.port),
+        "TORCHELASTIC_RUN_ID": work.run_id,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
     }
-
-    hydra: Any = OmegaConf.create({"hydra": told.hydra})
-    HydraConfig.instance().cfg = hydra
-    listen(told.hydra, rank)
-    try:
-        process_group.init_process_group(told.cfg)
-        end.send(("results", function_of(told.cfg)(told.cfg, told.job), time.time()))
-        process_group.destroy_process_group()
-    except Stopped as stop:
-        end.send(("stopped", stop.number, time.time()))
-        sys.exit(stop.exit_code)
-    except Exception as error:
-        reason = explain(error)
-        kind = "refused" if reason else "broken"
-        end.send((kind, reason or traceback.format_exc()[-LONGEST:], time.time()))
-        sys.exit(2 if reason else 1)
-
-
-def listen(hydra: Any, rank: int) -> None:
-    """Rank 0's lines go where the command's do; of the others only what went wrong is heard."""
-    if rank == 0:
-        settings = OmegaConf.to_container(hydra.job_logging, resolve=True)
-        assert isinstance(settings, dict)
-        logging.config.dictConfig({str(key): value for key, value in settings.items()})
-    else:
-        logging.basicConfig(level=logging.ERROR, format=f"rank {rank}: %(message)s", force=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def keep_to_itself() -> list[str]:
-    """Overrides with which a rank other than 0 leaves no folder of its own."""
-    nowhere = tempfile.mkdtemp(prefix="lightning_distill-rank-")
-    folders = (f"hydra.{kind}.dir='{nowhere}'" for kind in ("run", "sweep"))
-    return [*folders, "hydra.output_subdir=null"]
-
-
-def follow(cfg: DictConfig) -> None:
-    """What a rank other than 0 does for a job: what rank 0 says, or nothing."""
-    listen(HydraConfig.get(), process_group.rank())
-    if cfg.stage not in TOGETHER:
-        return
-    process_group.init_process_group(cfg)
-    if (told := process_group.broadcast(None)) is not None:
-        theirs, job = told
-        function_of(theirs)(theirs, job)
-        process_group.destroy_process_group()

@@ -1,7 +1,7 @@
-"""The processes that a job is shared among: one for each device, all walking through the pipeline.
+"""The processes of one job: a rank for each device, which all execute the same pipeline.
 
-Rank 0 decides, writes and is listened to; the others hear from it what is to be done. Nothing here
-imports torch before there are several.
+Rank 0 decides, writes files and logs. All functions work without a process group too, where this
+process is the only rank; torch is then not imported.
 """
 
 import atexit
@@ -10,18 +10,17 @@ import os
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig
+from lightning_distill.distributed.topology import Hardware
 
-# A rank may wait for as long as rank 0 needs to tokenize a large text. That one of them has died
-# is noticed by who started them.
-LONGEST_WAIT = timedelta(days=7)
+# A rank may wait for as long as rank 0 needs to tokenize a large text. The launcher notices when a
+# rank has died.
+TIMEOUT = timedelta(days=7)
 PATIENCE = 20.0  # seconds that ranks have to end in once one of them has failed
 
 Value = TypeVar("Value")
 
 
 def rank() -> int:
-    """This process's rank; 0 where it is alone."""
     return int(os.environ.get("RANK", 0)) if is_distributed() else 0
 
 
@@ -30,7 +29,7 @@ def is_rank_zero() -> bool:
 
 
 def world_size() -> int:
-    """How many processes there are, on all machines."""
+    """The number of ranks on all machines."""
     return int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
 
 
@@ -39,67 +38,67 @@ def is_distributed() -> bool:
 
 
 def broadcast(value: Value) -> Value:
-    """What rank 0 says. All of them call this, in the same order; the others' value is ignored."""
+    """Rank 0's value, in all ranks. Like every collective, called by all ranks in one order."""
     if not is_distributed():
         return value
     import torch.distributed as dist
 
-    said: list[Any] = [value if is_rank_zero() else None]
-    dist.broadcast_object_list(said, src=0)
-    found: Value = said[0]
-    return found
+    values: list[Any] = [value if is_rank_zero() else None]
+    dist.broadcast_object_list(values, src=0)
+    result: Value = values[0]
+    return result
 
 
 def barrier() -> None:
-    """Waits until all have come here."""
+    """Returns when all ranks have called it."""
     all_gather(None)
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is true of any rank."""
+    """Whether the flag is true in any rank."""
     return max(all_gather(flag))
 
 
 def all_gather(value: Value) -> list[Value]:
-    """What each rank says, in their order."""
+    """The values of all ranks, in the order of the ranks."""
     if not is_distributed():
         return [value]
     import torch.distributed as dist
 
-    said: list[Any] = [None] * world_size()
-    dist.all_gather_object(said, value)
-    return said
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def init_process_group(cfg: DictConfig) -> None:
-    """Meets the other ranks, unless that was done before."""
+def init_process_group(hardware: Hardware) -> None:
+    """Joins the other ranks, unless that was done before."""
     import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
         return
     backend = "gloo"
-    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
-        devices, local = cfg.trainer.devices, int(os.environ["LOCAL_RANK"])
-        torch.cuda.set_device(devices[local] if isinstance(devices, ListConfig) else local)
-        backend = "cpu:gloo,cuda:nccl"  # so that what is on the processor need not move
-    dist.init_process_group(backend, timeout=LONGEST_WAIT)
-    atexit.register(_break_off)
+    if torch.cuda.is_available() and hardware.accelerator != "cpu":
+        indices, local = hardware.device_indices, int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(indices[local] if indices else local)
+        backend = "cpu:gloo,cuda:nccl"  # tensors on the CPU need not be moved
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    atexit.register(_destroy_at_exit)
 
 
 def destroy_process_group() -> None:
-    """Parts from the other ranks, at the end of what all of them did."""
+    """Leaves the other ranks after all have finished their work."""
     import torch.distributed as dist
 
-    barrier()  # one that goes ahead may close what another still reads from
+    barrier()  # a rank that goes ahead may close what another still reads from
     dist.destroy_process_group()
 
 
-def _break_off() -> None:
-    """Parts from the other ranks where this process ends before `leave`.
+def _destroy_at_exit() -> None:
+    """Leaves the other ranks where this process ends before `destroy_process_group`.
 
-    PyTorch waits for what was begun with them, if not here then when Python ends. It never comes
-    where one of them hangs, so that after a while this process ends without.
+    PyTorch waits for pending collectives, here or when Python ends, and waits forever where another
+    rank hangs. Then this process ends after PATIENCE seconds.
     """
     import torch.distributed as dist
 
@@ -110,14 +109,13 @@ def _break_off() -> None:
 
 
 def adopt_srun_environment() -> None:
-    """Gives srun's processes the variables that torchrun would, which all else here reads."""
+    """Sets the variables that torchrun would set, where srun has started several processes."""
     if (
         is_distributed()
         or int(os.environ.get("SLURM_NTASKS", 1)) < 2
         or "SLURM_PROCID" not in os.environ
+        or "SLURM_STEP_ID" not in os.environ  # inside an allocation, but not started by srun
     ):
-        return
-    if "SLURM_STEP_ID" not in os.environ:  # inside an allocation, and not started by srun
         return
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 

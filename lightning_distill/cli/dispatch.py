@@ -1,0 +1,122 @@
+"""Runs the function of `stage=`, in one process for each device.
+
+On one machine the command starts the processes itself, anew for each job of a sweep. On several
+machines torchrun or srun starts them, each with the whole command.
+"""
+
+import logging
+import logging.config
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_distill.config.messages import explain
+from lightning_distill.distributed import process_group
+from lightning_distill.distributed.launcher import launch
+from lightning_distill.distributed.topology import Hardware
+from lightning_distill.errors import ConfigError
+from lightning_distill.run import hardware, plain_settings
+from lightning_distill.stages import STAGES
+from lightning_distill.sweeps.job import Job
+
+DISTRIBUTED = ("distill", "teacher", "transfer", "evaluate")  # stages that use all devices
+
+
+def run_stage(cfg: DictConfig, job: Job) -> Any:
+    """The results of the stage. Raises ConfigError for devices that this machine lacks."""
+    if cfg.stage not in DISTRIBUTED:
+        return stage_function(cfg.stage)(cfg, job)
+    wanted = hardware(plain_settings(cfg))
+    if problem := wanted.problem():  # said once, before there are several processes
+        raise ConfigError(f"{problem}.")
+    if process_group.is_distributed():
+        _check_world_size(wanted)
+        process_group.init_process_group(wanted)
+        process_group.broadcast((_resolved(cfg), job))
+        results = stage_function(cfg.stage)(cfg, job)
+        process_group.destroy_process_group()
+        return results
+    if wanted.num_devices == 1:
+        return stage_function(cfg.stage)(cfg, job)
+    if wanted.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={wanted.num_nodes} needs this command started on every machine, "
+            "once for each device, by torchrun or srun. scripts/multi_node.sh is an example."
+        )
+    set_up = partial(_set_up_rank, HydraConfig.get())
+    return launch(_run_in_rank, (_resolved(cfg), job), wanted, job.key, set_up)
+
+
+def follow_rank_zero(cfg: DictConfig) -> None:
+    """What the other ranks of torchrun and srun do: rank 0's job, if it comes to have one."""
+    _set_up_logging(HydraConfig.get(), process_group.rank())
+    if cfg.stage not in DISTRIBUTED:
+        return
+    process_group.init_process_group(hardware(plain_settings(cfg)))
+    if (received := process_group.broadcast(None)) is not None:
+        cfg, job = received
+        stage_function(cfg.stage)(cfg, job)
+        process_group.destroy_process_group()
+
+
+def overrides_of_followers() -> list[str]:
+    """Overrides with which ranks other than 0 write no folder of their own."""
+    nowhere = tempfile.mkdtemp(prefix="lightning_distill-rank-")
+    folders = (f"hydra.{kind}.dir='{nowhere}'" for kind in ("run", "sweep"))
+    return [*folders, "hydra.output_subdir=null"]
+
+
+def stage_function(stage: str) -> Callable[[DictConfig, Job], Any]:
+    module, name = STAGES[stage].rsplit(".", 1)
+    function: Callable[[DictConfig, Job], Any] = getattr(
+        import_module(f"lightning_distill.{module}"), name
+    )
+    return function
+
+
+def _check_world_size(wanted: Hardware) -> None:
+    if wanted.num_devices != process_group.world_size():
+        raise ConfigError(
+            f"{process_group.world_size()} processes were started, and trainer.devices="
+            f"{wanted.devices} on trainer.num_nodes={wanted.num_nodes} are {wanted.num_devices}. "
+            "Start one process for each device of each machine."
+        )
+
+
+def _resolved(cfg: DictConfig) -> DictConfig:
+    """With interpolations resolved by this process: the time, the command's overrides."""
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    OmegaConf.set_struct(resolved, True)
+    assert isinstance(resolved, DictConfig)
+    return resolved
+
+
+def _run_in_rank(cfg: DictConfig, job: Job) -> Any:
+    """Raises ConfigError for every mistake that the user can correct."""
+    try:
+        return stage_function(cfg.stage)(cfg, job)
+    except Exception as error:
+        if reason := explain(error):
+            raise ConfigError(reason) from error
+        raise
+
+
+def _set_up_rank(hydra: Any, rank: int) -> None:
+    node: Any = OmegaConf.create({"hydra": hydra})
+    HydraConfig.instance().cfg = node
+    _set_up_logging(hydra, rank)
+
+
+def _set_up_logging(hydra: Any, rank: int) -> None:
+    """Rank 0 logs as the command does; the other ranks log errors only."""
+    if rank == 0:
+        settings = OmegaConf.to_container(hydra.job_logging, resolve=True)
+        assert isinstance(settings, dict)
+        logging.config.dictConfig({str(key): value for key, value in settings.items()})
+    else:
+        logging.basicConfig(level=logging.ERROR, format=f"rank {rank}: %(message)s", force=True)
