@@ -1,6 +1,6 @@
-"""Models whose weights lie in shards on all devices, a layer of which is put together at a time.
+"""Models sharded by PyTorch's FSDP2.
 
-PyTorch's FSDP2.
+Each device holds a part of every weight, and gathers one layer at a time.
 """
 
 from collections.abc import Iterable
@@ -30,13 +30,13 @@ def uses_fsdp(trainer: L.Trainer) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
-def _own_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """Before FSDP made a class of its own of it."""
+def _unsharded_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of the model before FSDP2 made a subclass of it."""
     return next(c for c in type(model).__mro__[1:] if c is not FSDPModule)
 
 
 def reshard(models: Iterable[nn.Module]) -> None:
-    """Frees what was put together of frozen models, for which no backward pass does it."""
+    """Frees the gathered weights of frozen models, for which no backward pass does it."""
     for model in models:
         if isinstance(model, FSDPModule):
             model.reshard()
@@ -47,18 +47,18 @@ def full_tensor(x: Tensor) -> Tensor:
 
 
 def local_tensor(x: Tensor) -> Tensor:
-    """This device's part."""
+    """This device's shard."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def full_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A sharded model with all of its weights, in rank 0; elsewhere without any. To be saved."""
+    """An unsharded copy to save: with all weights in rank 0, without any in the other ranks."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
     with torch.device("meta"):
-        plain: PreTrainedModel = _own_class(model)(model.config)
+        full: PreTrainedModel = _unsharded_class(model)(model.config)
     if weights:
-        plain.load_state_dict(weights, assign=True)
-        plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain
+        full.load_state_dict(weights, assign=True)
+        full.tie_weights()
+    full.generation_config = model.generation_config
+    return full

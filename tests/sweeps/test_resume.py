@@ -1,4 +1,4 @@
-"""The same sweep again: what it skips, what it goes on with, and what it leaves alone."""
+"""Re-running a sweep: what is skipped, what is resumed, and what stays as it is."""
 
 import csv
 import json
@@ -79,14 +79,14 @@ def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
 ):
     asked = TWELVE if jobs == 12 else [o for o in TWELVE if "temperature" not in o]
     run(*asked, cwd="whole")
-    dice = random.Random(4)
+    rng = random.Random(4)
     for _ in range(kills):
         folder = tmp_path / "killed" / "outputs" / "sweeps" / "all"
         before = steps_logged(folder)
         command = start(*asked, cwd="killed")
-        more = sum(before.values()) + dice.randint(15, 6 * jobs + 3)
+        more = sum(before.values()) + rng.randint(15, 6 * jobs + 3)
         assert has_logged(command, folder, more), command.said
-        time.sleep(dice.uniform(0, 0.4))
+        time.sleep(rng.uniform(0, 0.4))
         command.signal(signal.SIGKILL)
         said = command.wait(-signal.SIGKILL).said
         for name in re.findall(r"(\S+): finished before", said):
@@ -106,11 +106,11 @@ def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
 
 
 def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, tmp_path):
-    text, dice = tmp_path / "large.jsonl", random.Random(5)
+    text, rng = tmp_path / "large.jsonl", random.Random(5)
     words = ["a", "small", "student", "learns", "soft", "targets", "from", "its", "teacher"]
     with text.open("w") as file:
         for _ in range(9000):
-            file.write(json.dumps({"text": " ".join(dice.choices(words, k=30))}) + "\n")
+            file.write(json.dumps({"text": " ".join(rng.choices(words, k=30))}) + "\n")
     asked = [
         f"data.path={text}",
         "data.streaming=true",
@@ -127,7 +127,7 @@ def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, 
     said = ""
     for _ in range(3):
         command = start(*asked, cwd="killed")
-        more = sum(steps_logged(folder).values()) + dice.randint(12, 40)
+        more = sum(steps_logged(folder).values()) + rng.randint(12, 40)
         has_logged(command, folder, more)
         command.process.kill()  # its workers notice by themselves
         said += command.wait(expect=None).said
@@ -143,7 +143,7 @@ def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, 
         assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
 
 
-def test_only_new_values_are_run_and_what_failed_is_tried_again(run, tmp_path):
+def test_only_new_and_failed_jobs_are_run(run, tmp_path):
     run("loss.alpha=1", "loss.temperature=1")
     first = results(tmp_path / "outputs" / "sweeps" / "all")
     said = run("loss.alpha=1,-1", "loss.temperature=1,2", expect=1)
@@ -157,7 +157,7 @@ def test_only_new_values_are_run_and_what_failed_is_tried_again(run, tmp_path):
     assert "must be a number from 0" in said
 
 
-def test_changed_settings_leave_alone_what_others_made(run, tmp_path, text_file):
+def test_a_changed_input_file_runs_a_new_job_and_keeps_the_old_results(run, tmp_path, text_file):
     text = tmp_path / "changing.jsonl"
     lines = text_file.read_text().splitlines(keepends=True)
     text.write_text("".join(lines))
@@ -173,7 +173,7 @@ def test_changed_settings_leave_alone_what_others_made(run, tmp_path, text_file)
     assert len(results(tmp_path / "outputs" / "sweeps" / "all")) == 2
 
 
-def test_jobs_that_cannot_differ_are_trained_once_and_reported_for_each(run, tmp_path):
+def test_jobs_with_one_key_are_trained_once_and_reported_each(run, tmp_path):
     said = run("loss.alpha=0", "loss.temperature=1,2,4", "transfer=online,cached")
     assert said.count("reuses the results") == 5
     found = list(results(tmp_path / "outputs" / "sweeps" / "all").values())
@@ -188,14 +188,14 @@ def test_jobs_that_cannot_differ_are_trained_once_and_reported_for_each(run, tmp
     assert weights.read_bytes() == before
 
 
-def test_a_sweep_that_fails_too_often_is_given_up(run, tmp_path):
+def test_stop_after_failures_runs_no_more_jobs(run, tmp_path):
     said = run("loss.alpha=-1,-2,-3,1", "sweep.stop_after_failures=2", expect=1)
     status = [job["status"] for job in results(tmp_path / "outputs" / "sweeps" / "all").values()]
     assert sorted(status) == ["failed", "failed", "not run", "not run"]
     assert "2 failed (sweep.stop_after_failures=2)" in said
 
 
-def test_a_loss_that_is_not_a_number_fails_its_job_alone(run, tmp_path):
+def test_a_nan_loss_fails_only_its_own_job(run, tmp_path):
     said = run("optimizer.lr=1e-3,1e30", "loss.alpha=1", expect=1)
     found = list(results(tmp_path / "outputs" / "sweeps" / "all").values())
     assert sorted(job["status"] for job in found) == ["failed", "finished"]

@@ -1,10 +1,8 @@
 """The same sweep in processes, on a cluster, and in an order that Optuna chooses."""
 
 import csv
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +13,7 @@ import yaml
 from filelock import SoftFileLease
 
 from lightning_distill.config.messages import CONF
-from lightning_distill.distributed.gpus import visible_gpus
-from lightning_distill.sweeps.job import objective_names, objectives, read_results
+from lightning_distill.sweeps.job import read_results
 
 SLURM = """#!{python}
 import os, subprocess, sys
@@ -31,11 +28,6 @@ for task in range(int(last) + 1):
     subprocess.Popen(["bash", sys.argv[1]], env=os.environ | job, stdout=-3, stderr=-3)
 """
 FOUR = ["seed=0,1", "loss.alpha=0,1"]
-HOLD = (
-    "import os, sys; from lightning_distill.distributed.gpus import take_gpu; "
-    "take_gpu(int(sys.argv[1]));"
-    "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
-)
 
 
 def needs(plugin):
@@ -98,7 +90,7 @@ def test_every_launcher_gives_the_same_results_with_one_teacher(
 
 @pytest.mark.long
 @needs("submitit_launcher")
-def test_slurm_is_asked_for_an_array_on_that_partition(sweep, one_by_one, tmp_path):
+def test_slurm_gets_an_array_job_with_the_requested_resources(sweep, one_by_one, tmp_path):
     """Slurm's commands are stand-ins here, which start every task of the array at once."""
     commands, record = tmp_path / "bin", tmp_path / "sbatch.sh"
     commands.mkdir()
@@ -121,7 +113,7 @@ def test_slurm_is_asked_for_an_array_on_that_partition(sweep, one_by_one, tmp_pa
 
 
 @needs("submitit_launcher")
-def test_slurm_is_refused_where_there_is_none(in_process, monkeypatch, tmp_path):
+def test_a_machine_without_slurm_refuses_it(in_process, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = ["hydra.mode=MULTIRUN", "hydra/launcher=slurm", "loss.alpha=0,1"]
     done = in_process(*settings, f"paths.outputs={tmp_path}", expect=2)
@@ -158,7 +150,7 @@ def killed(sweep, outputs, *launcher):
 
 @pytest.mark.long
 @needs("joblib_launcher")
-def test_a_killed_process_is_told_of_and_the_same_command_goes_on(sweep, tmp_path):
+def test_a_killed_process_is_reported_and_the_command_resumes(sweep, tmp_path):
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     said, _ = killed(sweep, tmp_path, *launcher)
     assert "the sweep broke off: A worker process" in said
@@ -171,7 +163,7 @@ def test_a_killed_process_is_told_of_and_the_same_command_goes_on(sweep, tmp_pat
 
 @pytest.mark.long
 @needs("submitit_launcher")
-def test_a_killed_process_leaves_those_of_submitit_running(sweep, tmp_path):
+def test_with_submitit_a_killed_process_leaves_the_others_running(sweep, tmp_path):
     said, statuses = killed(sweep, tmp_path, "hydra/launcher=submitit_local")
     assert "the sweep broke off: " in said
     assert said.count("killed before its end") == 1
@@ -235,31 +227,6 @@ def test_a_failed_job_does_not_end_the_study(in_process, names, tmp_path):
     assert sorted(results["status"] for results in found) == ["failed", "finished"]
 
 
-def test_a_sweeper_is_told_a_number_a_list_or_that_the_job_failed():
-    results = {"student": {"nll": 2.0, "parameters": 7, "teacher_kl": float("nan")}}
-    assert objectives(results, ["student.nll"]) == 2.0
-    assert objectives(results, ["student.parameters", "student.nll"]) == [7.0, 2.0]
-    assert objectives(results, ["student.teacher_kl"]) is None
-    assert objectives(results, ["student.nll", "teacher.nll"]) is None
-    assert objectives({"teacher": None}, ["teacher.nll"]) is None
-
-
-@pytest.mark.long
-def test_every_number_of_a_job_can_be_an_objective(in_process, tmp_path):
-    in_process("hydra.mode=MULTIRUN", "loss.alpha=1", "sweep.name=one", f"paths.outputs={tmp_path}")
-    (file,) = tmp_path.glob("sweeps/one/*/results.json")
-    found = json.loads(file.read_text())
-    groups = ("student", "teacher", "cost")
-    written = {f"{group}.{key}" for group in groups for key in found[group]}
-    assert written == set(objective_names())
-
-
-@pytest.mark.parametrize(("names", "said"), [("[student.nl]", "student.nll?"), ("5", "a list")])
-def test_an_unknown_objective_is_refused_with_the_known(in_process, names, said, tmp_path):
-    done = in_process(f"sweep.objectives={names}", f"paths.outputs={tmp_path}", expect=2)
-    assert said in done.stderr
-
-
 @pytest.mark.parametrize(
     "file",
     [*CONF.glob("hydra/launcher/*.yaml"), *CONF.glob("hydra/sweeper/*.yaml")],
@@ -279,71 +246,10 @@ def test_a_missing_plugin_is_named_with_its_extra(in_process, file, tmp_path):
 
 
 @needs("ray_launcher")
-def test_a_ray_cluster_is_not_given_paths_that_it_cannot_find(in_process):
+def test_a_ray_cluster_needs_absolute_paths(in_process):
     settings = ["hydra.mode=MULTIRUN", "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto"]
     done = in_process(*settings, "loss.alpha=0,1", "paths.outputs=outputs", expect=2)
     assert "paths.outputs=outputs must be an absolute path" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("said", "gpus"),
-    [("0,1", ["0", "1"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]), ("", []), ("1,-1,2", ["1"])],
-)
-def test_gpus_are_what_cuda_would_see(monkeypatch, said, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
-    assert visible_gpus() == gpus
-
-
-def test_without_a_choice_every_gpu_of_the_machine_counts(monkeypatch, tmp_path):
-    (tmp_path / "nvidia-smi").write_text(
-        "#!/bin/sh\necho 'GPU 0: H200 (UUID: GPU-a)'\necho '  MIG 1g.18gb Device 0: (UUID: b)'\n"
-        "echo 'GPU 1: H200 (UUID: GPU-c)'\n"
-    )
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert visible_gpus() == ["0", "1"]
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert visible_gpus() == []
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Starts a process that takes a GPU, says which, and holds it until it is killed."""
-    started = []
-
-    def start(jobs_per_gpu):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)}
-        command = [sys.executable, "-c", HOLD, str(jobs_per_gpu)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_each_process_has_a_gpu_and_the_next_waits_until_one_dies(holder):
-    first, second = holder(1), holder(1)
-    gpus = [first.stdout.readline().strip(), second.stdout.readline().strip()]
-    assert sorted(gpus) == ["0", "1"]
-    third = holder(1)
-    with ThreadPoolExecutor() as pool:
-        line = pool.submit(third.stdout.readline)
-        time.sleep(1.5)
-        assert not line.done()
-        second.kill()
-        assert line.result(timeout=20).strip() == gpus[1]
-
-
-def test_several_share_a_gpu_once_every_gpu_has_one(holder):
-    gpus = []
-    for _ in range(4):
-        gpus.append(holder(2).stdout.readline().strip())
-    assert gpus == ["0", "1", "0", "1"]
 
 
 @pytest.mark.long

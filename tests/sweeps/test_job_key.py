@@ -1,4 +1,4 @@
-"""A job's key: what must change it, and what must not."""
+"""Which settings change the key of a job."""
 
 import copy
 import functools
@@ -82,26 +82,26 @@ STILL_OTHER = [
 
 
 @pytest.mark.parametrize("overrides", SAME, ids=str)
-def test_what_changes_no_number_changes_no_key(key, overrides):
+def test_settings_without_an_effect_keep_the_key(key, overrides):
     assert key(*overrides) == key()
 
 
 @pytest.mark.parametrize("overrides", OTHER, ids=str)
-def test_what_changes_a_number_changes_the_key(key, overrides):
+def test_settings_with_an_effect_change_the_key(key, overrides):
     assert key(*overrides) != key()
 
 
 @pytest.mark.parametrize("overrides", WITHOUT_TEACHER, ids=str)
-def test_without_a_teacher_what_is_asked_of_it_does_not_matter(key, overrides):
+def test_a_baseline_ignores_the_settings_of_distillation(key, overrides):
     assert key("loss.alpha=0", *overrides) == key("loss.alpha=0")
 
 
 @pytest.mark.parametrize("overrides", STILL_OTHER, ids=str)
-def test_without_its_predictions_the_rest_still_matters(key, overrides):
+def test_at_alpha_0_the_other_settings_still_change_the_key(key, overrides):
     assert key("loss.alpha=0", *overrides) != key("loss.alpha=0")
 
 
-def test_a_file_that_changed_under_its_name_changes_the_key(key, tmp_path):
+def test_a_changed_input_file_changes_the_key(key, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one")
     named = ("data=text", f"data.path={tmp_path}")
@@ -115,7 +115,7 @@ def test_a_file_that_changed_under_its_name_changes_the_key(key, tmp_path):
 
 @pytest.fixture(scope="module")
 def configurations(composed):
-    """Settings as jobs have them, by the overrides that make them."""
+    """Composed settings, with the overrides that make them."""
     every = ([], ["transfer=cached", "trainer=ddp"], ["student.lora.rank=2"], STREAMED, INSIDE)
     found = []
     for overrides in every:
@@ -126,7 +126,7 @@ def configurations(composed):
 
 STREAMED = ["data=text", "data.path=mine", "data.streaming=true"]
 INSIDE = ["loss.hidden.weight=1", "loss.relations.weight=1"]
-# What of a configuration has no effect on a job's numbers, and where only, by its beginning.
+# Prefixes of settings without an effect, and the overrides that give some of them one.
 IDLE = (
     *("trainer.accelerator", "trainer.strategy", "trainer.resume"),
     *("teacher.device", "data.num_workers"),
@@ -150,7 +150,7 @@ def leaves(node, path=()):
 
 
 def other(value):
-    """A value that says something else."""
+    """Another value of the same kind."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -158,14 +158,14 @@ def other(value):
     return [*value, 7] if isinstance(value, list) else f"{value or ''}7"
 
 
-def shuffled(node, dice):
+def shuffled(node, rng):
     """The same, with its keys in another order and 2 as 2.0."""
     if isinstance(node, dict):
         keys = list(node)
-        dice.shuffle(keys)
-        return {key: shuffled(node[key], dice) for key in keys}
+        rng.shuffle(keys)
+        return {key: shuffled(node[key], rng) for key in keys}
     whole = isinstance(node, int) and not isinstance(node, bool)
-    return float(node) if whole and dice.random() < 0.5 else node
+    return float(node) if whole and rng.random() < 0.5 else node
 
 
 def has_effect(path, overrides):
@@ -179,7 +179,7 @@ def has_effect(path, overrides):
     return all(overrides == needed for begin, needed in IDLE_BUT.items() if name.startswith(begin))
 
 
-def test_a_key_changes_with_every_setting_that_has_an_effect_and_with_no_other(configurations):
+def test_exactly_the_settings_with_an_effect_change_the_key(configurations):
     for overrides, before in configurations:
         key = job_key(before)
         for path in leaves(before):
@@ -191,7 +191,7 @@ def test_a_key_changes_with_every_setting_that_has_an_effect_and_with_no_other(c
             assert changed == has_effect(path, overrides), (path, overrides)
 
 
-def test_a_key_depends_on_the_class_of_ours_that_is_named_and_not_on_its_module(configurations):
+def test_moving_a_class_of_this_package_keeps_the_key(configurations):
     def key(target):
         settings = copy.deepcopy(configurations[0][1])
         settings["loss"]["_target_"] = target
@@ -203,14 +203,14 @@ def test_a_key_depends_on_the_class_of_ours_that_is_named_and_not_on_its_module(
     assert key("theirs.losses.Mine") != key("theirs.elsewhere.Mine")
 
 
-def test_a_key_is_the_same_in_another_order_and_for_2_as_2_0(configurations):
+def test_the_order_of_settings_and_2_0_for_2_keep_the_key(configurations):
     @given(st.sampled_from(configurations), st.randoms(use_true_random=False))
     @settings(max_examples=15, deadline=None)
-    def check(configuration, dice):
+    def check(configuration, rng):
         _, before = configuration
         key = job_key(before)
         # The batch is counted, and a count is no fraction.
-        after = shuffled(before, dice)
+        after = shuffled(before, rng)
         after["data"]["batch_size"] = before["data"]["batch_size"]
         after["trainer"]["num_nodes"] = before["trainer"]["num_nodes"]
         after["trainer"]["devices"] = before["trainer"]["devices"]
@@ -220,7 +220,7 @@ def test_a_key_is_the_same_in_another_order_and_for_2_as_2_0(configurations):
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_a_key_is_the_same_on_any_devices_that_share_one_batch(key, devices):
+def test_devices_that_share_one_batch_keep_the_key(key, devices):
     shared = [f"trainer.devices={devices}", f"data.batch_size={8 // devices}"]
     assert key(*shared) == key("data.batch_size=8")
 
@@ -234,11 +234,11 @@ nested = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=3), nested, min_size=1), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_an_artifacts_key_knows_no_order_and_every_value(made_from, dice):
+def test_an_artifacts_key_depends_on_every_value_and_no_order(made_from, rng):
     names = list(made_from)
-    dice.shuffle(names)
+    rng.shuffle(names)
     assert key_of({name: made_from[name] for name in names}) == key_of(made_from)
-    name = dice.choice(names)
+    name = rng.choice(names)
     assert key_of({**made_from, name: [made_from[name]]}) != key_of(made_from)
     assert key_of({other: made_from[other] for other in names if other != name}) != key_of(
         made_from

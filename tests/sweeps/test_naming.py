@@ -1,8 +1,7 @@
-"""The names of a sweep's folder and of its jobs'. What a sweep does is in test_resume.py."""
+"""The names of a sweep's folder and of its jobs' folders."""
 
-from lightning_distill.sweeps.job import Job, read_results, write_results
+from lightning_distill.sweeps.job import Job, write_results
 from lightning_distill.sweeps.naming import job_name, sweep_name
-from lightning_distill.sweeps.resume import ResumePolicy, run_once
 
 
 def test_a_jobs_name_has_no_slash_and_a_limited_length(tmp_path):
@@ -25,7 +24,7 @@ def test_a_job_whose_name_is_that_of_other_settings_has_its_key_in_its_name(tmp_
     assert job_name(["seed=1"], tmp_path, "abcdefghij") == "seed=1-abcdefgh"
 
 
-def test_more_values_of_the_same_settings_go_on_with_the_same_sweep():
+def test_a_command_with_more_values_resumes_the_same_sweep():
     few = ["student=xs,s", "loss.alpha=0,1", "seed=1", "paths.outputs=a", "sweep.rerun=all"]
     more = ["student=xs,s,m", "loss.alpha=range(3)", "seed=1", "logger=none"]
     assert sweep_name(None, few) == sweep_name(None, more) == "loss.alpha,student,seed=1"
@@ -33,15 +32,3 @@ def test_more_values_of_the_same_settings_go_on_with_the_same_sweep():
     assert sweep_name(None, ["sweep=sizes", "student=xs"]) == "sizes,student=xs"
     assert sweep_name("mine", few) == "mine"
     assert sweep_name(None, []) == "all"
-
-
-def test_a_sweep_that_gives_up_leaves_an_interrupted_job_to_go_on_another_time(tmp_path):
-    policy = ResumePolicy(tmp_path, stop_after_failures=1)
-    jobs = [Job(tmp_path / "sweep" / n, n, "sweep", [], 0, n, "now") for n in ("bad", "cut", "new")]
-    bad, cut, new = jobs
-    write_results(bad.folder, bad.results("failed"))
-    write_results(cut.folder, cut.results("running") | {"started": "before"})
-    for job in (cut, new):
-        assert run_once(policy, job, dict)["status"] == "not run"
-    assert cut.was_interrupted()
-    assert read_results(new.folder)["status"] == "not run"
