@@ -241,7 +241,7 @@ def job(tmp_path):
             key: loss.pop(key) for key in ("status", "error", "same_as", "key") if key in loss
         }
         if results.get("status") == "failed":
-            results = {"error": "no <b>memory</b>", "mendable": False} | results
+            results = {"error": "no <b>memory</b>", "user_error": False} | results
         sample, parameters = loss.pop("sample", "fine"), loss.pop("parameters", 100)
         bits = loss.pop("bits", None)
         cfg = {

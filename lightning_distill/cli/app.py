@@ -113,7 +113,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
             raise
         # The other jobs go on; the end of the sweep says what failed, and exits accordingly.
         log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
-        why = {"error": reason or repr(error), "mendable": reason is not None}
+        why = {"error": reason or repr(error), "user_error": reason is not None}
         write_results(folder, this.results("failed", **why))
         return None
     return objectives(results or {}, cfg.sweep.objectives)

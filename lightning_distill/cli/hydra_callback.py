@@ -77,9 +77,11 @@ class Summary(Callback):
             why = found.get("error", "killed before its end").splitlines()[0]
             print(f"{found['status']}: {name}: {why} ({folder / 'job.log'})")
         if ended:
-            mendable = len(ended) == len(now) and all(f.get("mendable") for f in ended.values())
+            user_errors = len(ended) == len(now) and all(
+                f.get("user_error") for f in ended.values()
+            )
             # Hydra turns a callback's exceptions into warnings, this one excepted.
-            sys.exit(2 if mendable else 1)
+            sys.exit(2 if every else 1)
 
 
 def _refuse_mistakes(config: DictConfig, check: Callable[[DictConfig, list[str]], None]) -> None:

@@ -51,7 +51,7 @@ class Job:
 def is_resumable(results: dict[str, Any]) -> bool:
     """Whether these results are of a run that was killed, or failed for no mistake of the user's,
     so that the same settings can succeed from its last checkpoint."""
-    crashed = results.get("status") == "failed" and results.get("mendable") is False
+    crashed = results.get("status") == "failed" and results.get("user_error") is False
     return results.get("status") == "running" or crashed
 
 
