@@ -77,9 +77,7 @@ class Summary(Callback):
             why = found.get("error", "killed before its end").splitlines()[0]
             print(f"{found['status']}: {name}: {why} ({folder / 'job.log'})")
         if ended:
-            user_errors = len(ended) == len(now) and all(
-                f.get("user_error") for f in ended.values()
-            )
+            every = len(ended) == len(now) and all(f.get("user_error") for f in ended.values())
             # Hydra turns a callback's exceptions into warnings, this one excepted.
             sys.exit(2 if every else 1)
 
