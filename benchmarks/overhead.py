@@ -100,7 +100,7 @@ class Step:
         schedule = instantiate(self.cfg.schedule)(optimizer, total_steps=self.steps)
         clock = Clock()
         for batch in self.batches():
-            teacher, known = self.transfer.label(module.teachers, batch)
+            teacher, known = self.transfer.teacher_predictions(module.teachers, batch)
             terms = self.objective(module.predict(batch), teacher, batch["labels"], known)
             (terms.total / terms.tokens).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.cfg.trainer.gradient_clip_val)

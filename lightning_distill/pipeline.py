@@ -63,7 +63,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
 
     teacher: Teacher | None
-    asked = objective.needs_teacher or transfer.always_asks
+    asked = objective.needs_teacher or transfer.supervises_by_text
     if asked or copied:
         teacher = obtain_teacher(cfg, store, teacher_data, tracker, job.folder)
     else:

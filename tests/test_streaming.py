@@ -255,7 +255,7 @@ def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, worker
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["transfer=cached"], "data.streaming=true has no end that transfer=cached could come to"),
+        (["transfer=cached"], "data.streaming=true has no end, and this transfer prepares"),
         (["transfer=sequence"], "choose transfer=online or on_policy"),
         (["transfer.num_blocks=3"], "transfer.num_blocks=3 chooses from a text that is counted"),
         (["data.num_workers=-1"], "data.num_workers=-1 must be a whole number of at least 0"),

@@ -130,7 +130,7 @@ def test_distilling_brings_the_student_towards_its_teacher(data, tmp_path):
     batch = next(iter(data.val_dataloader()))
 
     def kl():
-        teachers, _ = student.transfer.label(student.teachers, batch)
+        teachers, _ = student.transfer.teacher_predictions(student.teachers, batch)
         found = student.objective(student(batch), teachers, batch["labels"], details=True)
         return float(found.details["kl"])
 

@@ -35,7 +35,7 @@ from lightning_distill.models.output_head import Predictor
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.teacher import Teacher
-from lightning_distill.transfer.cache.shards import Labelled
+from lightning_distill.transfer.cache.shards import CachedExamples
 from lightning_distill.transfer.cached import Cached
 from lightning_distill.transfer.sequence import Sequence
 
@@ -498,9 +498,9 @@ def test_stored_predictions_are_cut_like_the_labels(make, tmp_path):
     transfer = Cached(20, "hidden", 1, 1, [1], 32)
     transfer.prepare(data, teacher, Store(tmp_path), trainer, tmp_path)
     dataset = transfer.dataset(data)
-    assert isinstance(dataset, Labelled)
+    assert isinstance(dataset, CachedExamples)
     batch = next(iter(data.loader(dataset, 8)))
-    (said,), _ = transfer.label([], batch)
+    (said,), _ = transfer.teacher_predictions([], batch)
     live = Predictor(model.eval(), data.num_classes)(batch)
     kept = batch["labels"] != IGNORED
     with torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightning_distill.errors import unknown_name
@@ -102,11 +103,12 @@ def problems_of_server(teacher: DictConfig) -> Iterator[str]:
 
 def problems_of_served(cfg: DictConfig) -> Iterator[str]:
     """Of what is asked of a served teacher, which tells its largest probabilities alone."""
-    only, transfer, loss = "with teacher=served", cfg.transfer, cfg.loss
-    if "stored" not in transfer:
-        yield f"{only} the text is labelled once: set transfer=cached transfer.stored=topk"
-    elif transfer.cache is None and transfer.stored != "topk":
-        yield f"transfer.stored={transfer.stored} {only}: set transfer.stored=topk"
+    only, loss = "with teacher=served", cfg.loss
+    if not instantiate(cfg.transfer).accepts_top_k:
+        yield (
+            f"this transfer {only} needs more than the largest probabilities: set transfer=cached "
+            "transfer.stored=topk"
+        )
     if cfg.stage == "teacher":
         yield f"stage=teacher {only} has nothing to train: set stage=transfer"
     if cfg.teacher.max_steps != 0:

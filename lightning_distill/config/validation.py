@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lightning_distill.config.model_settings import (
@@ -141,11 +142,11 @@ def _problems_of_start(cfg: DictConfig) -> Iterator[str]:
 def _problems_of_streaming(cfg: DictConfig) -> Iterator[str]:
     if cfg.data.get("streaming") is not True:
         return
-    if "stored" in cfg.transfer or "num_sequences" in cfg.transfer:
-        name = "sequence" if "num_sequences" in cfg.transfer else "cached"
+    transfer: Any = get_class(cfg.transfer._target_)
+    if prepares := transfer.prepares:
         yield (
-            f"data.streaming=true has no end that transfer={name} could come to; choose "
-            "transfer=online or on_policy, or set data.streaming=false"
+            f"data.streaming=true has no end, and this transfer prepares the {prepares} of all "
+            "blocks first; choose transfer=online or on_policy, or set data.streaming=false"
         )
     elif cfg.transfer.get("num_blocks") is not None:
         yield (

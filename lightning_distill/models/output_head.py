@@ -1,8 +1,8 @@
-"""The last step of a language model, set apart: from hidden states to logits.
+"""The output head of a language model, separate from the layers below it.
 
-Logits are as wide as the vocabulary, hidden states are not. So what a model predicts is handed on
-as its last hidden states and the matrix that makes logits of them; who needs logits makes them
-for a few positions at a time.
+Logits are as wide as the vocabulary, which takes much memory. Predictions are therefore passed on
+as hidden states together with the output head; logits are computed where they are needed, for a few
+positions at a time.
 """
 
 import logging
@@ -27,7 +27,7 @@ class Head:
     softcap: float | None
 
     def finish(self, products: Tensor) -> Tensor:
-        """W h + b to logits."""
+        """From W h + b to logits."""
         if self.scale != 1:
             products = products * self.scale
         if self.softcap:
@@ -37,11 +37,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of the tokens that come next.
+    """A model's predictions, with logits computed on demand.
 
     states: last hidden states [..., D], or logits [..., V'] where there is no head.
-    vocab_size: V of the tokenizer, or the number of classes. Rows of a padded embedding beyond it
-    take no part.
+    vocab_size: V of the tokenizer, or the number of classes. Logits beyond it, from the rows of a
+        padded embedding, are left out.
     """
 
     states: Tensor
@@ -49,7 +49,7 @@ class Predictions:
     vocab_size: int
 
     def logits(self) -> Tensor:
-        """[..., V], in at least 32 bits."""
+        """[..., V], in float32 at least."""
         if self.head is None:
             logits = self.states[..., : self.vocab_size]
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -68,17 +68,17 @@ class Predictions:
         return weight, bias
 
     def at(self, positions: Tensor | slice) -> "Predictions":
-        """Those at some of the flattened positions: indices [N] or a slice."""
+        """At some of the flattened positions: indices [N] or a slice."""
         states = self.states.flatten(0, -2)[positions]
         return Predictions(states, self.head, self.vocab_size)
 
     def gather(self, where: Tensor) -> "Predictions":
-        """Those at other times of the same rows: [B, T', ...] and indices [B, T] to [B, T, ...]."""
+        """At other positions of the same rows: [B, T', ...] and indices [B, T] to [B, T, ...]."""
         index = where[..., None].expand(-1, -1, self.states.shape[-1])
         return Predictions(self.states.gather(1, index), self.head, self.vocab_size)
 
 
-# What of a batch a model reads; the rest is for us.
+# The inputs of a model in a batch, which also has labels and more.
 INPUTS = (
     *("input_ids", "attention_mask", "position_ids", "decoder_input_ids"),
     *("token_type_ids", "pixel_values"),
@@ -86,9 +86,9 @@ INPUTS = (
 
 
 class Predictor:
-    """Calls a model on a batch, and stops short of the logits where its head allows it.
+    """Calls a model on a batch, without the output head where that is separable.
 
-    vocab_size: V of `Predictions`. split: False to have logits whatever the head.
+    vocab_size: V of `Predictions`. split: False to compute the logits at once.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, split: bool = True) -> None:
@@ -98,42 +98,48 @@ class Predictor:
         self.settings = {"use_cache": False} if model.can_generate() else {}
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
-        """batch: what the model reads of it, `INPUTS`. A decoder behind an encoder reads the
-        labels."""
+        """batch: `INPUTS`; and `labels`, which an encoder-decoder's decoder reads shifted."""
         inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
         config = self.model.config
         if config.is_encoder_decoder and "decoder_input_ids" not in inputs:
-            inputs["decoder_input_ids"] = shifted(batch["labels"], config.decoder_start_token_id)
+            start = config.decoder_start_token_id
+            inputs["decoder_input_ids"] = shift_right(batch["labels"], start)
         inputs |= self.settings
-        return Predictions(self.read(**inputs), self.head, self.vocab_size)
+        return Predictions(self.forward(**inputs), self.head, self.vocab_size)
 
-    def read(self, **inputs: Any) -> Tensor:
+    def forward(self, **inputs: Any) -> Tensor:
         """The model's last hidden states, or its logits where there is no head."""
-        return read(self.model, self.head is None, **inputs)
+        return forward(self.model, self.head is None, **inputs)
 
     def compile(self) -> None:
-        """Has torch.compile make it faster, from the first batch on."""
-        own = self.__dict__.get("read") or partial(read, self.model, self.head is None)
-        self.read = torch.compile(own)  # type: ignore[method-assign]
+        """Compiles the forward pass, also a sharded model's (`models/sharding.py`)."""
+        replaced = self.__dict__.get("forward")
+        plain = partial(forward, self.model, self.head is None)
+        self.forward = torch.compile(replaced or plain)  # type: ignore[method-assign]
 
 
-def read(model: Any, whole: bool, **inputs: Any) -> Tensor:
-    said: Tensor = model(**inputs).logits if whole else model.base_model(**inputs).last_hidden_state
-    return said
+def forward(model: Any, to_logits: bool, **inputs: Any) -> Tensor:
+    if to_logits:
+        logits: Tensor = model(**inputs).logits
+        return logits
+    states: Tensor = model.base_model(**inputs).last_hidden_state
+    return states
 
 
-def shifted(labels: Tensor, start: int) -> Tensor:
-    """What a decoder reads where the labels [B, T] are to be predicted: `start`, and then those
-    before each of them. Behind the last one it does not matter."""
+def shift_right(labels: Tensor, start: int) -> Tensor:
+    """A decoder's input ids for teacher forcing: `start`, then all but the last label, [B, T].
+
+    Where labels are -100, behind the last one, the ids are 0 and have no effect.
+    """
     before = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
     return before.clamp(min=0)
 
 
 def find_head(model: PreTrainedModel) -> Head | None:
-    """The model's head; None, with a line in the log, where it is of another kind.
+    """The model's output head; None, with a log line, where its logits are computed otherwise.
 
-    What the config says is tried on a few tokens, because an architecture may do more to its
-    logits than any list of ours knows.
+    What the config says is verified on a few tokens, because an architecture may do more to its
+    logits than the few keys read here.
     """
     linear = model.get_output_embeddings()
     if linear is None:  # a classifier, whose logits are few
@@ -144,20 +150,22 @@ def find_head(model: PreTrainedModel) -> Head | None:
         scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
         softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
         head = Head(linear, scale, softcap)
-        if _makes_the_logits(head, model):
+        if _computes_logits(head, model):
             return head
-    _tell(type(model).__name__)
+    _log_once(type(model).__name__)
     return None
 
 
 @cache
-def _tell(name: str) -> None:
-    """Once for each architecture, however often it is looked at."""
-    log.info("%s: its logits are more than a matrix product, so they are held as a whole", name)
+def _log_once(architecture: str) -> None:
+    log.info(
+        "%s: logits are more than a matrix product, so all of them are held in memory",
+        architecture,
+    )
 
 
 @torch.no_grad()
-def _makes_the_logits(head: Head, model: PreTrainedModel) -> bool:
+def _computes_logits(head: Head, model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     ids = torch.arange(min(8, head.linear.out_features), device=head.linear.weight.device)[None]
@@ -169,8 +177,8 @@ def _makes_the_logits(head: Head, model: PreTrainedModel) -> bool:
     try:
         expected = model(**inputs).logits.float()
         states = model.base_model(**inputs).last_hidden_state
-        found = head.finish(head.linear(states).float())
+        logits = head.finish(head.linear(states).float())
     finally:
         model.train(was_training)
     tolerance = 1e-4 if head.linear.weight.dtype.itemsize >= 4 else 2e-2
-    return torch.allclose(found, expected, tolerance, tolerance, equal_nan=True)
+    return torch.allclose(logits, expected, tolerance, tolerance, equal_nan=True)

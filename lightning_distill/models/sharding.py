@@ -1,4 +1,4 @@
-"""A model's layers as FSDP units."""
+"""Sharding of models with FSDP2, one unit a layer."""
 
 from collections.abc import Callable, Sequence
 from types import MethodType
@@ -10,15 +10,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from transformers import PreTrainedModel
 
 from lightning_distill.models.inspection import find_layers
-from lightning_distill.models.output_head import Predictor, read
+from lightning_distill.models.output_head import Predictor, forward
 from lightning_distill.models.pretrained import is_quantized
 
 
 def shard(module: L.LightningModule, predictors: Sequence[Predictor]) -> None:
-    """Splits up the models that these call, unless that is done; quantised ones stay whole.
+    """Shards the predictors' models, unless they are already; quantized ones stay unsharded.
 
-    Each layer is put together when it is reached. What is beside the layers, embedding and output
-    matrix, stays together until the backward pass, since the loss reads it after the forward one.
+    A layer's weights are gathered for its forward pass. Those outside the layers, embedding and
+    output matrix, stay gathered until the backward pass, because the loss reads them in between.
     """
     mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
     for predictor in predictors:
@@ -30,14 +30,14 @@ def shard(module: L.LightningModule, predictors: Sequence[Predictor]) -> None:
             for layer in layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh, reshard_after_forward=False)
-            # Our forward pass may stop short of the logits, and has to put weights together too.
-            model.read = MethodType(_read(predictor.head is None), model)
-            register_fsdp_forward_method(model, "read")
-        predictor.read = getattr(model, "read")  # type: ignore[method-assign]  # noqa: B009
+            # FSDP gathers weights for registered methods alone, and ours is not `model.forward`.
+            model.states_or_logits = MethodType(_forward(predictor.head is None), model)
+            register_fsdp_forward_method(model, "states_or_logits")
+        predictor.forward = model.states_or_logits  # type: ignore[method-assign]
 
 
-def _read(full_tensor: bool) -> Callable[..., Tensor]:
+def _forward(to_logits: bool) -> Callable[..., Tensor]:
     def of_model(model: PreTrainedModel, **inputs: Any) -> Tensor:
-        return read(model, full_tensor, **inputs)
+        return forward(model, to_logits, **inputs)
 
     return of_model

@@ -19,7 +19,7 @@ from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job
 from lightning_distill.sweeps.resume import last_folder
 from lightning_distill.training.teacher import Teacher, find_teacher
-from lightning_distill.transfer.online import Online
+from lightning_distill.transfer.base import Transfer
 
 
 class LeftOutError(Exception):
@@ -46,8 +46,8 @@ class Case:
         return found
 
     @cached_property
-    def transfer(self) -> Online:
-        found: Online = instantiate(self.cfg.transfer)
+    def transfer(self) -> Transfer:
+        found: Transfer = instantiate(self.cfg.transfer)
         return found
 
     @cached_property

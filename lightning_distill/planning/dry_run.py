@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, open_dict
 
 from lightning_distill.pipeline import distill
@@ -25,10 +25,7 @@ from lightning_distill.sweeps.job import Job
 
 STEPS = 20  # optimizer steps of each training; every second one is logged
 BATCHES = 4  # of each pass over held-out text; the first is not timed
-FEWEST = 8  # sequences that the teacher writes
-LABELLED = 2 * 8  # times data.batch_size: blocks that it labels
 NOTES = "batches.jsonl"
-AHEAD = ("predictions", "text")  # what the teacher makes before the student trains
 
 Note = dict[str, Any]  # a line of the stopwatch's
 
@@ -129,14 +126,10 @@ def in_small(cfg: DictConfig, folder: Path, has_teachers: bool) -> DictConfig:
         for node in [small.teacher, *(small.teacher.get("members") or [])]:
             if not has_teachers and node.get("max_steps"):
                 node.max_steps = STEPS
-        if "stored" in cfg.transfer:
-            if cfg.transfer.cache:  # made from a teacher that is not asked here
-                small.transfer.update(instantiate(cfg.transfer).settings, cache=None)
-            few = cfg.data.batch_size * (1 if "url" in cfg.teacher else LABELLED)
-            small.transfer.num_blocks = min(cfg.transfer.num_blocks or few, few)
-        if "num_sequences" in cfg.transfer:
-            few = max(cfg.transfer.batch_size, FEWEST)
-            small.transfer.num_sequences = min(cfg.transfer.num_sequences or few, few)
+        transfer = instantiate(cfg.transfer)
+        small.transfer.update(
+            transfer.dry_run_settings(cfg.data.batch_size, api_teacher="url" in cfg.teacher)
+        )
         watch = {
             "_target_": "lightning_distill.planning.step_profiler.StepProfiler",
             "file": str(folder / NOTES),
@@ -206,17 +199,17 @@ def _trainings(cfg: DictConfig, notes: list[Note]) -> list[Training]:
 
 
 def _ahead(cfg: DictConfig, notes: list[Note], seconds: float, artifacts: Path) -> Ahead | None:
-    folders = [f.parent for kind in AHEAD for f in (artifacts / kind).glob("*/manifest.json")]
+    transfer: Any = get_class(cfg.transfer._target_)
+    folders = [file.parent for file in artifacts.glob(f"{transfer.prepares}/*/manifest.json")]
     if not notes or not folders:
         return None
     folder = folders[0]
     manifest = json.loads((folder / "manifest.json").read_text())
     settings, per_token = manifest["made_from"], manifest["content"].get("bytes_per_token")
+    units = settings[transfer.unit_count_key]
     if per_token is None:
-        units = settings["num_sequences"]
         each = _size(folder) / units
     else:
-        units = settings["transfer.num_blocks"]
         each = per_token * manifest["content"]["positions"]
     timed = notes[0]["seconds"][1:] or notes[0]["seconds"]
     batch = units / len(notes[0]["seconds"])

@@ -92,24 +92,23 @@ def requirements(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:
         "bytes": cost.run_bytes + cost.checkpoint_bytes * saves,
         "shared": [],
     }
-    asked = objective.needs_teacher or transfer.always_asks
+    asked = objective.needs_teacher or transfer.supervises_by_text
     if asked or cfg.student.initialize == "teacher_layers":
         found["shared"] += _of_teachers(cfg, teachers, cost)
-    units = transfer.ahead(data, teacher_data)
+    units = transfer.units_to_prepare(data, teacher_data)
     if asked and units and cost.ahead:
         node = effective_settings(plain_settings(cfg))["transfer"]
-        unknown = {"teachers": list(teachers), **node}
-        made = "not made before its teacher is", unknown | {"tokens": data.artifact.key}
+        made_from = {"teachers": list(teachers), **node, "tokens": data.artifact.key}
         if len(trained) == len(teachers):
             # Trains none: all are there.
             teacher = obtain_teacher(cfg, store, teacher_data, Tracker(cfg, job), job.folder)
-            made = transfer.made_from(data, teacher) or made
+            made_from = transfer.made_from(data, teacher)
         ahead = cost.ahead
         found["shared"].append(
             {
                 "what": ahead.kind,
-                "id": key_of(made[1]),
-                "there": store.find(*made) is not None,
+                "id": key_of(made_from),
+                "there": store.find(ahead.kind, made_from) is not None,
                 "count": units,
                 "seconds": ahead.seconds + units * ahead.unit_seconds,
                 "flops": units * ahead.unit_flops,

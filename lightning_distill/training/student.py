@@ -18,15 +18,13 @@ from lightning_distill.training.module import TrainedModule
 
 
 class Transfer(Protocol):
-    """What brings the teacher's predictions to a training step: `transfer=`."""
+    """What a training step needs of a transfer, see `transfer/base.py`."""
 
-    def compose(self, module: "StudentModule", batch: dict[str, Any]) -> dict[str, Any]:
-        """What student and teacher read in place of a batch."""
+    def transform_batch(self, module: "StudentModule", batch: dict[str, Any]) -> dict[str, Any]: ...
 
-    def label(
+    def teacher_predictions(
         self, teachers: Sequence[Frozen], batch: dict[str, Any]
-    ) -> tuple[list[Predictions] | Sparse, Tensor | None]:
-        """Each teacher's predictions for a batch, and where they are known; None is everywhere."""
+    ) -> tuple[list[Predictions] | Sparse, Tensor | None]: ...
 
 
 class StudentModule(TrainedModule):
@@ -61,12 +59,12 @@ class StudentModule(TrainedModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         self.objective.weights.set_step(self.global_step, self.trainer.max_steps)
-        batch = self.transfer.compose(self, batch)
+        batch = self.transfer.transform_batch(self, batch)
         with ExitStack() as recording:
             for term in self.intermediate.values():
                 recording.enter_context(term.recording())
             student = self.predict(batch)
-            teacher, known = self.transfer.label(self.teachers, batch)
+            teacher, known = self.transfer.teacher_predictions(self.teachers, batch)
         labels, logs = batch["labels"], self.logs_now
         truth = "by_student" not in batch
         terms = self.objective(student, teacher, labels, known, truth, logs, batch.get("kept"))

@@ -1,4 +1,4 @@
-"""How knowledge travels from teacher to student: one file a way."""
+"""How the teacher's signal reaches the student: one file a transfer."""
 
 from lightning_distill.transfer.cached import Cached
 from lightning_distill.transfer.on_policy import OnPolicy

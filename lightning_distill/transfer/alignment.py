@@ -1,7 +1,7 @@
-"""For a teacher with a tokenizer of its own: the student's text in the teacher's tokens.
+"""A student's text in the tokens of a teacher with another tokenizer.
 
-Next-token distributions can be compared where both models have read exactly the same text, which
-is where a token of the one and a token of the other end at the same character.
+Next-token distributions can be compared where both models have read exactly the same text: where
+a token of one and a token of the other end at the same character.
 """
 
 from collections import OrderedDict
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-REMEMBERED = 4096  # blocks; each comes again in every epoch
-INCOMPLETE = "\ufffd"  # what decoders make of a part of a character
+CACHE_SIZE = 4096  # blocks; each comes again in every epoch
+INCOMPLETE = "\ufffd"  # what decoders return for a part of a character
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A block as the teacher reads it.
+    """A block in the teacher's tokens.
 
-    pairs: (i, j) so that ids[: i + 1] of the student and ids[: j + 1] of the teacher are the same
+    pairs: (i, j) where ids[: i + 1] of the student and ids[: j + 1] of the teacher are the same
     text.
     """
 
@@ -29,9 +29,9 @@ class Alignment:
 
 
 class Aligner:
-    """Aligns batches of blocks; a block that was seen lately is not aligned again.
+    """Aligns batches of blocks, with a cache of the blocks that were aligned last.
 
-    limit: the most tokens that the teacher can read; None for no end. What follows is left out.
+    limit: maximum tokens that the teacher can read, the rest is cut off; None for no limit.
     """
 
     def __init__(
@@ -41,44 +41,45 @@ class Aligner:
         limit: int | None = None,
     ) -> None:
         self.student, self.teacher, self.limit = student, teacher, limit
-        self._seen: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._cache: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The teacher's batch for the student's: input_ids and position_ids, [B, T].
+        """The student's batch, input_ids and position_ids [B, T], in the teacher's tokens.
 
-        The teacher's are [B, T'], filled up at the end, which the models, being causal, do not
-        notice. Also the teacher's time for each of the student's: [B, T], -1 where there is none.
+        Those are [B, T'], padded at the end, which does not affect causal models. Also the
+        teacher's position for each of the student's: [B, T], -1 where there is none.
         """
         device = batch["input_ids"].device
         blocks = torch.stack([batch["input_ids"], batch["position_ids"]], 1)  # [B, 2, T]
-        found = [self._align(block) for block in blocks.int().cpu()]
-        width = max(1, *(theirs.shape[1] for theirs, _ in found))
-        input_ids = torch.full((len(found), width), int(self.teacher.eos_token_id))
-        position_ids = torch.arange(width).repeat(len(found), 1)
-        for b, (theirs, _) in enumerate(found):
-            input_ids[b, : theirs.shape[1]], position_ids[b, : theirs.shape[1]] = theirs
-        where = torch.stack([where for _, where in found]).long().to(device)
+        aligned = [self._align(block) for block in blocks.int().cpu()]
+        width = max(1, *(tokens.shape[1] for tokens, _ in aligned))
+        input_ids = torch.full((len(aligned), width), int(self.teacher.eos_token_id))
+        position_ids = torch.arange(width).repeat(len(aligned), 1)
+        for b, (tokens, _) in enumerate(aligned):
+            input_ids[b, : tokens.shape[1]], position_ids[b, : tokens.shape[1]] = tokens
+        where = torch.stack([where for _, where in aligned]).long().to(device)
         return {"input_ids": input_ids.to(device), "position_ids": position_ids.to(device)}, where
 
     def _align(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """[2, T] ids and positions of the student to [2, T'] of the teacher, and where: [T]."""
+        """The student's ids and positions [2, T] to the teacher's [2, T'], and `where` [T]."""
         key = block.numpy().tobytes()
-        if key in self._seen:
-            self._seen.move_to_end(key)
-            return self._seen[key]
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
         ids, position_ids = block.tolist()
-        found = align(ids, position_ids, self.student, self.teacher)
-        theirs = torch.tensor([found.ids, found.position_ids], dtype=torch.int)[:, : self.limit]
+        alignment = align(ids, position_ids, self.student, self.teacher)
+        tokens = torch.tensor([alignment.ids, alignment.position_ids], dtype=torch.int)
+        tokens = tokens[:, : self.limit]
         where = torch.full((len(ids),), -1, dtype=torch.int)
-        if found.pairs:
-            i, j = torch.tensor(found.pairs, dtype=torch.int).unbind(1)
-            kept = j < theirs.shape[1]
+        if alignment.pairs:
+            i, j = torch.tensor(alignment.pairs, dtype=torch.int).unbind(1)
+            kept = j < tokens.shape[1]
             where[i[kept].long()] = j[kept]
-        # Not the Alignment itself, whose lists take ten times the memory.
-        self._seen[key] = theirs.clone(), where
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
-        return self._seen[key]
+        # Tensors, as the lists of an Alignment take ten times the memory.
+        self._cache[key] = tokens.clone(), where
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return self._cache[key]
 
 
 def align(
@@ -87,47 +88,69 @@ def align(
     student: PreTrainedTokenizerBase,
     teacher: PreTrainedTokenizerBase,
 ) -> Alignment:
-    """ids: a block of the student's tokens, in which end-of-text tokens close the documents."""
+    """ids: a block of the student's tokens; an end-of-text token ends each document in it.
+
+    Documents are tokenized one by one. Where position_ids restart within the block, documents are
+    isolated, and the teacher's positions restart too.
+    """
     isolated = 0 in position_ids[1:]
-    theirs: list[int] = []
-    positions: list[int] = []
-    pairs: list[tuple[int, int]] = []
+    aligned = Alignment([], [], [])
     start = 0
     while start < len(ids):
-        closed = student.eos_token_id in ids[start:]
-        stop = ids.index(student.eos_token_id, start) if closed else len(ids)
-        text, ends = read(ids[start:stop], student)
-        # A block may begin within a character; the teacher begins with the first whole one.
-        head = len(text) - len(text.lstrip(INCOMPLETE)) if start == 0 else 0
-        own = teacher(text[head:], add_special_tokens=False, verbose=False)["input_ids"]
-        their_text, their_ends = read(own, teacher)
-        # Decoders that mark the beginnings of words drop the first space, which was read.
-        if text[head:].startswith(" ") and not their_text.startswith(" "):
-            head += 1
-        same = _common_prefix(text[head:], their_text)
-        times = {end: j for j, end in enumerate(their_ends) if end is not None and end <= same}
-        for i, end in enumerate(ends):
-            if end is not None and end - head in times:
-                pairs.append((start + i, len(theirs) + times[end - head]))
-        if closed:
-            pairs.append((stop, len(theirs) + len(own)))
-            own = [*own, teacher.eos_token_id]
-        first = 0 if isolated else len(theirs)
-        positions += range(first, first + len(own))
-        theirs += own
+        ended = student.eos_token_id in ids[start:]
+        stop = ids.index(student.eos_token_id, start) if ended else len(ids)
+        document = ids[start:stop]
+        teacher_ids, pairs = _align_document(document, student, teacher, first=start == 0)
+        offset = len(aligned.ids)
+        aligned.pairs.extend((start + i, offset + j) for i, j in pairs)
+        if ended:
+            aligned.pairs.append((stop, offset + len(teacher_ids)))
+            teacher_ids = [*teacher_ids, teacher.eos_token_id]
+        position = 0 if isolated else offset
+        aligned.position_ids.extend(range(position, position + len(teacher_ids)))
+        aligned.ids.extend(teacher_ids)
         start = stop + 1
-    return Alignment(theirs, positions, pairs)
+    return aligned
+
+
+def _align_document(
+    ids: list[int],
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    first: bool,
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """A document's ids in the teacher's tokens, and the pairs within it.
+
+    first: in its block, which may begin within a character; the teacher reads from the next one.
+    """
+    text, ends = read(ids, student)
+    skipped = len(text) - len(text.lstrip(INCOMPLETE)) if first else 0
+    teacher_ids = teacher(text[skipped:], add_special_tokens=False, verbose=False)["input_ids"]
+    teacher_text, teacher_ends = read(teacher_ids, teacher)
+    # Decoders that mark the beginnings of words drop the first space, which the teacher has read.
+    if text[skipped:].startswith(" ") and not teacher_text.startswith(" "):
+        skipped += 1
+    same = _common_prefix(text[skipped:], teacher_text)
+    teacher_index = {
+        end: j for j, end in enumerate(teacher_ends) if end is not None and end <= same
+    }
+    pairs = [
+        (i, teacher_index[end - skipped])
+        for i, end in enumerate(ends)
+        if end is not None and end - skipped in teacher_index
+    ]
+    return teacher_ids, pairs
 
 
 def read(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int | None]]:
-    """The text of some tokens, and the number of characters read after each of them.
+    """The text of some tokens, and its length in characters after each of them.
 
     None after a token that ends within a character. Each piece of text is decoded together with
-    the piece before it, because decoders strip a space at the beginning of what they are given.
+    the piece before it, because decoders strip a space from the beginning of their input.
     """
     text, ends = "", list[int | None]()
-    context = done = 0  # the last whole piece is ids[context:done]
-    known = ""  # what it decodes to
+    context = done = 0  # the last complete piece is ids[context:done]
+    known = ""  # its text
     for k in range(1, len(ids) + 1):
         window = _decode(ids[context:k], tokenizer)
         if window.endswith(INCOMPLETE) or not window.startswith(known):
@@ -141,13 +164,13 @@ def read(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[
 
 
 def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    if tokenizer.is_fast:  # without the checks of `decode`, which take most of its time
+    if tokenizer.is_fast:  # skips the checks that take most of the time of `decode`
         return str(tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _common_prefix(a: str, b: str) -> int:
-    """The number of characters at the start that two texts share."""
+    """The number of leading characters that two texts share."""
     if a == b:
         return len(a)
     return next(

@@ -1,8 +1,7 @@
-"""The teacher labels the transfer set once; after that no student needs it."""
+"""The teacher labels the transfer set once, and students train on the stored predictions."""
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,39 +17,45 @@ from lightning_distill.losses.distributions import Sparse
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.models.output_head import Predictions, find_head
-from lightning_distill.storage.artifacts import Store, find_damage, read_manifest
+from lightning_distill.models.output_head import Predictions
+from lightning_distill.storage.artifacts import Store, read_manifest
 from lightning_distill.training.teacher import Teacher
-from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec, load_heads, save_heads
-from lightning_distill.transfer.cache.shards import Labelled
+from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.cache.hidden_codec import (
+    HiddenStateCodec,
+    heads_of,
+    load_heads,
+    save_heads,
+)
+from lightning_distill.transfer.cache.provenance import KIND, read_made_from, require_match
+from lightning_distill.transfer.cache.shards import CachedExamples
 from lightning_distill.transfer.cache.sparse_codec import SparseCodec
-from lightning_distill.transfer.cache.writer import CacheWriter
-from lightning_distill.transfer.online import Online
+from lightning_distill.transfer.cache.writer import CacheCodec, CacheWriter, predict
 
 log = logging.getLogger(__name__)
 
-KIND = "predictions"  # of artifact
-
-# What is stored a token, and the settings that each of them has.
+# Values of `stored`, and the settings that apply to each.
 STORED = {
     "topk": ("k", "temperatures"),
     "sampled": ("draws", "temperatures"),
     "hybrid": ("k", "draws", "temperatures"),
     "hidden": (),
 }
+DRY_RUN_BATCHES = 2 * 8  # of data.batch_size blocks: two of the writer's
 
 
-class Cached(Online):
+class Cached(Transfer):
     """Students train on stored predictions, with no teacher in memory.
 
-    stored: `topk` (the `k` largest probabilities; all others count as one), `sampled` (`draws`
-    tokens drawn from the teacher), `hybrid` (the `k` largest, and `draws` of the others) or
-    `hidden` (the last hidden states, from which everything follows).
-    temperatures: at which draws are unbiased; 1 is always among them. bits: 8 or 16 a value; for
-    hidden states also 32.
-    cache: the folder of an artifact to use, instead of the one that these settings ask for.
+    stored: `topk` (the `k` largest probabilities; all other tokens count as one), `sampled`
+        (`draws` tokens sampled from the teacher), `hybrid` (the `k` largest, and `draws` samples of
+        the others) or `hidden` (the last hidden states, from which logits are computed).
+    temperatures: at which samples are unbiased; 1 is always added.
+    bits: 8 or 16 for a stored value; for hidden states also 32.
+    cache: the folder of an artifact to use instead of the one that these settings determine.
     """
 
+    prepares = KIND
     holds_teacher = False
 
     def __init__(
@@ -72,45 +77,73 @@ class Cached(Online):
             require("transfer.temperatures", temperature, 1e-3)
         if bits not in (8, 16) and not (stored == "hidden" and bits == 32):
             raise ConfigError(f"transfer.bits={bits} must be 8 or 16, or 32 for hidden states.")
-        every = sorted({1.0, *map(float, temperatures)})
-        given = {"k": k, "draws": draws, "temperatures": every}
-        self.settings: dict[str, Any] = {name: given[name] for name in STORED[stored]}
+        values = {"k": k, "draws": draws, "temperatures": sorted({1.0, *map(float, temperatures)})}
+        self.settings: dict[str, Any] = {name: values[name] for name in STORED[stored]}
         self.settings |= {"stored": stored, "bits": bits}
-        self.path = Path(cache).expanduser() if cache else None
-        if self.path:
-            self.settings = _made_from(self.path)["stored"]
-        self.folder: Path | None = None
+        self.given = Path(cache).expanduser() if cache else None
+        if self.given:
+            self.settings = read_made_from(self.given)["stored"]
+        self.folder: Path | None = None  # of the cache, known from `prepare` on
+
+    @property
+    def accepts_top_k(self) -> bool:
+        return self.settings["stored"] == "topk"
+
+    def dry_run_settings(self, batch_size: int, api_teacher: bool) -> dict[str, Any]:
+        """A cache of few blocks, of the same kind as the one that is given."""
+        few = batch_size * (1 if api_teacher else DRY_RUN_BATCHES)
+        kind = self.settings if self.given else {}
+        return {**kind, "cache": None, "num_blocks": min(self.num_blocks or few, few)}
+
+    def units_to_prepare(self, data: DistillationData, teacher_data: DistillationData) -> int:
+        return 0 if self.given else self.num_examples(data.transfer_set())
+
+    def made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
+        return {  # settings that users type first: the first that differs is named in messages
+            **data.example_settings,
+            **data.transfer_set_settings,
+            "text and tokenizer": data.artifact.key,
+            "transfer.num_blocks": self.num_examples(data.transfer_set()),
+            "teacher": teacher.hash,
+            "stored": self.settings,
+        }
 
     def check(
         self,
         objective: Objective,
         data: DistillationData,
         teacher_data: DistillationData,
-        teachers: int,
+        num_teachers: int,
     ) -> None:
         """Raises ConfigError where the objective needs more than what is stored."""
-        stored, count = self.settings["stored"], data.num_classes
-        kept = self.settings.get("k", 0) + self.settings.get("draws", 0)
-        if kept > count:
-            said = " + ".join(f"transfer.{n}={self.settings[n]}" for n in STORED[stored][:-1])
-            raise ConfigError(
-                f"{said} is more than the {count} that a prediction chooses among. "
-                f"Set transfer.stored=topk transfer.k={count}, or fewer."
-            )
+        self._check_size(data.num_classes)
         if not objective.needs_teacher:
             return
-        _refuse_other_tokens(data, teacher_data)
+        _require_same_tokenizer(data, teacher_data)
         for name, term in objective.intermediate.items():
             raise ConfigError(
-                f"loss.{name}.weight={term.weight:g} looks inside the teacher, of which a cache "
-                "holds the predictions alone. Choose transfer=online."
+                f"loss.{name}.weight={term.weight:g} compares layers of the teacher, and a cache "
+                "holds its predictions alone. Choose transfer=online."
             )
-        if stored == "hidden":
-            return
-        named, ramp = self.settings["temperatures"], objective.weights.schedules["temperature"]
-        if teachers > 1 and ramp.ends != (1.0, 1.0):
+        if self.settings["stored"] != "hidden":
+            self._check_sparse(objective, num_teachers)
+
+    def _check_size(self, num_classes: int) -> None:
+        sizes = {name: self.settings[name] for name in ("k", "draws") if name in self.settings}
+        if sum(sizes.values()) > num_classes:
+            given = " + ".join(f"transfer.{name}={size}" for name, size in sizes.items())
             raise ConfigError(
-                f"transfer.stored={stored} of several teachers is for loss.temperature=1 alone. "
+                f"{given} is more than the {num_classes} that a prediction chooses among. "
+                f"Set transfer.stored=topk transfer.k={num_classes}, or fewer."
+            )
+
+    def _check_sparse(self, objective: Objective, num_teachers: int) -> None:
+        """Raises ConfigError where the objective needs more than a few tokens' probabilities."""
+        stored, temperatures = self.settings["stored"], self.settings["temperatures"]
+        ramp = objective.weights.schedules["temperature"]
+        if num_teachers > 1 and ramp.ends != (1.0, 1.0):
+            raise ConfigError(
+                f"transfer.stored={stored} of several teachers needs loss.temperature=1. "
                 "Choose transfer.stored=hidden."
             )
         if objective.compares == "logits":
@@ -120,13 +153,17 @@ class Cached(Online):
                 f"transfer.stored={stored} is unbiased for loss=forward_kl alone. Choose "
                 "transfer.stored=hidden, or topk, which is biased."
             )
-        if ramp.start != ramp.end or ramp.start not in named:
+        if ramp.start != ramp.end or ramp.start not in temperatures:
             log.warning(
-                "loss.temperature=%s is not among transfer.temperatures=%s: what is stored is "
-                "scaled to sum to 1, which is biased",
+                "loss.temperature=%s is not among transfer.temperatures=%s: the stored "
+                "probabilities are scaled to sum to 1, which is biased",
                 ramp,
-                named,
+                temperatures,
             )
+
+    def check_cache(self, data: DistillationData, teacher: Teacher) -> None:
+        if self.given:
+            require_match(self.given, self.made_from(data, teacher))
 
     def prepare(
         self,
@@ -136,18 +173,20 @@ class Cached(Online):
         make_trainer: Callable[..., L.Trainer],
         folder: Path,
     ) -> float:
-        """Has the transfer set labelled, unless it is; the seconds that this took now."""
-        _refuse_other_tokens(data, teacher.data)  # not yet refused for stage=transfer, loss.alpha=0
+        """Finds the cache, or has the teacher label the transfer set."""
+        _require_same_tokenizer(data, teacher.data)  # `check` does not know of stage=transfer
         seconds = 0.0
-        if self.path:
+        if self.given:
             self.check_cache(data, teacher)
-            self.folder = self.path
+            self.folder = self.given
         else:
-            make = partial(self._make, data, teacher, make_trainer)
-            artifact = store.get(KIND, self._made_from(data, teacher), make, True)
+            make = partial(self._write, data, teacher, make_trainer)
+            artifact = store.get(
+                self.prepares, self.made_from(data, teacher), make, on_all_ranks=True
+            )
             self.folder, seconds = artifact.folder, artifact.seconds
         content = read_manifest(self.folder)["content"]
-        kl = content.get("kl")  # None of a served teacher, whose true predictions are not known
+        kl = content.get("kl")  # None of an API teacher, whose full distributions are unknown
         log.info(
             "predictions: %s%s; %s bytes a token%s",
             self.folder,
@@ -155,134 +194,60 @@ class Cached(Online):
             content.get("bytes_per_token"),
             "" if not isinstance(kl, float) else f", KL(stored ‖ true) {kl:.4f} on held-out blocks",
         )
-        self.layout = self._layout(teacher.weights, data.num_classes)
+        self.codec = self._codec(teacher.weights, data.num_classes, self.folder)
         return seconds
 
-    def check_cache(self, data: DistillationData, teacher: Teacher) -> None:
-        if self.path:
-            _refuse_another(self.path, self._made_from(data, teacher))
-
-    def ahead(self, data: DistillationData, teacher_data: DistillationData) -> int:
-        return 0 if self.path else self.count(data.transfer_set())
-
-    def made_from(
-        self, data: DistillationData, teacher: Teacher
-    ) -> tuple[str, dict[str, Any]] | None:
-        return None if self.path else (KIND, self._made_from(data, teacher))
-
-    def _made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
-        return {  # what a user can type comes first, and is named first where it differs
-            **data.example_settings,
-            **data.transfer_set_settings,
-            "text and tokenizer": data.artifact.key,
-            "transfer.num_blocks": self.count(data.transfer_set()),
-            "teacher": teacher.hash,
-            "stored": self.settings,
-        }
-
-    def dataset(self, data: DistillationData) -> Dataset[dict[str, Any]]:
-        blocks = data.transfer_set()
-        if self.folder is None:  # nothing to learn from it
-            return super().dataset(data)
-        return Labelled(blocks, self.count(blocks), self.folder)
-
-    def label(
-        self, teachers: Sequence[Frozen], batch: dict[str, Any]
-    ) -> tuple[list[Predictions] | Sparse, Tensor | None]:
-        if "stored" not in batch:
-            return [], None
-        return self.layout.decode(batch["stored"]), None
-
-    def _make(
+    def _write(
         self,
         data: DistillationData,
         teacher: Teacher,
         make_trainer: Callable[..., L.Trainer],
         folder: Path,
     ) -> dict[str, Any]:
-        layout: SparseCodec | HiddenStateCodec
+        """Writes the shards. Returns the content that the artifact's manifest records."""
         if self.settings["stored"] == "hidden":
-            heads = [find_head(model) for model in teacher.models]
-            if any(head is None for head in heads):
-                raise ConfigError(
-                    "transfer.stored=hidden needs logits that are a product with an output "
-                    "matrix, and this teacher's are more. Choose transfer.stored=hybrid."
-                )
-            for model, head in zip(teacher.models, heads, strict=True):
-                if head and not all(x.isfinite().all() for x in head.linear.parameters()):
-                    raise ConfigError(
-                        f"The teacher {model.name_or_path} has an output matrix with what is no "
-                        "number; nothing of it is stored. Look at its weights."
-                    )
-            save_heads(folder, [head for head in heads if head])
-        layout = self._layout(teacher.weights, data.num_classes, folder)
-        labeller = CacheWriter(
+            save_heads(folder, heads_of(teacher.models))
+        examples = data.transfer_set()
+        writer = CacheWriter(
             [teacher.served] if teacher.served else teacher.frozen(),
-            layout,
-            data.transfer_set(),
-            self.count(data.transfer_set()),
+            self._codec(teacher.weights, data.num_classes, folder),
+            examples,
+            self.num_examples(examples),
             None if teacher.served else data.examples("validation"),
             8 * data.batch_size,
             folder,
         )
-        trainer = make_trainer("the teacher's predictions")
-        trainer.predict(labeller, return_predictions=False)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        positions = data.transfer_set().positions
-        return {
-            "bytes_per_token": layout.bytes_per_token,
-            "positions": positions,
-            "kl": labeller.kl,
-        }
+        predict(writer, make_trainer("the teacher's predictions"))
+        return writer.content
 
-    def _layout(
-        self, weights: Sequence[float], vocab_size: int, folder: Path | None = None
-    ) -> SparseCodec | HiddenStateCodec:
-        settings = dict(self.settings)
-        kind, bits = settings.pop("stored"), settings.pop("bits")
-        if kind == "hidden":
-            found = folder or self.folder
-            assert found
-            return HiddenStateCodec(load_heads(found), bits, vocab_size)
-        temperatures = tuple(settings.pop("temperatures"))
-        kept = {"k": 0, "draws": 0, **settings}
+    def _codec(self, weights: Sequence[float], vocab_size: int, folder: Path) -> CacheCodec:
+        stored, bits = self.settings["stored"], self.settings["bits"]
+        if stored == "hidden":
+            return HiddenStateCodec(load_heads(folder), bits, vocab_size)
         return SparseCodec(
-            kind,
-            **kept,
-            temperatures=temperatures,
-            bits=bits,
-            vocab_size=vocab_size,
-            weights=tuple(weights),
+            stored,
+            self.settings.get("k", 0),
+            self.settings.get("draws", 0),
+            tuple(self.settings["temperatures"]),
+            bits,
+            vocab_size,
+            tuple(weights),
         )
 
+    def dataset(self, data: DistillationData) -> Dataset[dict[str, Any]]:
+        if self.folder is None:  # an objective that needs no teacher
+            return super().dataset(data)
+        examples = data.transfer_set()
+        return CachedExamples(examples, self.num_examples(examples), self.folder)
 
-def _refuse_other_tokens(data: DistillationData, teacher_data: DistillationData) -> None:
+    def teacher_predictions(
+        self, teachers: Sequence[Frozen], batch: dict[str, Any]
+    ) -> tuple[list[Predictions] | Sparse, Tensor | None]:
+        return self.codec.decode(batch["stored"]) if "stored" in batch else [], None
+
+
+def _require_same_tokenizer(data: DistillationData, teacher_data: DistillationData) -> None:
     if teacher_data is not data:
         raise ConfigError(
             "transfer=cached needs a teacher with the student's tokenizer. Choose transfer=online."
         )
-
-
-def _refuse_another(cache: Path, ours: dict[str, Any]) -> None:
-    """Raises ConfigError where a cache that the user names is not this run's, or not whole."""
-    theirs = _made_from(cache)
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            raise ConfigError(
-                f"transfer.cache={cache} was made from another {name}: {theirs.get(name)}; "
-                f"this run's is {value}. Leave transfer.cache out to have its own made."
-            )
-    if damaged := find_damage(cache):
-        raise ConfigError(
-            f"transfer.cache={cache} is damaged ({', '.join(damaged)}). Leave transfer.cache out "
-            "to have it made again."
-        )
-
-
-def _made_from(cache: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        manifest = read_manifest(cache)
-        if manifest["kind"] == KIND:
-            return dict(manifest["made_from"])
-    raise ConfigError(f"transfer.cache={cache} is not the folder of a finished cache.")

@@ -1,4 +1,4 @@
-"""The student learns from its own mistakes: on-policy distillation (Agarwal et al. 2024)."""
+"""On-policy distillation: the teacher labels what the student generates."""
 
 import random
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from lightning_distill.models.generation import Sampling, generate, seed_of
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.module import TrainedModule
 from lightning_distill.training.teacher import Teacher
-from lightning_distill.transfer.generated import GENERATED, refuse_silent, show
-from lightning_distill.transfer.online import Online
+from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.generated import GENERATED, append_lines, require_generative
 
 
-class OnPolicy(Online):
-    """Some batches are completed by the student itself, and the teacher grades what it wrote.
+class OnPolicy(Transfer):
+    """The student completes some of the batches, and learns from the teacher's predictions there.
 
-    Of those batches only the new tokens count, and only the teacher's terms of the objective: what
-    the student says is no truth to learn from (generalized knowledge distillation, Agarwal et al.
-    2024, algorithm 1). No gradient passes through the choice of tokens.
-    student_fraction: the probability that a step's batches are the student's, from 0 to 1.
-    prompt_length: tokens of each block that it is given.
-    temperature: of the student that writes; 0 for its likeliest token.
+    In those batches the loss covers the generated tokens alone, and only the objective's terms that
+    compare with the teacher: generated tokens are no ground truth. No gradient passes through the
+    sampling. Agarwal et al. 2024, Generalized Knowledge Distillation, algorithm 1.
+    student_fraction: the probability, from 0 to 1, that the student completes a step's batches.
+    prompt_length: tokens of each block that the student is given.
+    temperature: of the student's sampling; 0 for greedy decoding.
     """
 
     def __init__(
@@ -40,24 +40,24 @@ class OnPolicy(Online):
     ) -> None:
         super().__init__(num_blocks)
         require("transfer.student_fraction", student_fraction, 0, 1)
+        require("transfer.temperature", temperature, 0)
         self.student_fraction, self.prompt_length = student_fraction, prompt_length
         self.sampling = Sampling(temperature)
-        self.data: DistillationData | None = None
+        self.data: DistillationData | None = None  # set by `prepare`, where there is a teacher
 
     def check(
         self,
         objective: Objective,
         data: DistillationData,
         teacher_data: DistillationData,
-        teachers: int,
+        num_teachers: int,
     ) -> None:
-        """Raises ConfigError where there is nobody to grade, or no room to generate."""
-        refuse_silent(data, "on_policy")
+        require_generative(data, "on_policy")
         data.check_prompt_length(self.prompt_length)
         if objective.intermediate and not objective.compares_predictions:
             raise ConfigError(
-                "transfer.student_fraction: no term of the loss grades what the student writes. "
-                "Set loss.alpha above 0, or transfer=online."
+                "transfer=on_policy needs a loss that compares the teacher's predictions with the "
+                "student's. Set loss.alpha above 0, or transfer=online."
             )
 
     def prepare(
@@ -71,35 +71,34 @@ class OnPolicy(Online):
         self.data, self.file = data, folder / GENERATED
         return super().prepare(data, teacher, store, make_trainer, folder)
 
-    def compose(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch as it is, or with the student's own words behind the prompts.
+    def transform_batch(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch itself, or its prompts with the student's completions.
 
-        All devices and micro-batches of a step decide alike.
+        All devices and micro-batches of a step choose alike.
         """
-        if self.data is None:  # without a teacher nobody could grade it
+        if self.data is None:  # no teacher, so nothing to compare completions with
             return batch
         step, seed = module.global_step, self.data.seed
-        mine = random.Random(seed_of(seed, step)).random() < self.student_fraction
+        by_student = random.Random(seed_of(seed, step)).random() < self.student_fraction
         if module.logs_now:
-            module.log("train/by_student", float(mine))
-        if not mine:
+            module.log("train/by_student", float(by_student))
+        if not by_student:
             return batch
-        asked = batch | {"round": torch.full_like(batch["block"], step)}
-        beginnings = self.data.prompt_tokens(asked, self.prompt_length)
-        dice = seed_of(seed, step, *batch["block"].tolist())
+        rounds = torch.full_like(batch["block"], step)
+        prompts = self.data.prompt_tokens(batch | {"round": rounds}, self.prompt_length)
         tokenizer = self.data.tokenizer
-        new = generate(
+        completions = generate(
             module.model,
             tokenizer,
-            beginnings,
+            prompts,
             self.data.max_length,
             self.sampling,
-            dice,
+            seed_of(seed, step, *batch["block"].tolist()),
             self.data.stop_token_ids,
         )
         if module.logs_now and module.global_rank == 0:
-            prompt, text = tokenizer.decode(beginnings[0]), tokenizer.decode(new[0])
-            show(self.file, [{"step": step, "prompt": prompt, "text": text}])
-        own = self.data.completion_batch(beginnings, new)
-        places = {name: x.to(batch["labels"].device) for name, x in own.items()}
-        return batch | places | {"by_student": True, "kept": None}
+            prompt, text = tokenizer.decode(prompts[0]), tokenizer.decode(completions[0])
+            append_lines(self.file, [{"step": step, "prompt": prompt, "text": text}])
+        completed = self.data.completion_batch(prompts, completions)
+        tensors = {name: x.to(batch["labels"].device) for name, x in completed.items()}
+        return batch | tensors | {"by_student": True, "kept": None}

@@ -1,4 +1,4 @@
-"""The teacher writes the transfer set: sequence-level distillation (Kim and Rush 2016)."""
+"""Sequence-level distillation: the student trains on text that the teacher generates."""
 
 import logging
 from collections.abc import Callable
@@ -16,33 +16,37 @@ from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.generation import Sampling
-from lightning_distill.storage.artifacts import Store
+from lightning_distill.storage.artifacts import Artifact, Store
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer import vllm
-from lightning_distill.transfer.generated import GENERATED, refuse_silent, show
-from lightning_distill.transfer.online import Online
-from lightning_distill.transfer.sequence_writer import Plan, lines_of, write_all
+from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.generated import GENERATED, append_lines, require_generative
+from lightning_distill.transfer.sequence_writer import WritingPlan, read_sequences, write_sequences
 
 log = logging.getLogger(__name__)
 
-KIND = "text"  # of artifact
-SHOWN = 100  # sequences to read in the run's folder
+SHOWN = 100  # sequences that the run's folder gets to read
+DRY_RUN_SEQUENCES = 8
 
 
-class Sequence(Online):
-    """The student trains on what the teacher makes of the beginnings of the data's blocks.
+class Sequence(Transfer):
+    """The student trains on the teacher's completions of prompts from the data.
 
-    With alpha = 0 that text is all that it learns from; else the teacher also labels it.
-    num_sequences: to write; None for one a block. prompt_length: tokens of the data that begin a
-    sequence, which carry no loss. length: tokens of a sequence at most, with its prompt; None for
-    a block and the token behind it. seed: of the teacher's dice. batch_size: sequences at a time.
-    mix: share of the student's blocks that are the data's own, from 0 to below 1.
-    num_beams: of a search for the likeliest text; 1 for the likeliest token each time.
-    Where models answer a whole example (a translation), it is the prompt, prompt_length does not
-    count, and length is the answer's alone.
+    Kim and Rush 2016, Sequence-Level Knowledge Distillation. With alpha = 0 the student learns from
+    that text alone; otherwise the teacher also labels it.
+    num_sequences: None for one a block. prompt_length: tokens of the data that begin a sequence and
+        carry no loss. length: maximum tokens of a sequence, prompt included; None for those of a
+        block and its last target.
+    temperature, top_p, num_beams: of the teacher's sampling, see `Sampling`; seed: of its RNG.
+    batch_size: sequences generated at a time.
+    mix: share of the student's blocks that come from the data itself, from 0 to below 1.
+    Where models answer a whole example (translation), the example is the prompt, prompt_length has
+    no effect, and length counts the answer alone.
     """
 
-    always_asks = True
+    prepares = "text"
+    unit_count_key = "num_sequences"
+    supervises_by_text = True
 
     def __init__(
         self,
@@ -58,24 +62,31 @@ class Sequence(Online):
         num_beams: int = 1,
     ) -> None:
         super().__init__(num_blocks)
+        require("transfer.temperature", temperature, 0)
+        require("transfer.top_p", top_p, 1e-6, 1)
+        require("transfer.mix", mix, 0, 1, below=True)
+        if num_beams > 1 and temperature:
+            raise ConfigError(
+                f"transfer.num_beams={num_beams} searches for the most probable text, and "
+                f"transfer.temperature={temperature:g} samples one; set transfer.temperature=0."
+            )
         self.num_sequences, self.prompt_length, self.length = num_sequences, prompt_length, length
         self.sampling = Sampling(temperature, top_p, num_beams)
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
-        require("transfer.mix", mix, 0, 1, below=True)
 
     def check(
         self,
         objective: Objective,
         data: DistillationData,
         teacher_data: DistillationData,
-        teachers: int,
+        num_teachers: int,
     ) -> None:
-        """Raises ConfigError where the blocks are too short or too few."""
-        refuse_silent(data, "sequence")
+        """Raises ConfigError where blocks or prompts are too short or too few."""
+        require_generative(data, "sequence")
         data.check_prompt_length(self.prompt_length)
         if data.continues_prompt and self.length is not None and self.length <= self.prompt_length:
             raise ConfigError(
-                f"transfer.length={self.length} counts the prompt's tokens too, and must be more "
+                f"transfer.length={self.length} includes the prompt's tokens, and must be more "
                 f"than transfer.prompt_length={self.prompt_length}."
             )
         if self.length is not None and not data.continues_prompt and self.length > data.max_length:
@@ -83,12 +94,32 @@ class Sequence(Online):
                 f"transfer.length={self.length} is longer than "
                 f"data.sequence_length={data.max_length}."
             )
-        count = self.count(teacher_data.transfer_set())
+        count = self.num_examples(teacher_data.transfer_set())
         if not self.sampling.temperature and (self.num_sequences or 0) > count:
             raise ConfigError(
                 f"transfer.temperature=0 has one sequence for each of the {count} prompts; "
                 f"transfer.num_sequences={self.num_sequences} asks for more."
             )
+
+    def dry_run_settings(self, batch_size: int, api_teacher: bool) -> dict[str, Any]:
+        count = max(self.batch_size, DRY_RUN_SEQUENCES)
+        return {"num_sequences": min(self.num_sequences or count, count)}
+
+    def units_to_prepare(self, data: DistillationData, teacher_data: DistillationData) -> int:
+        return self._plan(teacher_data).num_sequences
+
+    def made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
+        teacher_data = teacher.data
+        by_vllm = vllm.is_usable(teacher_data, self.sampling)
+        return {
+            "teacher": teacher.hash,
+            "text and tokenizer": teacher_data.artifact.key,
+            **teacher_data.example_settings,
+            **teacher_data.transfer_set_settings,
+            "transfer.num_blocks": self.num_examples(teacher_data.transfer_set()),
+            "written by": "vllm" if by_vllm else "transformers",
+            **asdict(self._plan(teacher_data)),
+        }
 
     def prepare(
         self,
@@ -98,52 +129,48 @@ class Sequence(Online):
         make_trainer: Callable[..., L.Trainer],
         folder: Path,
     ) -> float:
-        """Has the transfer set written, unless it is; the seconds that this took now."""
         super().prepare(data, teacher, store, make_trainer, folder)
-        examples: Any = teacher.data.transfer_set()
-        source = Subset(examples, range(self.count(examples)))
-        make = partial(write_all, teacher, source, self._plan(teacher.data), make_trainer)
-        artifact = store.get(*self.made_from(data, teacher), make, on_all_ranks=True)
-        lines = list(lines_of(artifact.folder))
-        new = sum(len(line["ids"]) for line in lines)
-        reused = "" if artifact.seconds else " (reused)"
-        log.info("text: %s%s; %s sequences, %s tokens", artifact.folder, reused, len(lines), new)
+        artifact = self._obtain(data, teacher, store, make_trainer)
+        sequences = list(read_sequences(artifact.folder))
+        log.info(
+            "text: %s%s; %s sequences, %s tokens",
+            artifact.folder,
+            "" if artifact.seconds else " (reused)",
+            len(sequences),
+            sum(len(one["ids"]) for one in sequences),
+        )
         if process_group.is_rank_zero():
             (folder / GENERATED).unlink(missing_ok=True)
-            shown = [{k: line[k] for k in ("prompt", "text")} for line in lines[:SHOWN]]
-            show(folder / GENERATED, shown)
-        self.written: Any = data.from_generated(lines, teacher.data)
+            shown = [{k: one[k] for k in ("prompt", "text")} for one in sequences[:SHOWN]]
+            append_lines(folder / GENERATED, shown)
+        self.generated: Any = data.from_generated(sequences, teacher.data)
         return artifact.seconds
 
-    def ahead(self, data: DistillationData, teacher_data: DistillationData) -> int:
-        return self._plan(teacher_data).num_sequences
+    def _obtain(
+        self,
+        data: DistillationData,
+        teacher: Teacher,
+        store: Store,
+        make_trainer: Callable[..., L.Trainer],
+    ) -> Artifact:
+        examples: Any = teacher.data.transfer_set()
+        source = Subset(examples, range(self.num_examples(examples)))
+        make = partial(write_sequences, teacher, source, self._plan(teacher.data), make_trainer)
+        return store.get(self.prepares, self.made_from(data, teacher), make, on_all_ranks=True)
 
-    def made_from(self, data: DistillationData, teacher: Teacher) -> tuple[str, dict[str, Any]]:
-        theirs = teacher.data
-        return KIND, {
-            "teacher": teacher.hash,
-            "text and tokenizer": theirs.artifact.key,
-            **theirs.example_settings,
-            **theirs.transfer_set_settings,
-            "transfer.num_blocks": self.count(theirs.transfer_set()),
-            "written by": "vllm" if vllm.usable(theirs, self.sampling) else "transformers",
-            **asdict(self._plan(theirs)),
-        }
-
-    def _plan(self, data: DistillationData) -> Plan:
-        """data: in the teacher's tokens."""
-        return Plan(
-            self.num_sequences or self.count(data.transfer_set()),
+    def _plan(self, teacher_data: DistillationData) -> WritingPlan:
+        return WritingPlan(
+            self.num_sequences or self.num_examples(teacher_data.transfer_set()),
             self.prompt_length,
-            self.length or data.max_length,
+            self.length or teacher_data.max_length,
             self.sampling,
             self.seed,
             self.batch_size,
         )
 
     def dataset(self, data: DistillationData) -> Dataset[dict[str, Any]]:
-        """The blocks of what was written, and as many of the data's own as `mix` asks for."""
+        """The generated blocks, and as many of the data's as `mix` asks for."""
         examples: Any = data.transfer_set()
-        own = round(len(self.written) * self.mix / (1 - self.mix))
-        count = self.count(examples)
-        return ConcatDataset([self.written, Subset(examples, [i % count for i in range(own)])])
+        own = round(len(self.generated) * self.mix / (1 - self.mix))
+        count = self.num_examples(examples)
+        return ConcatDataset([self.generated, Subset(examples, [i % count for i in range(own)])])

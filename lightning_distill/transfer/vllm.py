@@ -1,4 +1,4 @@
-"""vLLM in the place of transformers: where it is installed, and on a GPU."""
+"""Generation with vLLM instead of transformers, where it is installed and there is a GPU."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.models.generation import Sampling
 
 
-def usable(data: DistillationData, sampling: Sampling) -> bool:
-    """Decoders alone, and without beams, are what it is fast at."""
+def is_usable(data: DistillationData, sampling: Sampling) -> bool:
+    """Used for decoder-only models and without beam search, where it is faster."""
     fits = data.continues_prompt and sampling.num_beams == 1
     return fits and importlib.util.find_spec("vllm") is not None and torch.cuda.is_available()
 
 
 class VLLM:
-    """Writes like `writing.write`, by the same rules but with other dice."""
+    """Generates like `models.generation.generate`, with the same settings but another RNG."""
 
     def __init__(
         self,
@@ -30,34 +30,34 @@ class VLLM:
         folder: Path,
         stops: Sequence[int] | None = None,
     ) -> None:
-        """length: the most tokens of a sequence. folder: where the model can be loaded from.
-        stops: tokens that end one; None for the end-of-text token."""
+        """length: maximum tokens of a sequence. folder: where vLLM loads the model from.
+        stops: tokens that end a sequence; None for the end-of-text token."""
         from vllm import LLM
 
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         self.tokenizer = tokenizer
         self.stops = [tokenizer.eos_token_id] if stops is None else list(stops)
-        # `generation_config="vllm"`: what the model's own file says of sampling does not count.
+        # `generation_config="vllm"`: ignore the sampling defaults in the model's folder.
         self.engine: Any = LLM(model=str(folder), max_model_len=length, generation_config="vllm")
 
     def __call__(
-        self, beginnings: list[Tensor], length: int, sampling: Sampling, seed: int
+        self, prompts: list[Tensor], length: int, sampling: Sampling, seed: int
     ) -> list[list[int]]:
         from vllm import SamplingParams
 
-        asked = [{"prompt_token_ids": own.tolist()} for own in beginnings]
         settings = [
             SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                max_tokens=length - len(own),
+                max_tokens=length - len(prompt),
                 seed=(seed + i) % 2**63,
                 stop_token_ids=self.stops,
                 allowed_token_ids=list(range(len(self.tokenizer))),
                 detokenize=False,
             )
-            for i, own in enumerate(beginnings)
+            for i, prompt in enumerate(prompts)
         ]
-        found = self.engine.generate(asked, settings, use_tqdm=False)
-        return [list(one.outputs[0].token_ids) for one in found]
+        requests = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        answers = self.engine.generate(requests, settings, use_tqdm=False)
+        return [list(one.outputs[0].token_ids) for one in answers]

@@ -16,14 +16,14 @@ from lightning_distill.losses.objective import Objective
 from lightning_distill.models.output_head import Head, Predictions
 from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec
 from lightning_distill.transfer.cache.sparse_codec import (
-    REACH,
+    LOG_P_RANGE,
     SparseCodec,
-    as_bytes,
+    dequantize,
     from_bytes,
-    largest_and_draws,
-    quantised,
-    restored,
-    systematic,
+    quantize,
+    systematic_sample,
+    to_bytes,
+    topk_and_samples,
 )
 
 # The package holds a function of the same name as the module.
@@ -45,12 +45,12 @@ def log_p():
 def everywhere(kept: SparseCodec, log_p):
     """What is stored of one position for every uniform number."""
     uniform = (torch.arange(EVENLY) + 0.5) / EVENLY
-    return kept.decode(kept.fields(log_p.expand(EVENLY, -1), uniform))
+    return kept.decode(kept.encode_log_p(log_p.expand(EVENLY, -1), uniform))
 
 
 def as_stored(log_p, bits=16):
     """The distribution with its log-probabilities rounded, which is what is drawn from."""
-    return restored(quantised(log_p, bits), bits).double()
+    return dequantize(quantize(log_p, bits), bits).double()
 
 
 def gradient(target, q, temperature):
@@ -131,7 +131,7 @@ def test_the_whole_vocabulary_as_the_largest_is_the_distribution_itself(temperat
     """Also at a temperature that was not named, where the largest are taken for all there is."""
     log_p, z = (2 * torch.randn(2, 3, V)).log_softmax(-1)
     kept = layout("topk", k=V)
-    stored = kept.decode(kept.fields(log_p, torch.zeros(3)))
+    stored = kept.decode(kept.encode_log_p(log_p, torch.zeros(3)))
     found = stored.compare(forward_kl, StudentLogits(z), temperature)
     expected = Dense([log_p.double()], (1.0,)).compare(
         forward_kl, StudentLogits(z.double()), temperature
@@ -142,7 +142,7 @@ def test_the_whole_vocabulary_as_the_largest_is_the_distribution_itself(temperat
 @pytest.mark.parametrize("kind", ["topk", "hybrid"])
 def test_positions_are_picked_from_all_that_is_kept_of_them(kind):
     kept = layout(kind, temperatures=(1.0, 2.0))
-    fields = kept.fields(torch.randn(6, V).log_softmax(-1), torch.rand(6))
+    fields = kept.encode_log_p(torch.randn(6, V).log_softmax(-1), torch.rand(6))
     flat = kept.decode(fields)
     shaped = kept.decode({name: x.unflatten(0, (2, 3)) for name, x in fields.items()})
     q = StudentLogits(torch.randn(3, V))
@@ -189,7 +189,7 @@ sizes = st.lists(st.floats(1e-6, 1.0), min_size=9, max_size=V)
 @given(sizes, st.integers(1, 4), st.integers(1, 4), st.floats(0, 0.999))
 def test_hybrid_keeps_different_tokens_and_the_largest_first(r, k, draws, uniform):
     r = torch.tensor(r)[None]
-    ids, sure, rate = largest_and_draws(r, k, draws, torch.tensor([uniform]))
+    ids, sure, rate = topk_and_samples(r, k, draws, torch.tensor([uniform]))
     assert len(set(ids[0].tolist())) == k + draws
     assert k <= int(sure) <= k + draws
     assert set(r[0, ids[0, : int(sure)]].tolist()) == set(r[0].topk(int(sure)).values.tolist())
@@ -201,7 +201,7 @@ def test_hybrid_keeps_different_tokens_and_the_largest_first(r, k, draws, unifor
 def test_a_token_is_sure_until_the_largest_left_is_due_less_than_once(k, draws):
     r = torch.rand(40, V, dtype=torch.double) ** torch.linspace(1, 12, 40)[:, None]
     r[0, 2:] = 0  # fewer tokens than are to be kept: nothing is left to draw from
-    ids, sure, rate = largest_and_draws(r, k, draws, torch.rand(40))
+    ids, sure, rate = topk_and_samples(r, k, draws, torch.rand(40))
     assert len(set(sure.tolist())) > 1
     for n in range(40):
         left = sorted(r[n].tolist(), reverse=True)
@@ -219,10 +219,10 @@ def test_a_token_is_sure_until_the_largest_left_is_due_less_than_once(k, draws):
 def test_systematic_draws_lie_at_equal_distances_along_the_sizes():
     r, uniform = torch.rand(9, V), torch.rand(9)
     number = torch.tensor([1, 2, 3, 4, 5, 6, 1, 2, 7])
-    found = systematic(r, number, uniform, at_most=7)
+    found = systematic_sample(r, number, uniform, at_most=7)
     assert found.shape == (9, 7)
     for n, count in enumerate(number.tolist()):
-        alone = systematic(r[n : n + 1], count, uniform[n : n + 1])[0]
+        alone = systematic_sample(r[n : n + 1], count, uniform[n : n + 1])[0]
         assert found[n, :count].tolist() == alone.tolist()
         total = math.fsum(r[n].tolist())
         for i, token in enumerate(alone.tolist()):
@@ -234,7 +234,7 @@ def test_systematic_draws_lie_at_equal_distances_along_the_sizes():
 @given(sizes, st.integers(1, 9), st.floats(0, 0.999))
 def test_systematic_draws_take_each_token_as_often_as_it_is_due(r, draws, uniform):
     r = torch.tensor(r)[None]
-    ids = systematic(r, draws, torch.tensor([uniform]))
+    ids = systematic_sample(r, draws, torch.tensor([uniform]))
     due = draws * r[0] / r.sum()
     taken = ids[0].bincount(minlength=r.shape[1])
     assert ((taken - due).abs() < 1 + 1e-4).all()
@@ -243,7 +243,7 @@ def test_systematic_draws_take_each_token_as_often_as_it_is_due(r, draws, unifor
 def test_a_certain_teacher_leaves_nothing_to_draw():
     log_p = torch.full((1, V), -torch.inf).index_fill(1, torch.tensor([5]), 0.0)
     kept = layout("hybrid")
-    stored = kept.decode(kept.fields(log_p, torch.tensor([0.3])))
+    stored = kept.decode(kept.encode_log_p(log_p, torch.tensor([0.3])))
     log_q = torch.randn(1, V).log_softmax(-1)
     torch.testing.assert_close(stored.compare(forward_kl, StudentLogits(log_q), 1.0), -log_q[:, 5])
 
@@ -254,7 +254,7 @@ def test_ids_take_the_fewest_bytes_and_come_back(vocab_size):
     ids = torch.tensor([0, vocab_size // 2, vocab_size - 1])
     size = layout("topk", vocab_size=vocab_size).id_bytes
     assert 256 ** (size - 1) < vocab_size or size <= 1
-    assert torch.equal(from_bytes(as_bytes(ids, size or 1)), ids)
+    assert torch.equal(from_bytes(to_bytes(ids, size or 1)), ids)
 
 
 @pytest.mark.parametrize(
@@ -266,21 +266,21 @@ def test_an_id_has_room_for_the_last_token(vocab_size, size):
 
 def test_what_a_cache_has_written_means_the_same_to_every_version():
     """The square root of a share of 64 nats: a quarter, the whole, and what lies beyond."""
-    codes = quantised(torch.tensor([0.0, -4, -16, -64, -70, -torch.inf]), 8)
+    codes = quantize(torch.tensor([0.0, -4, -16, -64, -70, -torch.inf]), 8)
     assert codes.tolist() == [0, 64, 128, 255, 255, 255]
-    assert restored(codes, 8)[3:].tolist() == [-64] * 3
+    assert dequantize(codes, 8)[3:].tolist() == [-64] * 3
 
 
 def test_a_log_probability_that_rounding_has_put_above_zero_is_zero():
-    assert restored(quantised(torch.tensor([1e-7, 1e-3]), 16), 16).tolist() == [0, 0]
+    assert dequantize(quantize(torch.tensor([1e-7, 1e-3]), 16), 16).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.13), (16, 6e-4)])
 def test_log_probabilities_are_rounded_finer_where_they_are_large(bits, error):
     log_p = -torch.linspace(0, 20, 5000)
-    found = restored(quantised(log_p, bits), bits)
+    found = dequantize(quantize(log_p, bits), bits)
     assert ((found - log_p).abs() <= error * (-log_p / 4).sqrt() + 1e-3).all()
-    assert restored(quantised(torch.tensor([0.0]), bits), bits) == 0
+    assert dequantize(quantize(torch.tensor([0.0]), bits), bits) == 0
 
 
 def said(count, teachers=1):
@@ -298,7 +298,7 @@ def test_teachers_are_stored_as_the_mean_of_their_probabilities_in_blocks_of_any
     one, other = (t.states[:, :V].softmax(-1) for t in teachers)
     mean = (one / 4 + 3 * other / 4).log()
     found = kept.encode(teachers, uniform)
-    for name, expected in kept.fields(mean, uniform).items():
+    for name, expected in kept.encode_log_p(mean, uniform).items():
         torch.testing.assert_close(found[name].float(), expected.float(), rtol=1e-3, atol=1e-3)
 
 
@@ -329,7 +329,7 @@ def test_what_is_lost_is_the_divergence_of_what_is_kept_from_the_teacher(kind, k
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hybrid"])
 def test_the_stated_size_is_that_of_the_fields(log_p, kind):
     kept = layout(kind, temperatures=(1.0, 2.0))
-    fields = kept.fields(log_p[None], torch.tensor([0.5]))
+    fields = kept.encode_log_p(log_p[None], torch.tensor([0.5]))
     assert sum(x.numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
     assert type(kept.bytes_per_token) is int
 
@@ -340,7 +340,7 @@ def test_the_objective_takes_what_is_stored_fused_and_unfused():
     labels = torch.randint(0, V, (2, 5)).index_fill(1, torch.tensor([2]), -100)
     log_p = torch.randn(2, 5, V).log_softmax(-1)
     kept = layout("hybrid", temperatures=(1.0, 2.0))
-    fields = kept.fields(log_p.flatten(0, 1), torch.rand(10))
+    fields = kept.encode_log_p(log_p.flatten(0, 1), torch.rand(10))
     stored = kept.decode({k: x.unflatten(0, (2, 5)) for k, x in fields.items()})
     states = torch.randn(2, 5, 8, requires_grad=True)
     found = []
@@ -378,14 +378,14 @@ def test_what_is_decoded_is_what_was_encoded_but_for_the_stated_rounding(cache, 
     kept = layout(kind, k, draws, temperatures, bits, vocab_size)
     log_p = drawn(distribution, 5, vocab_size)
     uniform = torch.rand(5, generator=torch.Generator().manual_seed(distribution[0]))
-    fields = kept.fields(log_p, uniform)
+    fields = kept.encode_log_p(log_p, uniform)
     stored = kept.decode(fields)
     assert sum(x[0].numel() * x.element_size() for x in fields.values()) == kept.bytes_per_token
-    assert stored.ids.shape == (5, kept.k + kept.draws)
+    assert stored.ids.shape == (5, kept.k + kept.num_samples)
     assert ((stored.ids >= 0) & (stored.ids < vocab_size)).all()
     # Half a step, on the scale of the square root, on which all steps are of one size.
-    root = (-log_p.double().gather(-1, stored.ids) / REACH).clamp(0, 1).sqrt()
-    found = (-stored.log_p.double() / REACH).sqrt()
+    root = (-log_p.double().gather(-1, stored.ids) / LOG_P_RANGE).clamp(0, 1).sqrt()
+    found = (-stored.log_p.double() / LOG_P_RANGE).sqrt()
     assert ((root - found).abs() <= 0.5 / (2**bits - 1) + 1e-6).all()
     rounded = as_stored(log_p, bits)
     for T, log_z in stored.log_z.items():
@@ -438,13 +438,13 @@ def test_hidden_states_come_back_within_half_a_step_of_their_largest(seed, scale
 def test_a_position_without_numbers_is_told_and_leaves_the_others_as_they_are(kind):
     log_p = torch.randn(6, V).log_softmax(-1)
     kept, uniform = layout(kind, temperatures=(1.0, 2.0, 4.0)), torch.rand(6)
-    good = kept.fields(log_p, uniform)
-    assert not kept.broken(good).any()
+    good = kept.encode_log_p(log_p, uniform)
+    assert not kept.nonfinite(good).any()
     log_p[[1, 4]] = math.nan
-    fields = kept.fields(log_p, uniform)
+    fields = kept.encode_log_p(log_p, uniform)
     broken = [number in (1, 4) for number in range(6)]
-    assert kept.broken(fields).tolist() == broken
+    assert kept.nonfinite(fields).tolist() == broken
     shaped = {name: field.view(2, 3, *field.shape[1:]) for name, field in fields.items()}
-    assert kept.broken(shaped).flatten().tolist() == broken
+    assert kept.nonfinite(shaped).flatten().tolist() == broken
     for name, field in fields.items():
         assert torch.equal(field[~torch.tensor(broken)], good[name][~torch.tensor(broken)]), name

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from lightning_distill.errors import ConfigError
 from lightning_distill.models.output_head import Head, Predictions
-from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec, load_heads, save_heads
+from lightning_distill.transfer.cache.hidden_codec import (
+    HiddenStateCodec,
+    heads_of,
+    load_heads,
+    save_heads,
+)
 
 N, V = 5, 11
 
@@ -109,6 +116,20 @@ def test_a_position_where_a_teacher_has_a_state_without_a_number_is_told(said, b
     said[0].states[3, 2], said[1].states[1, 0] = math.nan, -math.inf
     kept, fields = stored(said, bits)
     broken = [number in (1, 3) for number in range(N)]
-    assert kept.broken(fields).tolist() == broken
+    assert kept.nonfinite(fields).tolist() == broken
     shaped = {name: field[1:].unflatten(0, (2, 2)) for name, field in fields.items()}
-    assert kept.broken(shaped).tolist() == [broken[1:3], broken[3:]]
+    assert kept.nonfinite(shaped).tolist() == [broken[1:3], broken[3:]]
+
+
+def test_output_matrices_are_taken_from_models_that_have_finite_ones():
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    models = [LlamaForCausalLM(config) for _ in range(2)]
+    assert [head.linear for head in heads_of(models)] == [model.lm_head for model in models]
+    with torch.no_grad():
+        models[1].lm_head.weight[2, 3] = math.nan
+    with pytest.raises(ConfigError, match="has NaN or Inf in its output matrix"):
+        heads_of(models)
+    with pytest.raises(ConfigError, match="whose logits are hidden states times an output matrix"):
+        heads_of([LlamaForSequenceClassification(config)])

@@ -74,7 +74,7 @@ def test_kept_apart_no_sequence_reads_another(prepare, make_data):
     transfer = sequence()
     _, _, folder = prepare(transfer, make_data(isolate_documents=True))
     lines, found = lines_of(folder), []
-    for block in (transfer.written[n] for n in range(len(transfer.written))):
+    for block in (transfer.generated[n] for n in range(len(transfer.generated))):
         for t in (block["labels"] != IGNORED).nonzero()[:, 0].tolist():
             start = t - int(block["position_ids"][t])
             found.append([*block["input_ids"][start : t + 1].tolist(), int(block["labels"][t])])
@@ -88,7 +88,7 @@ def test_kept_apart_no_sequence_reads_another(prepare, make_data):
 def test_mix_is_the_share_of_the_datas_own_blocks(prepare, mix, own):
     transfer = sequence(mix=mix)
     data, _, _ = prepare(transfer)
-    blocks, written = transfer.dataset(data), len(transfer.written)
+    blocks, written = transfer.dataset(data), len(transfer.generated)
     assert (len(blocks) - written) / len(blocks) == pytest.approx(own, abs=0.02)
     for i in range(written, len(blocks)):
         assert torch.equal(

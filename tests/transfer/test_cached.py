@@ -230,10 +230,10 @@ REFUSED = [
     (["transfer.stored=topk", "transfer.k=301"], "transfer.k=301 is more than the 300"),
     (["loss=reverse_kl", "transfer.stored=sampled"], "stored=sampled is unbiased for loss=forward"),
     (["loss=logit_mse"], "This loss compares logits; choose transfer.stored=hidden."),
-    (["loss.hidden.weight=1"], "loss.hidden.weight=1 looks inside the teacher"),
+    (["loss.hidden.weight=1"], "loss.hidden.weight=1 compares layers of the teacher"),
     (
         [TWO_TEACHERS, "loss.temperature=2", "transfer.stored=topk"],
-        "transfer.stored=topk of several teachers is for loss.temperature=1 alone",
+        "transfer.stored=topk of several teachers needs loss.temperature=1",
     ),
 ]
 

@@ -131,14 +131,14 @@ def refused(in_process, trained, tmp_path):
     return refused
 
 
-FIRST = "predicts what is no number, first at block 0 of the transfer set"
+FIRST = "predicts NaN or Inf, first at block 0 of the transfer set"
 
 
 @pytest.mark.parametrize(
     ("stored", "place", "says"),
     [
         *((stored, "model.norm", FIRST) for stored in ("topk", "sampled", "hybrid", "hidden")),
-        ("hidden", "model.embed_tokens", "has an output matrix with what is no number"),
+        ("hidden", "model.embed_tokens", "has NaN or Inf in its output matrix"),
     ],
 )
 def test_a_teacher_whose_predictions_are_no_numbers_leaves_no_cache(
@@ -154,7 +154,7 @@ def test_what_a_teacher_writes_whose_predictions_are_no_numbers_is_not_kept(
 ):
     settings = ["transfer=sequence", f"transfer.temperature={temperature}"]
     said = refused("model.norm", "text", *settings)
-    assert f"{tmp_path / 'broken'} predicts what is no number, first at sequences 0 to " in said
+    assert f"{tmp_path / 'broken'} predicts NaN or Inf, first at sequences 0 to " in said
 
 
 class LostFrom(Frozen):
@@ -182,7 +182,7 @@ def test_the_first_block_without_a_number_is_named_and_what_was_written_before_i
     train, validation = data.examples("train"), data.examples("validation")
     folder = tmp_path / "cache"
     folder.mkdir()
-    with pytest.raises(ConfigError, match="no number, first at block 21 of the transfer set"):
+    with pytest.raises(ConfigError, match="NaN or Inf, first at block 21 of the transfer set"):
         predict(CacheWriter([teacher], layout, train, 64, validation, 3, folder))
     assert contents(folder) == {}
 

@@ -61,7 +61,7 @@ def composed(module, data, rows=4):
     """What the student makes of the first blocks."""
     batch = torch.utils.data.default_collate([data.examples("train")[i] for i in range(rows)])
     module.trainer = L.Trainer(accelerator="cpu", logger=False, log_every_n_steps=0)
-    return batch, module.transfer.compose(module, batch)
+    return batch, module.transfer.transform_batch(module, batch)
 
 
 @pytest.mark.parametrize("isolate", [False, True])
@@ -87,7 +87,8 @@ def test_what_counts_is_what_the_student_wrote_behind_the_prompt(make, isolate):
 def test_only_the_teacher_grades_it(make):
     module, data = make(OnPolicy(None, 1.0, P, 1.0))
     _, batch = composed(module, data)
-    student, (said, known) = module(batch), module.transfer.label(module.teachers, batch)
+    student = module(batch)
+    said, known = module.transfer.teacher_predictions(module.teachers, batch)
     found = module.objective(student, said, batch["labels"], known, use_labels=False, details=True)
     assert set(found.parts) == {"soft"}
     assert "nll" not in found.details
@@ -138,7 +139,7 @@ def test_it_learns_to_write_what_its_teacher_approves_of(make, tmp_path):
 
     def kl():
         _, batch = composed(module, data)
-        said, known = module.transfer.label(module.teachers, batch)
+        said, known = module.transfer.teacher_predictions(module.teachers, batch)
         found = module.objective(module(batch), said, batch["labels"], known, False, True)
         return float(found.details["kl"])
 

@@ -52,12 +52,12 @@ def test_it_writes_what_transformers_writes(make_data, tmp_path, monkeypatch):
 def test_it_is_not_asked_without_a_gpu(make_data):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert not vllm.usable(make_data(), Sampling(1.0))
+    assert not vllm.is_usable(make_data(), Sampling(1.0))
 
 
 def test_it_is_asked_for_nothing_but_what_decoders_write_without_beams(make_data, monkeypatch):
     monkeypatch.setattr(vllm.importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert vllm.usable(make_data(), Sampling(1.0))
-    assert not vllm.usable(make_data(), Sampling(0.0, num_beams=2))
-    assert not vllm.usable(SimpleNamespace(continues_prompt=False), Sampling(1.0))
+    assert vllm.is_usable(make_data(), Sampling(1.0))
+    assert not vllm.is_usable(make_data(), Sampling(0.0, num_beams=2))
+    assert not vllm.is_usable(SimpleNamespace(continues_prompt=False), Sampling(1.0))
