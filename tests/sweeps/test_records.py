@@ -20,7 +20,7 @@ def test_a_job_is_named_by_its_distinguishing_overrides(job, tmp_path):
 def test_swept_values_come_from_the_config_where_no_override_sets_them(job, tmp_path):
     job("given", 4.3, more=["loss.temperature=2.0"], temperature=2.0)
     job("default", 4.4, temperature=1.0)
-    assert [r.swept["loss.temperature"] for r in read_jobs(tmp_path)] == ["2", "1"]
+    assert [r.swept["loss.temperature"] for r in read_jobs(tmp_path)] == ["1", "2"]
 
 
 def test_missing_or_damaged_files_are_listed_and_the_rest_is_read(job, tmp_path):
