@@ -6,9 +6,9 @@ STAGES = {
     "transfer": "pipeline.run_transfer",
     "evaluate": "pipeline.evaluate_again",
     "export": "export.export.export",
-    "report": "report.summarize.summarize_again",
-    "dashboard": "tracking.wandb_dashboard.build",
-    "sync": "tracking.wandb_sync.upload",
+    "report": "cli.sweep_stages.report",
+    "dashboard": "cli.sweep_stages.dashboard",
+    "sync": "cli.sweep_stages.sync",
     "plan": "planning.plan.plan",
     "doctor": "planning.doctor.examine",
 }

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from lightning_distill.errors import ConfigError
 from lightning_distill.stages import LOOKING
 from lightning_distill.sweeps.comparison import compare_jobs
-from lightning_distill.sweeps.job import Job
 from lightning_distill.sweeps.records import JobRecord, job_folders
 
 
@@ -24,19 +21,14 @@ def summarize(folder: Path) -> list[JobRecord]:
     return jobs
 
 
-def summarize_again(cfg: DictConfig, job: Job) -> None:
-    """`stage=report report.sweep=<folder>`."""
-    summarize_sweep(cfg.report.sweep, Path(cfg.paths.outputs))
-
-
-def summarize_sweep(sweep: str | None, outputs: Path) -> None:
+def summarize_named_sweep(sweep: str, outputs: Path) -> None:
     """The summary of the sweep's folder that `report.sweep` names.
 
     Raises ConfigError, with the sweeps below `outputs`, if the folder has no jobs.
     """
     if not sweep:
         raise ConfigError("stage=report needs report.sweep=<the folder of a sweep>.")
-    folder = Path(str(sweep))
+    folder = Path(sweep)
     if not job_folders(folder):
         problem = "has no jobs" if folder.is_dir() else "is not a folder"
         others = (file.parent for file in outputs.rglob("multirun.yaml"))

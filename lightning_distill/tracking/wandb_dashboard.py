@@ -9,12 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from lightning_distill.errors import ConfigError
 from lightning_distill.report.tables import table_cells
 from lightning_distill.sweeps.comparison import compare_jobs
-from lightning_distill.sweeps.job import Job
 from lightning_distill.sweeps.records import JobRecord, job_folders, varying_settings
 from lightning_distill.tracking import wandb_run
 
@@ -36,12 +33,15 @@ MAX_RUNS = 100  # lines of a chart
 MAX_SETTINGS = 6  # axes of the parallel coordinates, besides nll
 
 
-def build(cfg: DictConfig, job: Job) -> None:
-    """`stage=dashboard dashboard.sweep=<folder or group>`."""
-    folder, group = _find_sweep(str(cfg.dashboard.sweep or ""), Path(cfg.paths.outputs))
-    node = cfg.logger.get("wandb")
-    if node is None:
-        raise ConfigError("stage=dashboard needs logger=wandb, which names the project.")
+def save_dashboard(
+    wandb_init: Any, sweep: str, outputs: Path, project: str, entity: str | None
+) -> None:
+    """Save a workspace and a report of the sweep (a folder or a group) of `dashboard.sweep`.
+
+    wandb_init: as `wandb_run.start` takes it. entity: None is the default entity of the W&B key.
+    Raises ConfigError if there is no such sweep, package, key or server.
+    """
+    folder, group = _find_sweep(sweep, outputs)
     if find_spec("wandb_workspaces") is None:
         raise ConfigError(
             "stage=dashboard needs wandb-workspaces: pip install 'lightning_distill[dashboard]'."
@@ -53,11 +53,11 @@ def build(cfg: DictConfig, job: Job) -> None:
 
     jobs = compare_jobs(folder) if folder else []
     try:
-        entity = str(node.entity or wandb.Api(timeout=30).default_entity)
+        entity = str(entity or wandb.Api(timeout=30).default_entity)
         if folder:
-            log_results(node, folder, group, jobs)
-        workspace(entity, node.project, group, jobs).save()
-        report(entity, node.project, group, jobs).save()
+            log_results(wandb_init, folder, group, jobs)
+        workspace(entity, project, group, jobs).save()
+        report(entity, project, group, jobs).save()
     except Exception as error:  # W&B raises many types: for a key, a server, a project of others
         first_line = next(iter(str(error).splitlines()), repr(error))
         raise ConfigError(f"W&B rejected the dashboard of {group}: {first_line}") from error
@@ -77,12 +77,12 @@ def _find_sweep(sweep: str, outputs: Path) -> tuple[Path | None, str]:
     return None, wandb_run.group_name(sweep)
 
 
-def log_results(node: Any, folder: Path, group: str, jobs: list[JobRecord]) -> None:
+def log_results(wandb_init: Any, folder: Path, group: str, jobs: list[JobRecord]) -> None:
     """Log the sweep's jobs as a table, in one run that later calls resume."""
     import wandb
 
     described = {"job_type": RESULTS, "name": RESULTS, "group": group, "dir": str(folder)}
-    run = wandb_run.start(node, described, folder / "wandb" / "results_id")
+    run = wandb_run.start(wandb_init, described, folder / "wandb" / "results_id")
     rows = [_table_row(job) for job in jobs if job.nll is not None]
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
     data = [[row.get(column) for column in columns] for row in rows]

@@ -1,4 +1,4 @@
-"""`stage=sync`: upload the runs that were logged offline, with `wandb sync`."""
+"""Upload of the runs that were logged offline, with `wandb sync`."""
 
 import os
 import subprocess
@@ -6,10 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from lightning_distill.errors import ConfigError
-from lightning_distill.sweeps.job import Job
 from lightning_distill.tracking.wandb_run import FINISHED, check_server, has_key
 
 EMPTY_BYTES = 7  # size of a W&B file without records
@@ -17,13 +14,8 @@ IDLE_SECONDS = 600  # without a write, after which a run without a mark was kill
 INCOMPLETE = "incomplete record"  # what `wandb sync` says of the file of a killed run
 
 
-def upload(cfg: DictConfig, job: Job) -> None:
-    """`stage=sync`."""
-    upload_offline_runs(Path(cfg.paths.outputs))
-
-
 def upload_offline_runs(outputs: Path) -> None:
-    """Upload all runs below `outputs` that have ended and are not in W&B yet.
+    """`stage=sync`: upload all runs below `outputs` that have ended and are not in W&B yet.
 
     Raises ConfigError without a key or server, or if a run was not uploaded.
     """
