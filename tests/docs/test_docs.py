@@ -78,7 +78,12 @@ def test_the_architecture_page_names_files_and_packages_that_exist():
     package = ROOT / "lightning_distill"
     for file in WALKED.findall(text):
         assert (package / file).exists() or (ROOT / file).exists(), file
+    for step in re.findall(r"^\d+\. (.+(?:\n   .+)*)", text, re.M):
+        code = "".join((package / file).read_text() for file in WALKED.findall(step))
+        for name in re.findall(r"`(?:\w+\.)*(\w+)`", WALKED.sub("", step)):
+            assert re.search(rf"\b{name}\b", code), step
     rooms = {room.parent.name for room in package.glob("*/__init__.py")}
+    rooms |= {room.stem for room in package.glob("*.py")} - {"__init__", "__main__"}
     listed = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text.split("```mermaid")[0], re.M)
     assert rooms <= {name for row in listed for name in re.findall(r"\w+", row)}
 
