@@ -1,21 +1,36 @@
-"""Which examples come when, and to which of several devices; and how long they were waited for."""
+"""The order of training examples, and their distribution over ranks."""
 
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lightning_distill.constants import IGNORED
 
 
-class Loader(DataLoader):
-    """Tells how long its batches were waited for."""
+class Examples(Protocol):
+    """One split. An example is a dictionary of tensors: the inputs by their transformers names,
+    `labels` (-100 where nothing is predicted), and `block`, its index in the split.
+    """
 
-    waited = 0.0  # seconds
+    @property
+    def positions(self) -> int:
+        """Predictions per example, those without a label included."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+
+
+class TimedLoader(DataLoader):
+    """A DataLoader that measures how long its batches were waited for."""
+
+    wait_seconds = 0.0
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
@@ -29,18 +44,20 @@ class Loader(DataLoader):
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise RuntimeError(
-                    f"a process that brings examples (data.num_workers={self.num_workers}) was "
-                    "killed, perhaps for want of memory; the same command goes on from the last "
+                    f"a loader process (data.num_workers={self.num_workers}) was killed, perhaps "
+                    "for lack of memory; running the same command again resumes at the last "
                     "checkpoint"
                 ) from error
-            self.waited += time.perf_counter() - start
+            self.wait_seconds += time.perf_counter() - start
             yield batch
 
 
 @dataclass(frozen=True)
-class Share:
-    """Every world-th micro-batch of a run's samples, from the rank-th on: so the examples of a step
-    are the same ones on however many devices."""
+class RankShare:
+    """Every world-th micro-batch of all samples, starting with the rank-th.
+
+    A step therefore sees the same examples on any number of devices.
+    """
 
     rank: int = 0
     world: int = 1
@@ -50,11 +67,11 @@ class Share:
         return sample // self.batch_size % self.world == self.rank
 
 
-class Order(Sampler[int]):
-    """Indices of examples for a whole training run: each pass over them is shuffled anew.
+class TrainSampler(Sampler[int]):
+    """Indices of the examples of a whole training run, shuffled anew in each pass over them.
 
     One run is one Lightning epoch, so that its progress bar counts steps to the end of training.
-    share: which of the num_samples of all devices, from `start` on, are this one's.
+    share: this rank's part of the num_samples of all ranks; those before `start` are skipped.
     """
 
     def __init__(
@@ -63,7 +80,7 @@ class Order(Sampler[int]):
         num_samples: int,
         seed: int,
         start: int = 0,
-        share: Share = Share(),
+        share: RankShare = RankShare(),
     ) -> None:
         self.num_examples, self.num_samples, self.seed = num_examples, num_samples, seed
         self.start, self.share = start, share
@@ -81,9 +98,12 @@ class Order(Sampler[int]):
                 yield order[sample % self.num_examples]
 
 
-class Part(Dataset[dict[str, Any]]):
-    """One rank's examples of a held-out split. All ranks have as many, so that they stay in step;
-    behind the last one come fillers, whose labels do not count."""
+class HeldOutShard(Dataset[dict[str, Any]]):
+    """One rank's examples of a held-out split.
+
+    All ranks get equally many, as collectives require; the missing ones are copies of the first
+    example without labels.
+    """
 
     def __init__(self, examples: Any, rank: int, world: int) -> None:
         self.examples, self.rank, self.world = examples, rank, world
@@ -94,12 +114,20 @@ class Part(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = index * self.world + self.rank
         if number < len(self.examples):
-            found: dict[str, Any] = self.examples[number]
-            return found
-        filler = self.examples[0]
-        return {**filler, "labels": torch.full_like(filler["labels"], IGNORED)}
+            example: dict[str, Any] = self.examples[number]
+            return example
+        padding = self.examples[0]
+        return {**padding, "labels": torch.full_like(padding["labels"], IGNORED)}
 
 
-def start_method(num_workers: int) -> str | None:
-    """Workers are copies of this process where that can be had: then nothing is sent to them."""
+def collate_trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch without the columns of input_ids that are padding in every row."""
+    batch: dict[str, Any] = default_collate(examples)
+    longest = int(batch["attention_mask"].sum(-1).max())
+    names = ("input_ids", "attention_mask")
+    return batch | {name: batch[name][:, :longest].contiguous() for name in names}
+
+
+def worker_start_method(num_workers: int) -> str | None:
+    """Linux forks its loader processes, so that the data set is not copied to them."""
     return "fork" if num_workers and sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""What is trained on and what is held out, by the hashes of a source's items."""
+"""The train, validation and test splits, by the hashes of a source's items."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 def split_by_hash(
     hashed: Iterable[tuple[str, Item]], what: str, held_out: int = HELD_OUT
 ) -> dict[str, list[Item]]:
-    """Items to the splits that their hashes say, each in the order of these, none twice.
+    """The distinct items of each split, in the order of their hashes.
 
-    One in `held_out` is for validation, and one for the test; so neither the order of a source nor
-    one more item moves the others much. what: the items' name, for the message.
+    One item in `held_out` is for validation, one for the test. Reordering a source changes nothing,
+    and adding an item moves few others. what: the items' name in the error message.
     """
     by_hash = dict(hashed)
     items = iter([by_hash[key] for key in sorted(by_hash)])
@@ -28,7 +28,7 @@ def split_by_hash(
 
 
 def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, int]:
-    """How many of so many items each split has, in the order of their hashes."""
+    """The size of each split of `count` items, in the order in which hashes are assigned."""
     if count < len(SPLITS):
         raise ConfigError(
             f"data: its source holds {count} {what}; the {', '.join(SPLITS)} splits need "
@@ -36,6 +36,18 @@ def split_sizes(count: int, what: str, held_out: int = HELD_OUT) -> dict[str, in
         )
     held = -(-count // held_out)
     return {"test": held, "validation": held, "train": count - 2 * held}
+
+
+def split_of(text: str) -> str:
+    """A streamed document's split, from its hash alone: it is in one split wherever it recurs."""
+    number = int.from_bytes(digest(text.encode("utf-8", "surrogatepass"))[:8], "big")
+    return {0: "test", 1: "validation"}.get(number * HELD_OUT >> 64, "train")
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices below `count`, at equal distances."""
+    wanted = min(count, wanted)
+    return [number * count // wanted for number in range(wanted)]
 
 
 def sha256(text: str) -> str:

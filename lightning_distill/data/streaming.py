@@ -1,8 +1,8 @@
-"""Text that is read, tokenized and cut into blocks while a model trains on it.
+"""Text that is read, tokenized and cut into blocks during training.
 
-source → portions of documents → tokens → one stream of blocks, in the order of the source, which
-begins again at its end. A document's hash says whether it is held out. Nothing is kept but the
-portion at hand, and the place where it begins: from there an interrupted run goes on.
+source → chunks of documents → tokens → one stream of blocks, in the order of the source, which
+starts again at its end. A document's hash decides whether it is held out. Only the current chunk is
+in memory; an interrupted run resumes at the position where that chunk begins.
 """
 
 import logging
@@ -16,181 +16,192 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from lightning_distill.data.loaders import start_method
+from lightning_distill.data.loaders import worker_start_method
 from lightning_distill.data.packing import Blocks
-from lightning_distill.data.sources.base import chunks_of, split_of
+from lightning_distill.data.sources.base import read_from
+from lightning_distill.data.splits import split_of
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 
-class Mark(NamedTuple):
-    """Where a portion begins: in which pass, which portion it is of all so far, and where in the
-    source; and how many of its tokens are behind us."""
+class StreamPosition(NamedTuple):
+    """A place in the stream: the pass over the source, the chunk's number over all passes, the
+    chunk's position in the source, and how many of the chunk's tokens were used."""
 
-    round: int = 0
-    number: int = 0
-    place: Any = None
+    epoch: int = 0
+    chunk: int = 0
+    source_position: Any = None
     tokens: int = 0
 
 
-class Portion(NamedTuple):
-    """The documents of the train split among some that follow each other."""
+class TokenChunk(NamedTuple):
+    """The train documents among some consecutive documents of the source."""
 
-    mark: Mark
-    tokens: Tensor  # [S], each document closed
-    sizes: Tensor  # [D], how many of them each document has
-
-
-class Portions(IterableDataset[Portion]):
-    """Every portion that is this rank's, from a mark on, pass after pass without end; in a loader
-    with several workers those of each in turn, so that they come in order whatever their number."""
-
-    def __init__(
-        self,
-        source: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        closing: list[int],
-        begin: Mark,
-        rank: int,
-        world: int,
-    ) -> None:
-        self.source, self.tokenizer, self.closing = source, tokenizer, closing
-        self.begin, self.rank, self.world = begin, rank, world
-
-    def __iter__(self) -> Iterator[Portion]:
-        worker = get_worker_info()
-        lanes, lane = (worker.num_workers, worker.id) if worker else (1, 0)
-        turn = 0
-        for mark, texts in self._all():
-            if mark.number % self.world == self.rank:
-                if turn % lanes == lane:
-                    yield self._portion(mark, texts)
-                turn += 1
-
-    def _all(self) -> Iterator[tuple[Mark, list[str]]]:
-        round_, number, place, _ = self.begin
-        while True:
-            for here, texts in chunks_of(self.source, place):
-                yield Mark(round_, number, here), texts
-                number += 1
-            round_, place = round_ + 1, None
-
-    def _portion(self, mark: Mark, texts: list[str]) -> Portion:
-        own = [text for text in texts if text.strip() and split_of(text) == "train"]
-        # A tokenizer takes no empty list.
-        found = own and self.tokenizer(own, add_special_tokens=False, verbose=False)["input_ids"]
-        documents = [[*ids, *self.closing] for ids in found]
-        tokens = torch.tensor([i for ids in documents for i in ids], dtype=torch.int32)
-        return Portion(mark, tokens, torch.tensor([len(ids) for ids in documents]).long())
+    position: StreamPosition
+    tokens: Tensor  # [S], each document closed by the separator
+    lengths: Tensor  # [D], tokens of each document
 
 
-class Stream(Dataset[dict[str, Tensor]]):
-    """Blocks of T tokens, of a text without an end; they can be asked for in their order alone.
+class TokenChunks(IterableDataset[TokenChunk]):
+    """This rank's chunks from a position on, in endless passes.
 
-    Every block is one rank's alone. The number of workers changes nothing, that of ranks does:
-    each packs portions of its own.
+    Several loader workers take turns, so that the chunks' order does not depend on their number.
     """
 
     def __init__(
         self,
         source: Any,
         tokenizer: PreTrainedTokenizerBase,
-        closing: list[int],
+        separator: list[int],
+        begin: StreamPosition,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.source, self.tokenizer, self.separator = source, tokenizer, separator
+        self.begin, self.rank, self.world = begin, rank, world
+
+    def __iter__(self) -> Iterator[TokenChunk]:
+        worker = get_worker_info()
+        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        turn = 0
+        for position, texts in self._texts():
+            if position.chunk % self.world == self.rank:
+                if turn % num_workers == worker_id:
+                    yield self._tokenize(position, texts)
+                turn += 1
+
+    def _texts(self) -> Iterator[tuple[StreamPosition, list[str]]]:
+        """The chunks of all ranks, before tokenization."""
+        epoch, chunk, source_position, _ = self.begin
+        while True:
+            for here, texts in read_from(self.source, source_position):
+                yield StreamPosition(epoch, chunk, here), texts
+                chunk += 1
+            epoch, source_position = epoch + 1, None
+
+    def _tokenize(self, position: StreamPosition, texts: list[str]) -> TokenChunk:
+        train = [text for text in texts if text.strip() and split_of(text) == "train"]
+        # Tokenizers refuse an empty list.
+        ids = train and self.tokenizer(train, add_special_tokens=False, verbose=False)["input_ids"]
+        documents = [[*row, *self.separator] for row in ids]
+        tokens = torch.tensor([i for row in documents for i in row], dtype=torch.int32)
+        return TokenChunk(position, tokens, torch.tensor([len(row) for row in documents]).long())
+
+
+class StreamedBlocks(Dataset[dict[str, Tensor]]):
+    """Blocks of T tokens of an endless text, which must be asked for in order.
+
+    The blocks depend on the number of ranks, each of which packs its own chunks, and not on the
+    number of workers.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        separator: list[int],
         sequence_length: int,
         isolate_documents: bool,
         num_workers: int,
     ) -> None:
-        self.what = source, tokenizer, closing
-        self.positions, self.isolate = sequence_length, isolate_documents
+        self.text = source, tokenizer, separator
+        self.positions, self.isolate_documents = sequence_length, isolate_documents
         self.num_workers = num_workers
         self.begin(None, 0, 1, 0, 1)
 
     def begin(
-        self, state: dict[str, Any] | None, rank: int, world: int, samples: int, kept: int
-    ) -> "InOrder":
-        """Goes back to the start, or to a state; the order in which `samples` blocks, those before
-        the state included, are then to be asked for. kept: how many blocks states may lag behind.
+        self,
+        state: dict[str, Any] | None,
+        rank: int,
+        world: int,
+        num_samples: int,
+        num_states: int,
+    ) -> "ResumedSampler":
+        """Starts at a state, or at the beginning, and returns the order in which to ask for blocks.
 
+        num_samples: blocks of the whole run, those before the state included.
+        num_states: how many of the latest blocks `state` can be asked for.
         Raises ConfigError where the state is of another number of ranks.
         """
-        self.rank, self.world, self.kept = rank, world, kept
-        marks = state["marks"] if state else [Mark()] * world
+        self.rank, self.world, self.num_states = rank, world, num_states
+        marks = state["marks"] if state else [StreamPosition()] * world
         if len(marks) != world:
             raise ConfigError(
                 f"data.streaming=true: this run was begun on {len(marks)} devices and goes on on "
                 f"as many, not on {world}. Set trainer.devices={len(marks)}, or start a new run."
             )
         self.next: int = state["start"] if state else 0
-        mark = Mark(*marks[rank])
-        self._marks = {self.next: mark}
-        portions = loaded(Portions(*self.what, mark, rank, world), self.num_workers)
-        # It knows nothing of this stream, so that workers stop when the stream is gone.
-        self._blocks = blocks_of(portions, mark, self.positions, self.isolate)
-        return InOrder(self.next, samples)
+        position = StreamPosition(*marks[rank])
+        self._positions = {self.next: position}
+        chunks = load_chunks(TokenChunks(*self.text, position, rank, world), self.num_workers)
+        # The generator holds no reference to this object, so that its workers end with it.
+        self._blocks = pack_chunks(chunks, position, self.positions, self.isolate_documents)
+        return ResumedSampler(self.next, num_samples)
 
     def close(self) -> None:
         """Ends the workers."""
         self._blocks = iter(())
 
     def state(self, start: int) -> dict[str, Any]:
-        """What `begin` goes on from, when so many blocks are behind us; of all ranks."""
-        return {"start": start, "marks": process_group.all_gather(tuple(self._marks[start]))}
+        """The state of all ranks before block `start`, for `begin`."""
+        positions = process_group.all_gather(tuple(self._positions[start]))
+        return {"start": start, "marks": positions}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids, labels and position_ids of one block, each [T], and its number."""
+        """input_ids, labels and position_ids of one block, each [T], and its index."""
         assert index == self.next, f"block {index} of a stream, where {self.next} comes next"
-        block, mark = next(self._blocks)
+        block, position = next(self._blocks)
         self.next += 1
-        self._marks[self.next] = mark
-        self._marks.pop(self.next - self.kept - 1, None)
+        self._positions[self.next] = position
+        self._positions.pop(self.next - self.num_states - 1, None)
         return block | {"block": torch.tensor(index * self.world + self.rank)}
 
 
-def blocks_of(
-    portions: Iterator[Portion], begin: Mark, length: int, isolate_documents: bool
-) -> Iterator[tuple[dict[str, Tensor], Mark]]:
-    """Blocks of so many tokens, without their numbers, and the mark behind each."""
+def pack_chunks(
+    chunks: Iterator[TokenChunk], begin: StreamPosition, length: int, isolate_documents: bool
+) -> Iterator[tuple[dict[str, Tensor], StreamPosition]]:
+    """Blocks of `length` tokens without their index, each with the position behind it."""
     tokens, documents = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.long)
-    held: deque[tuple[Mark, int]] = deque()  # the portions that these tokens are of, their ends
-    for mark, new, sizes in portions:
-        done = begin.tokens if mark.number == begin.number else 0
-        numbers = torch.arange(len(sizes)).repeat_interleave(sizes)[done:]
-        follows = int(documents[-1]) + 1 if len(documents) else 0
-        tokens = torch.cat([tokens, new[done:]])
-        documents = torch.cat([documents, numbers + follows])
-        if len(new) > done:
-            held.append((mark._replace(tokens=done), len(new)))
+    pending: deque[tuple[StreamPosition, int]] = deque()  # chunks of `tokens`, and their lengths
+    for position, new, lengths in chunks:
+        used = begin.tokens if position.chunk == begin.chunk else 0
+        numbers = torch.arange(len(lengths)).repeat_interleave(lengths)[used:]
+        offset = int(documents[-1]) + 1 if len(documents) else 0
+        tokens = torch.cat([tokens, new[used:]])
+        documents = torch.cat([documents, numbers + offset])
+        if len(new) > used:
+            pending.append((position._replace(tokens=used), len(new)))
         while len(tokens) > length:
             first = slice(length + 1)
             block = Blocks(tokens[first], documents[first], length, isolate_documents)[0]
             tokens, documents = tokens[length:], documents[length:]
-            _move(held, length)
-            yield block, held[0][0]
+            _advance(pending, length)
+            yield block, pending[0][0]
 
 
-def loaded(portions: Portions, num_workers: int) -> Iterator[Portion]:
-    """Portions as workers bring them."""
+def load_chunks(chunks: TokenChunks, num_workers: int) -> Iterator[TokenChunk]:
+    """The chunks, tokenized by loader workers."""
     loader = DataLoader(
-        portions,
+        chunks,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_alone,
-        generator=torch.Generator(),  # the seed of everything else stays as it is
-        multiprocessing_context=start_method(num_workers),
+        collate_fn=_unchanged,
+        worker_init_fn=_use_one_thread,
+        generator=torch.Generator(),  # leaves the global RNG as it is
+        multiprocessing_context=worker_start_method(num_workers),
     )
-    passes = portions.begin.round
-    for portion in loader:
-        if portion.mark.round > passes:
-            passes = portion.mark.round
-            log.info("data: the source begins again, pass %d", passes + 1)
-        yield portion
+    epoch = chunks.begin.epoch
+    for chunk in loader:
+        if chunk.position.epoch > epoch:
+            epoch = chunk.position.epoch
+            log.info("data: the source begins again, pass %d", epoch + 1)
+        yield chunk
 
 
-class InOrder(Sampler[int]):
-    """The numbers of a run's blocks, those behind us left out but counted."""
+class ResumedSampler(Sampler[int]):
+    """The indices start, start + 1, …, num_samples − 1; its length counts the skipped ones too."""
 
     def __init__(self, start: int, num_samples: int) -> None:
         self.start, self.num_samples = start, num_samples
@@ -202,20 +213,20 @@ class InOrder(Sampler[int]):
         return iter(range(self.start, self.num_samples))
 
 
-def _move(held: deque[tuple[Mark, int]], tokens: int) -> None:
-    """So many tokens on, over the ends of portions."""
+def _advance(pending: deque[tuple[StreamPosition, int]], tokens: int) -> None:
+    """Marks so many of the pending chunks' tokens as used, and drops chunks that are used up."""
     while True:
-        mark, end = held.popleft()
-        step = min(tokens, end - mark.tokens)
+        position, length = pending.popleft()
+        step = min(tokens, length - position.tokens)
         tokens -= step
-        if mark.tokens + step < end:
-            held.appendleft((mark._replace(tokens=mark.tokens + step), end))
+        if position.tokens + step < length:
+            pending.appendleft((position._replace(tokens=position.tokens + step), length))
             return
 
 
-def _as_it_is(portion: Any) -> Any:
-    return portion
+def _unchanged(chunk: Any) -> Any:
+    return chunk
 
 
-def _alone(worker: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread
+def _use_one_thread(worker: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

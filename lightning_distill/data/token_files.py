@@ -1,4 +1,4 @@
-"""Documents and tokens that memory need not hold: on disk, and read where they are asked for."""
+"""Documents and tokens on disk, for texts that are larger than memory."""
 
 import json
 import tempfile
@@ -16,32 +16,34 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.data.splits import digest, split_sizes
 
-COPIED = 2**24  # bytes at a time
-DTYPES = {"I32": np.dtype("<i4")}  # safetensors' names of them
+COPY_BYTES = 2**24  # at a time
+DTYPES = {"I32": np.dtype("<i4")}  # by safetensors' names
 
 
 class Documents(Sequence[str]):
-    """Texts in a file, each read when it is asked for.
+    """Texts in a file, read on access.
 
-    begins, sizes: [D] where each is, in bytes.
+    offsets, sizes: [D] of each document, in bytes.
     """
 
-    def __init__(self, file: IO[bytes], begins: np.ndarray, sizes: np.ndarray) -> None:
-        self.file, self.begins, self.sizes = file, begins, sizes
+    def __init__(self, file: IO[bytes], offsets: np.ndarray, sizes: np.ndarray) -> None:
+        self.file, self.offsets, self.sizes = file, offsets, sizes
 
     def __len__(self) -> int:
-        return len(self.begins)
+        return len(self.offsets)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        self.file.seek(int(self.begins[index]))
+        self.file.seek(int(self.offsets[index]))
         return self.file.read(int(self.sizes[index])).decode("utf-8", "surrogatepass")
 
 
 def split_on_disk(texts: Iterable[str], folder: Path, what: str) -> dict[str, Documents]:
-    """Like `split_by_hash`, with nothing in memory but each document's hash and place. The texts
-    are in a nameless file below `folder`, which goes when nobody reads it any more."""
+    """Like `split_by_hash`, with only each document's hash, offset and size in memory.
+
+    The texts are in an unnamed temporary file in `folder`, which ends with the last reference.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the documents keep it open)
     hashes, sizes = bytearray(), array("q")
@@ -50,58 +52,61 @@ def split_on_disk(texts: Iterable[str], folder: Path, what: str) -> dict[str, Do
         hashes += digest(data)
         sizes.append(file.write(data))
     file.flush()
-    ends = np.cumsum(np.frombuffer(sizes, np.int64)) if sizes else np.zeros(0, np.int64)
-    # Of texts that come more than once the first stays; np.unique sorts by the hashes' bytes.
+    all_sizes = np.array(sizes, np.int64)
+    # The first of equal texts is kept; np.unique sorts by the bytes of the hashes.
     kept = np.unique(np.frombuffer(hashes, "S32"), return_index=True)[1]
-    lengths = np.frombuffer(sizes, np.int64)[kept] if sizes else ends
-    begins, found, start = ends[kept] - lengths, {}, 0
+    kept_sizes = all_sizes[kept]
+    offsets, splits, start = np.cumsum(all_sizes)[kept] - kept_sizes, {}, 0
     for split, size in split_sizes(len(kept), what).items():
         part = slice(start, start + size)
-        found[split], start = Documents(file, begins[part], lengths[part]), start + size
-    return found
+        splits[split], start = Documents(file, offsets[part], kept_sizes[part]), start + size
+    return splits
 
 
 def write_tokens(
     splits: dict[str, Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
-    closing: list[int],
+    separator: list[int],
     folder: Path,
 ) -> dict[str, int]:
-    """`tokens.safetensors`, written document by document: for each split its tokens [S], each
-    document closed by `closing`, and `<split>_documents` [S], their numbers. Returns the bytes of
-    each split's texts."""
-    bytes_of: dict[str, int] = {}
+    """Writes `tokens.safetensors`, document by document, and returns the bytes of each split.
+
+    Of each split the file holds its tokens [S], each document closed by `separator`, and
+    `<split>_documents` [S], the index of each token's document.
+    """
+    num_bytes: dict[str, int] = {}
     for split, documents in splits.items():
-        bytes_of[split] = 0
+        num_bytes[split] = 0
         bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
         ids_file, numbers_file = (_part(folder, name) for name in _names(split))
         with ids_file.open("wb") as ids, numbers_file.open("wb") as numbers:
             for number, text in enumerate(bar):
-                own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                own = np.array([*own, *closing], "<i4")
-                ids.write(own.tobytes())
-                numbers.write(np.full(len(own), number, "<i4").tobytes())
-                bytes_of[split] += len(text.encode())
+                row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+                row = np.array([*row, *separator], "<i4")
+                ids.write(row.tobytes())
+                numbers.write(np.full(len(row), number, "<i4").tobytes())
+                num_bytes[split] += len(text.encode())
     files = {name: _part(folder, name) for split in splits for name in _names(split)}
     _join(files, folder / "tokens.safetensors")
-    return bytes_of
+    return num_bytes
 
 
-def mapped(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of int32 ones, in the file's own memory: what is read of
-    them comes from the disk, and goes when the memory is wanted. They are not to be written to."""
+def map_tokens(file: Path) -> dict[str, Tensor]:
+    """The int32 tensors of a safetensors file, memory-mapped. They must not be written to."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
-    # Read-only: the system counts writable ones as memory, and refuses what is larger than it has.
-    whole = np.memmap(file, np.uint8, "r") if file.stat().st_size > 8 + size else np.zeros(0)
-    found = {}
+    # Read-only: the system refuses writable mappings that are larger than its memory.
+    data = np.memmap(file, np.uint8, "r") if file.stat().st_size > 8 + size else np.zeros(0)
+    tensors = {}
     for name, entry in header.items():
         if name != "__metadata__":
             start, stop = (8 + size + offset for offset in entry["data_offsets"])
-            part = np.asarray(whole[start:stop]).view(DTYPES[entry["dtype"]])
-            found[name] = _tensor(part).view(entry["shape"])
-    return found
+            part = np.asarray(data[start:stop]).view(DTYPES[entry["dtype"]])
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*not writable.*")
+                tensors[name] = torch.from_numpy(part).view(entry["shape"])
+    return tensors
 
 
 def _names(split: str) -> tuple[str, str]:
@@ -109,27 +114,21 @@ def _names(split: str) -> tuple[str, str]:
 
 
 def _part(folder: Path, name: str) -> Path:
-    return folder / f"{name}.partial"  # which the store clears away after a killed process
+    return folder / f"{name}.partial"  # the store removes what a killed process left
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(values)
-
-
-def _join(files: dict[str, Path], whole: Path) -> None:
-    """One safetensors file of raw int32 ones, byte by byte what `save_file` would write."""
+def _join(files: dict[str, Path], target: Path) -> None:
+    """Joins raw int32 files into one safetensors file, byte for byte what `save_file` writes."""
     header, end = {}, 0
     for name in sorted(files):
         start, end = end, end + files[name].stat().st_size
         header[name] = {"dtype": "I32", "shape": [(end - start) // 4], "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with whole.open("wb") as out:
+    with target.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(files):
             with files[name].open("rb") as part:
-                while data := part.read(COPIED):
+                while data := part.read(COPY_BYTES):
                     out.write(data)
             files[name].unlink()

@@ -1,4 +1,4 @@
-"""The tokenizer: that of a pretrained model, or one that models built from a size share."""
+"""The tokenizer: a pretrained model's, or one trained on the source."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -23,28 +23,27 @@ END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 MASK = "<|mask|>"
 
-# What a special token is there for, as a message has it.
-USES = {
+PURPOSES = {  # of special tokens, for error messages
     "eos_token": "end-of-text token (eos_token), which closes each document",
-    "mask_token": "mask token (mask_token), which stands for what is to be guessed",
+    "mask_token": "mask token (mask_token), which replaces the tokens to be predicted",
 }
 
 
 def obtain_tokenizer(
     store: Store,
-    given: PreTrainedTokenizerBase | None,
+    pretrained_tokenizer: PreTrainedTokenizerBase | None,
     made_from: dict[str, Any],
     texts: Callable[[], Iterable[str]],
     vocab_size: int,
     special_tokens: Sequence[str] = (),
     for_pairs: bool = False,
-    needs: Sequence[str] = ("eos_token",),
+    required: Sequence[str] = ("eos_token",),
 ) -> PreTrainedTokenizerBase:
-    """The given one; else one trained on the texts, an artifact of `made_from`.
+    """The pretrained tokenizer, or else one trained on the texts: an artifact of `made_from`.
 
-    special_tokens: of one that is trained, besides the end-of-text token.
-    for_pairs: by `train_pair_tokenizer`, which has none.
-    needs: which of USES it must have. Raises ConfigError where a given one has not.
+    special_tokens: of a trained one, besides the end-of-text token.
+    for_pairs: train it with `train_pair_tokenizer`, which takes no special tokens.
+    required: keys of PURPOSES. Raises ConfigError where the tokenizer lacks one.
     """
     made_from = made_from | {"vocab_size": vocab_size}
     if special_tokens:
@@ -56,15 +55,16 @@ def obtain_tokenizer(
         else:
             train_tokenizer(texts(), vocab_size, special_tokens).save_pretrained(folder)
 
-    if given is None:
-        given = pretrained.saved(AutoTokenizer, store.get("tokenizer", made_from, make).folder)
-    for name in needs:
-        if getattr(given, name) is None:
+    tokenizer = pretrained_tokenizer
+    if tokenizer is None:
+        tokenizer = pretrained.saved(AutoTokenizer, store.get("tokenizer", made_from, make).folder)
+    for name in required:
+        if getattr(tokenizer, name) is None:
             raise ConfigError(
-                f"The tokenizer of {given.name_or_path} has no {USES[name]}. "
+                f"The tokenizer of {tokenizer.name_or_path} has no {PURPOSES[name]}. "
                 "Add one to its tokenizer_config.json."
             )
-    return given
+    return tokenizer
 
 
 def train_tokenizer(
@@ -72,23 +72,23 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Radford et al. 2019): any text round-trips, nothing is unknown.
 
-    The end-of-text token closes each document. No padding token: nothing that is generated is ever
-    padded, so the end of a text cannot be mistaken for padding and masked away.
+    The end-of-text token closes each document. There is no padding token, since the end of a text
+    must not be mistaken for padding and masked.
     """
-    named = {"mask_token": MASK} if MASK in special_tokens else {}
-    tokenizer = _byte_level(documents, vocab_size, [END_OF_TEXT, *special_tokens])
+    mask = {"mask_token": MASK} if MASK in special_tokens else {}
+    tokenizer = _train_bpe(documents, vocab_size, [END_OF_TEXT, *special_tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         extra_special_tokens=[token for token in special_tokens if token != MASK],
-        **named,
+        **mask,
     )
 
 
 def train_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """The same for pairs of texts, which are padded: with a token for that, behind which decoders
-    begin too, as Marian's and T5's do. It closes each text by itself."""
-    tokenizer = _byte_level(texts, vocab_size, [END_OF_TEXT, PADDING])
+    """The same for pairs: it closes each text itself, and has a padding token, with which decoders
+    begin too, as Marian's and T5's do."""
+    tokenizer = _train_bpe(texts, vocab_size, [END_OF_TEXT, PADDING])
     end = (END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END_OF_TEXT}", special_tokens=[end]
@@ -98,17 +98,7 @@ def train_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
     )
 
 
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that it puts before a text and behind it, as [CLS] and [SEP]."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
-    return [], []
-
-
-def _byte_level(documents: Iterable[str], vocab_size: int, special: list[str]) -> Tokenizer:
+def _train_bpe(documents: Iterable[str], vocab_size: int, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -122,18 +112,33 @@ def _byte_level(documents: Iterable[str], vocab_size: int, special: list[str]) -
     return tokenizer
 
 
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that it adds before and after a text, such as [CLS] and [SEP]."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    for start in range(len(ids) - len(plain) + 1):
+        if ids[start : start + len(plain)] == plain:
+            return ids[:start], ids[start + len(plain) :]
+    return [], []
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, else the end-of-text token, else 0; `attention_mask` masks it."""
+    ids = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return int(next((i for i in ids if i is not None), 0))
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal for two tokenizers only if they give every text the same ids."""
     if tokenizer.is_fast:
         return sha256(tokenizer.backend_tokenizer.to_str())
-    own = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    return sha256(json.dumps(own))
+    return sha256(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))
 
 
 def check_reads(
     model: PreTrainedModel, name: str, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> None:
-    """Raises ConfigError if the model cannot read the tokens, or so many of them."""
+    """Raises ConfigError if the model has too few embedding rows or positions."""
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.num_embeddings
     if rows < len(tokenizer):
@@ -141,9 +146,9 @@ def check_reads(
             f"{name} has {rows} embedding rows, the tokenizer "
             f"{len(tokenizer)} tokens: they do not belong together."
         )
-    most = max_positions(model)
-    if most and most < length:
+    positions = max_positions(model)
+    if positions and positions < length:
         raise ConfigError(
-            f"data.sequence_length={length} is longer than the {most} positions "
+            f"data.sequence_length={length} is longer than the {positions} positions "
             "(max_position_embeddings) of the model."
         )

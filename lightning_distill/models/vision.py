@@ -59,6 +59,6 @@ def convnet(hidden_sizes: Sequence[int], depths: Sequence[int], data: Any) -> Pr
         hidden_sizes=list(hidden_sizes),
         depths=list(depths),
         layer_scale_init_value=1.0,  # made small, the few blocks of a small net learn slowly
-        **data.labels,
+        **data.label_settings,
     )
     return ConvNextForImageClassification(config)

@@ -231,7 +231,7 @@ class TrainedModule(L.LightningModule):
         if self.guard.count:
             values["skipped_steps"] = float(self.guard.count)
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
-        waited = getattr(self.trainer.train_dataloader, "waited", 0.0)
+        waited = getattr(self.trainer.train_dataloader, "wait_seconds", 0.0)
         now, before = (time.perf_counter(), self.global_step + 1, waited), self._clock
         if before[1]:  # the first interval includes the start-up
             values["tokens_per_second"] = tokens / (now[0] - before[0])

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.loaders import Order, Part, Share
+from lightning_distill.data.loaders import HeldOutShard, RankShare, TrainSampler
 from lightning_distill.training.checkpoint_callback import queue_again
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
@@ -311,9 +311,11 @@ def test_what_fsdp_or_several_machines_cannot_do_is_refused(command, overrides, 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_examples_of_a_step_are_the_same_on_any_number_of_devices(world):
     """Of 16 a step; the order of all, 5 steps of it, begins at the third."""
-    alone = list(Order(23, 16 * 5, seed=3, start=32, share=Share(0, 1, 16)))
+    alone = list(TrainSampler(23, 16 * 5, seed=3, start=32, share=RankShare(0, 1, 16)))
     size = 16 // world
-    each = [list(Order(23, 16 * 5, 3, 32, Share(rank, world, size))) for rank in range(world)]
+    each = [
+        list(TrainSampler(23, 16 * 5, 3, 32, RankShare(rank, world, size))) for rank in range(world)
+    ]
     for step in range(3):
         mine = [i for own in each for i in own[step * size : (step + 1) * size]]
         assert sorted(mine) == sorted(alone[step * 16 : (step + 1) * 16])
@@ -321,7 +323,7 @@ def test_the_examples_of_a_step_are_the_same_on_any_number_of_devices(world):
 
 def test_held_out_examples_count_once_and_ranks_have_as_many():
     examples = [{"labels": torch.tensor([n]), "x": torch.tensor(n)} for n in range(7)]
-    parts = [Part(examples, rank, 3) for rank in range(3)]
+    parts = [HeldOutShard(examples, rank, 3) for rank in range(3)]
     assert {len(part) for part in parts} == {3}
     labels = [int(part[i]["labels"]) for part in parts for i in range(3)]
     assert sorted(label for label in labels if label != IGNORED) == list(range(7))

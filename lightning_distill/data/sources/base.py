@@ -1,57 +1,86 @@
-"""What is asked of a source of documents: some, from a place on, and which are held out."""
+"""The interface of sources, and the reading of documents from any position.
+
+A source is a class in a file of its own, built from the settings of `data=` that only it needs.
+"""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from lightning_distill.data.sources.readers import gathered
-from lightning_distill.data.splits import HELD_OUT, digest
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_distill.data.sources.readers import batch_texts
+from lightning_distill.data.splits import HELD_OUT, split_of
 from lightning_distill.errors import ConfigError
 
-EDITION = 1  # raise it when other documents are held out of a stream, or read of it
+VERSION = 1  # raise it when a stream holds out other documents, or reads them otherwise
+
+Message = dict[str, Any]  # of a conversation: role, content, and perhaps tool_calls
+Pixels = NDArray[np.uint8]  # [C, H, W], 0 to 255
+Row = TypeVar("Row", covariant=True)
+Parsed = TypeVar("Parsed")
 
 
-class Source(Protocol):
-    """What a file of this package offers: documents, and a text that changes when they do.
+class Pair(NamedTuple):
+    """A text and its translation. Pairs with the same key are never in different splits."""
 
-    It may know `chunks(place)` too, some documents at a time with the place where they begin, and
-    `stamp()`, a fingerprint for which nothing large is read.
+    source: str
+    target: str
+    key: str
+
+
+class Source(Protocol[Row]):
+    """What a task reads. A row is
+
+    - str, a document (CausalLM, MaskedLM),
+    - (text, label), both str (Classification),
+    - (pixels [C, H, W], class), Pixels and str (Images),
+    - Pair (Translation).
+
+    A source of documents may also have `read_from(position)`, which yields (position, documents)
+    from a position on, and `quick_fingerprint()`, for which no large file is read.
     """
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A text that changes when the rows do."""
 
-    def documents(self) -> Iterator[str]: ...
+    def rows(self) -> Iterator[Row]: ...
+
+
+class ConversationSource(Protocol):
+    """What Chat reads: conversations, each a list of messages {"role", "content"}."""
+
+    def fingerprint(self) -> str:
+        """A text that changes when the conversations do."""
+
+    def read(self, parse: Callable[[list[Message]], Parsed]) -> Iterator[Parsed]:
+        """The results of `parse`; a ConfigError that it raises is reported with its row."""
 
 
 def check_streams(source: Any) -> None:
-    """Raises ConfigError where a source gives all of its documents at once."""
-    if not (hasattr(source, "chunks") or inspect.isgeneratorfunction(source.documents)):
+    """Raises ConfigError where a source holds all of its documents in memory."""
+    if not (hasattr(source, "read_from") or inspect.isgeneratorfunction(source.rows)):
         raise ConfigError(
-            f"data.streaming=true: {type(source).__name__} cannot be streamed, its documents() is "
+            f"data.streaming=true: {type(source).__name__} cannot be streamed, its rows() is "
             "no generator. Set data.streaming=false."
         )
 
 
-def split_of(text: str) -> str:
-    """By the text alone, so that no document is in two splits, however often it comes."""
-    number = int.from_bytes(digest(text.encode("utf-8", "surrogatepass"))[:8], "big")
-    return {0: "test", 1: "validation"}.get(number * HELD_OUT >> 64, "train")
+def held_out(source: Any, limit: int) -> dict[str, list[str]]:
+    """The first `limit` distinct documents of the validation and of the test split.
 
-
-def held_out(source: Any, most: int) -> dict[str, list[str]]:
-    """The first different documents of each held-out split, `most` at most.
-
-    Raises ConfigError where there is none, or none to train on.
+    Raises ConfigError where a split, the train split included, has no document.
     """
     found: dict[str, dict[str, None]] = {"validation": {}, "test": {}, "train": {}}
     read = 0
-    for text in texts_of(source):
+    for text in documents(source):
         of_split = found[split_of(text)]
-        if len(of_split) < most:
+        if len(of_split) < limit:
             of_split[text] = None
         read += 1
-        if all(len(texts) == most for texts in found.values()):
+        if all(len(texts) == limit for texts in found.values()):
             break
     for split, texts in found.items():
         if not texts:
@@ -64,10 +93,9 @@ def held_out(source: Any, most: int) -> dict[str, list[str]]:
     return {split: list(texts) for split, texts in found.items()}
 
 
-def first_texts(source: Any, megabytes: float) -> Iterator[str]:
-    """The first documents of the train split."""
+def first_train_documents(source: Any, megabytes: float) -> Iterator[str]:
     left = megabytes * 1e6
-    for text in texts_of(source):
+    for text in documents(source):
         if left <= 0:
             return
         if split_of(text) == "train":
@@ -75,17 +103,20 @@ def first_texts(source: Any, megabytes: float) -> Iterator[str]:
             yield text
 
 
-def texts_of(source: Any) -> Iterator[str]:
-    return (text for _, texts in chunks_of(source, None) for text in texts if text.strip())
+def documents(source: Any) -> Iterator[str]:
+    """The documents that are not blank."""
+    return (text for _, texts in read_from(source, None) for text in texts if text.strip())
 
 
-def chunks_of(source: Any, place: Any) -> Iterator[tuple[Any, list[str]]]:
-    """Some documents at a time, with the place where they begin; from a place on. Of a source that
-    knows no places, it is how many documents are before it."""
-    if hasattr(source, "chunks"):
-        yield from source.chunks(place)
+def read_from(source: Any, position: Any) -> Iterator[tuple[Any, list[str]]]:
+    """(position, documents that begin there), from a position on; None for the start.
+
+    Of a source without `read_from`, a position is the number of documents before it.
+    """
+    if hasattr(source, "read_from"):
+        yield from source.read_from(position)
         return
-    (begin,) = place or (0,)
-    for texts in gathered(islice(source.documents(), begin, None)):
+    (begin,) = position or (0,)
+    for texts in batch_texts(islice(source.rows(), begin, None)):
         yield (begin,), texts
         begin += len(texts)

@@ -3,25 +3,26 @@
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from lightning_distill.data.chat_template import Message, check_messages
-from lightning_distill.data.sources.rows import Rows
+from lightning_distill.data.messages import check_messages
+from lightning_distill.data.sources.base import Message
+from lightning_distill.data.sources.table_files import TableFiles
 
-Read = TypeVar("Read")
+Parsed = TypeVar("Parsed")
 
 
 class Conversations:
-    """One a row of .jsonl or .parquet files, or of a `datasets` data set.
+    """A row is a conversation: of .jsonl or .parquet files, or of a `datasets` data set.
 
-    column: where a row's messages are. skip_bad_rows: leave out what cannot be read, and say so.
+    column: where a row's messages are.
+    skip_bad_rows: leave out rows that cannot be read, and log how many.
     """
 
     def __init__(self, path: str, column: str, skip_bad_rows: bool) -> None:
         self.column = column
-        self.rows = Rows(path, {"data.column": column}, skip_bad_rows)
+        self.table = TableFiles(path, {"data.column": column}, skip_bad_rows)
 
     def fingerprint(self) -> str:
-        return self.rows.fingerprint()
+        return self.table.fingerprint()
 
-    def read(self, one: Callable[[list[Message]], Read]) -> Iterator[Read]:
-        """What `one` makes of each conversation; a ConfigError of its is about that row."""
-        return self.rows.read(lambda row: one(check_messages(row[self.column])))
+    def read(self, parse: Callable[[list[Message]], Parsed]) -> Iterator[Parsed]:
+        return self.table.read(lambda row: parse(check_messages(row[self.column])))

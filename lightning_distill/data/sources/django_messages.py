@@ -1,7 +1,6 @@
-"""What Django says to its users, in a hundred languages: about 900 messages each.
+"""Django's messages to its users, in a hundred languages: about 900 each, nothing to download.
 
-Django's package carries them as message catalogues (.mo files of GNU gettext), under its own
-licence; nothing is downloaded.
+The package django contains them as message catalogs (.mo files of GNU gettext), under its license.
 """
 
 import struct
@@ -10,20 +9,20 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_distill.data.sources.pairs import Pair
+from lightning_distill.data.sources.base import Pair
 from lightning_distill.errors import ConfigError, unknown_name
 
-EDITION = 1  # raise it when this file starts to give other pairs
-CATALOGUES = "conf/locale", "contrib/*/locale"
-LITTLE, BIG = b"\xde\x12\x04\x95", b"\x95\x04\x12\xde"  # how a catalogue begins
+VERSION = 1  # raise it when this file starts to give other pairs
+CATALOGS = "conf/locale", "contrib/*/locale"
+MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # a catalog's byte order
 
 
 class DjangoMessages:
-    """Pairs of an English message and its translation.
+    """A row is a Pair: an English message and its translation.
 
-    language: one of Django's, such as de or pt_BR, or several of them; then each source begins with
-    the language that is asked for, as in `>>de<< Log in`, the way of multilingual Marian models.
-    A plural is a pair of its own: the English one, and the last of the language's forms.
+    language: such as de or pt_BR, or several; then each source begins with the target language, as
+    in `>>de<< Log in`, the format of multilingual Marian models.
+    A plural is a pair of its own: the English plural, and the last of the language's forms.
     Raises ConfigError for another language, or where Django is not installed.
     """
 
@@ -32,52 +31,52 @@ class DjangoMessages:
         if not isinstance(language, str | Sequence):
             raise ConfigError(f"data.language={language} must be a language or a list, [de, nl].")
         self.languages = [language] if isinstance(language, str) else list(language)
-        there = sorted({file.parents[1].name for file in self._catalogues("*")} - {"en"})
+        available = sorted({file.parents[1].name for file in self._catalogs("*")} - {"en"})
         for name in self.languages:
-            if name not in there:
-                raise unknown_name("data.language", name, there)
+            if name not in available:
+                raise unknown_name("data.language", name, available)
         if not self.languages:
             raise ConfigError("data.language=[] names no language, as in [de, nl].")
 
     def fingerprint(self) -> str:
-        return f"django_messages {EDITION} {self.languages} of Django {version('django')}"
+        return f"django_messages {VERSION} {self.languages} of Django {version('django')}"
 
-    def pairs(self) -> Iterator[Pair]:
+    def rows(self) -> Iterator[Pair]:
         for language in self.languages:
             tag = f">>{language}<< " if len(self.languages) > 1 else ""
-            known: dict[str, str] = {}  # of two translations the first one counts
-            for file in self._catalogues(language):
-                for message, translation in read_catalogue(file):
+            translations: dict[str, str] = {}  # the first of each message
+            for file in self._catalogs(language):
+                for message, translation in read_catalog(file):
                     if message.strip() and translation.strip():
-                        known.setdefault(message.strip(), translation.strip())
-            for message, translation in known.items():
+                        translations.setdefault(message.strip(), translation.strip())
+            for message, translation in translations.items():
                 yield Pair(f"{tag}{message}", translation, message)
 
-    def _catalogues(self, language: str) -> list[Path]:
-        places = (f"{place}/{language}/LC_MESSAGES/*.mo" for place in CATALOGUES)
+    def _catalogs(self, language: str) -> list[Path]:
+        places = (f"{place}/{language}/LC_MESSAGES/*.mo" for place in CATALOGS)
         return sorted(file for place in places for file in self.root.glob(place))
 
 
 def _django() -> Path:
-    found = find_spec("django")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("django")
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "data=django_messages needs Django, which carries the messages: "
+            "data=django_messages needs Django, which contains the messages: "
             "pip install 'lightning_distill[translation]'"
         )
-    return Path(found.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
 
 
-def read_catalogue(file: Path) -> Iterator[tuple[str, str]]:
-    """Each message of a .mo file with its translation; singular and plural as two.
+def read_catalog(file: Path) -> Iterator[tuple[str, str]]:
+    """Each message of a .mo file with its translation; a singular and its plural are two.
 
     The format is GNU gettext's: tables of (length, offset) of all originals and of all
-    translations; forms are separated by a NUL, and \\x04 ends what tells equal messages apart.
+    translations. NUL separates singular and plural, and \\x04 ends a message's context.
     """
     data = file.read_bytes()
-    order = {LITTLE: "<", BIG: ">"}.get(data[:4])
+    order = MAGIC.get(data[:4])
     if order is None:
-        raise ConfigError(f"{file} is not a message catalogue.")
+        raise ConfigError(f"{file} is not a message catalog.")
     count, originals, translations = struct.unpack_from(f"{order}3I", data, 8)
 
     def forms(table: int, number: int) -> list[str]:
@@ -85,9 +84,9 @@ def read_catalogue(file: Path) -> Iterator[tuple[str, str]]:
         return data[offset : offset + length].decode("utf-8").split("\0")
 
     for number in range(count):
-        messages, said = forms(originals, number), forms(translations, number)
+        messages, translated = forms(originals, number), forms(translations, number)
         singular = messages[0].rpartition("\4")[2]
-        if singular:  # the empty one is the catalogue's own header
-            yield singular, said[0]
+        if singular:  # the empty one is the catalog's header
+            yield singular, translated[0]
         if len(messages) > 1:
-            yield messages[1], said[-1]
+            yield messages[1], translated[-1]

@@ -1,4 +1,4 @@
-"""Your own images: a folder for each class."""
+"""Your own images, in one folder per class."""
 
 import hashlib
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_distill.data.tasks.images import Pixels
+from lightning_distill.data.sources.base import Pixels
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import hash_of
 
@@ -18,14 +18,14 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class ImageFolder:
-    """`path/<class>/<any name>.png` and the like, each scaled to one size.
+    """A row is (pixels [C, size, size], class), from `path/<class>/**/<name>.png` and the like.
 
-    image_size: pixels of a side. channels: 3 for colours, 1 for shades of grey.
-    Raises ConfigError where there are none, or one cannot be read; skip_bad_rows leaves those out.
+    image_size: to which all are scaled. channels: 3 for RGB, 1 for grayscale.
+    skip_bad_rows: leave out files that cannot be read, and log how many, instead of raising.
     """
 
     def __init__(self, path: str, image_size: int, channels: int, skip_bad_rows: bool) -> None:
-        self.path, self.side, self.channels = Path(path).expanduser(), image_size, channels
+        self.path, self.size, self.channels = Path(path).expanduser(), image_size, channels
         self.skip_bad_rows = skip_bad_rows
         if channels not in MODES:
             raise ConfigError(f"data.channels={channels} must be 1 or 3.")
@@ -41,16 +41,16 @@ class ImageFolder:
     def fingerprint(self) -> str:
         content = " ".join(f"{f.relative_to(self.path)}:{hash_of(f)}" for f in self.files)
         digest = hashlib.sha256(content.encode()).hexdigest()
-        return f"images {self.side} {self.channels} {self.skip_bad_rows} {digest}"
+        return f"images {self.size} {self.channels} {self.skip_bad_rows} {digest}"
 
-    def images(self) -> Iterator[tuple[Pixels, str]]:
+    def rows(self) -> Iterator[tuple[Pixels, str]]:
         from PIL import Image
 
         bad: list[Path] = []
         for file in self.files:
             try:
                 with Image.open(file) as image:
-                    scaled = image.convert(MODES[self.channels]).resize((self.side, self.side))
+                    scaled = image.convert(MODES[self.channels]).resize((self.size, self.size))
             except OSError as error:
                 bad.append(file)
                 if not self.skip_bad_rows:
@@ -59,7 +59,7 @@ class ImageFolder:
                         "data.skip_bad_rows=true leaves such files out."
                     ) from error
                 continue
-            pixels = np.asarray(scaled, dtype=np.uint8).reshape(self.side, self.side, -1)
+            pixels = np.asarray(scaled, dtype=np.uint8).reshape(self.size, self.size, -1)
             yield pixels.transpose(2, 0, 1).copy(), file.relative_to(self.path).parts[0]
         if bad:
             log.warning(

@@ -1,29 +1,29 @@
-"""Your own texts with labels, in two columns of a row."""
+"""Your own texts with labels, in two columns."""
 
 from collections.abc import Iterator
 
-from lightning_distill.data.sources.rows import Row, Rows, text_of
+from lightning_distill.data.sources.table_files import TableFiles, TableRow, text_of
 from lightning_distill.errors import ConfigError
 
 
 class LabelledRows:
-    """Texts and labels from two columns of the files that `Rows` reads."""
+    """A row is (text, label), from two columns of the files that `TableFiles` reads."""
 
     def __init__(self, path: str, column: str, label_column: str, skip_bad_rows: bool) -> None:
         self.column, self.label_column = column, label_column
         columns = {"data.column": column, "data.label_column": label_column}
-        self.rows = Rows(path, columns, skip_bad_rows)
-        features = getattr(self.rows.saved, "features", None) or {}
-        # A `datasets` data set may hold numbers, and their names apart.
+        self.table = TableFiles(path, columns, skip_bad_rows)
+        features = getattr(self.table.dataset, "features", None) or {}
+        # A `datasets` data set may hold indices, and their names apart.
         self.names: list[str] | None = getattr(features.get(label_column), "names", None)
 
     def fingerprint(self) -> str:
-        return f"{self.rows.fingerprint()} {self.names}"
+        return f"{self.table.fingerprint()} {self.names}"
 
-    def examples(self) -> Iterator[tuple[str, str]]:
-        yield from self.rows.read(lambda row: (text_of(row, self.column), self._label(row)))
+    def rows(self) -> Iterator[tuple[str, str]]:
+        yield from self.table.read(lambda row: (text_of(row, self.column), self._label(row)))
 
-    def _label(self, row: Row) -> str:
+    def _label(self, row: TableRow) -> str:
         label = row[self.label_column]
         if self.names is not None and isinstance(label, int) and 0 <= label < len(self.names):
             return self.names[label]

@@ -1,27 +1,21 @@
 """Your own pairs: a text in one language and its translation into another."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from lightning_distill.data.sources.rows import Row, Rows, text_of
+from lightning_distill.data.sources.base import Pair
+from lightning_distill.data.sources.table_files import TableFiles, TableRow, text_of
 from lightning_distill.errors import ConfigError
 
-FORMAT = "translation"  # the column of rows {"translation": {"en": ..., "de": ...}}
-
-
-class Pair(NamedTuple):
-    """key: pairs that share it are never in different splits."""
-
-    source: str
-    target: str
-    key: str
+LANGUAGES_COLUMN = "translation"  # of rows {"translation": {"en": ..., "de": ...}}
 
 
 class Pairs:
-    """Pairs from two columns of the files that `Rows` reads, or from one column of both languages.
+    """A row is a Pair, from two columns of the files that `TableFiles` reads, or from one column of
+    both languages.
 
     source_language, target_language: of rows {"translation": {"en": ..., "de": ...}}, as many data
-    sets of the hub have them; the columns' names then do not count.
+    sets of the hub have them; the columns' names are then not used.
     Raises ConfigError where a row has no such column or language, or one side is empty.
     """
 
@@ -48,29 +42,30 @@ class Pairs:
         for first, second in (self.languages.values(), self.columns.values()):
             if first is not None and first == second:
                 raise ConfigError(f"data: source and target are the same, {first}.")
-        self.rows = Rows(path, {} if given else self.columns, skip_bad_rows)
-        self._one = self._of_languages if given else self._of_columns
+        self.table = TableFiles(path, {} if given else self.columns, skip_bad_rows)
+        self._parse = self._from_languages if given else self._from_columns
 
     def fingerprint(self) -> str:
-        return f"pairs {list(self.languages.values())} {self.rows.fingerprint()}"
+        return f"pairs {list(self.languages.values())} {self.table.fingerprint()}"
 
-    def pairs(self) -> Iterator[Pair]:
-        return self.rows.read(self._one)
+    def rows(self) -> Iterator[Pair]:
+        return self.table.read(self._parse)
 
-    def _of_columns(self, row: Row) -> Pair:
+    def _from_columns(self, row: TableRow) -> Pair:
         source, target = (text_of(row, name).strip() for name in self.columns.values())
         return Pair(source, target, source)
 
-    def _of_languages(self, row: Row) -> Pair:
-        found: Any = row.get(FORMAT) if isinstance(row, dict) else None
-        if not isinstance(found, dict):
-            there = ", ".join(map(str, row)) if isinstance(row, dict) else "nothing"
+    def _from_languages(self, row: TableRow) -> Pair:
+        texts: Any = row.get(LANGUAGES_COLUMN) if isinstance(row, dict) else None
+        if not isinstance(texts, dict):
+            columns = ", ".join(map(str, row)) if isinstance(row, dict) else ""
             raise ConfigError(
-                f"no column {FORMAT} with a text for each language; it has: {there or 'nothing'}"
+                f"no column {LANGUAGES_COLUMN} with a text for each language; it has: "
+                f"{columns or 'nothing'}"
             )
         for setting, name in self.languages.items():
-            if name not in found:
-                there = ", ".join(map(str, found)) or "nothing"
-                raise ConfigError(f"no language {name} ({setting}={name}); it has: {there}")
-        source, target = (text_of(found, str(name)).strip() for name in self.languages.values())
+            if name not in texts:
+                languages = ", ".join(map(str, texts)) or "nothing"
+                raise ConfigError(f"no language {name} ({setting}={name}); it has: {languages}")
+        source, target = (text_of(texts, str(name)).strip() for name in self.languages.values())
         return Pair(source, target, source)

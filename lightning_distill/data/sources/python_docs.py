@@ -1,7 +1,7 @@
-"""English prose that every CPython carries: the language reference's topics and the docstrings.
+"""English prose that every CPython contains: the language reference's topics and the docstrings.
 
-About 1.9 MB, and nothing to download. It differs a little between Python versions, so the
-version is part of its fingerprint.
+About 1.9 MB, nothing to download. It differs between Python versions, so the version is part of the
+fingerprint.
 """
 
 import ast
@@ -13,18 +13,18 @@ from pathlib import Path
 from lightning_distill.data.sources.readers import pieces
 from lightning_distill.errors import ConfigError
 
-EDITION = 1  # raise it when this file starts to give other documents
-LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-SHORTEST_DOCSTRING = 80  # characters
+VERSION = 1  # raise it when this file starts to give other documents
+EXCLUDED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+MIN_DOCSTRING = 80  # characters
 
 
 class PythonDocs:
-    """`pydoc_data.topics` in pieces of about 1.5 kB, and the standard library's docstrings."""
+    """A row is a document: about 1.5 kB of `pydoc_data.topics`, or a docstring of the library."""
 
     def fingerprint(self) -> str:
-        return f"python_docs {EDITION}, {sys.implementation.name} {sys.version}"
+        return f"python_docs {VERSION}, {sys.implementation.name} {sys.version}"
 
-    def documents(self) -> Iterator[str]:
+    def rows(self) -> Iterator[str]:
         yield from _topics()
         yield from _docstrings(Path(sysconfig.get_paths()["stdlib"]))
 
@@ -43,18 +43,18 @@ def _topics() -> Iterator[str]:
 
 def _docstrings(library: Path) -> Iterator[str]:
     for _, tree in modules(library):
-        yield from (text for text in docstrings(tree) if len(text) > SHORTEST_DOCSTRING)
+        yield from (text for text in docstrings(tree) if len(text) > MIN_DOCSTRING)
 
 
 def modules(library: Path) -> Iterator[tuple[Path, ast.Module]]:
-    """Each module of the standard library, by its place in it; no tests."""
+    """The path and syntax tree of each module of the standard library, without tests."""
     for file in sorted(library.rglob("*.py")):
-        place = file.relative_to(library)
-        if LEFT_OUT.intersection(place.parts):
+        path = file.relative_to(library)
+        if EXCLUDED.intersection(path.parts):
             continue
         try:
-            yield place, ast.parse(file.read_bytes())
-        except SyntaxError:  # a few files of the library hold other versions' syntax
+            yield path, ast.parse(file.read_bytes())
+        except SyntaxError:  # a few files have another version's syntax
             continue
 
 

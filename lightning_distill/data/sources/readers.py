@@ -1,9 +1,11 @@
-"""Files read some documents at a time, from any place on: none is held whole.
+"""Readers of text files in chunks, from any position: no file is held in memory.
 
-A reader yields chunks: the place where it begins, which later leads a reader back to it, and what
-is in it, each item with where it is, for messages. A place is a tuple of numbers.
+A reader yields chunks: the position where the chunk begins, from which reading can start again, and
+its rows, each with its place in the file for error messages. A row that cannot be read is the error
+itself.
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,80 +14,83 @@ from typing import Any
 from lightning_distill.errors import ConfigError
 
 CHUNK = 2**18  # characters or bytes, about; a document is never cut by it
-PIECE = 1500  # characters: a long text is cut up, because the splits are made by document
+PIECE = 1500  # characters: a long text is cut, because splits are made of documents
 
-# What json raises of a line: it is none, holds too long a number, or is nested too deeply.
-UNPARSED = (ValueError, RecursionError)
+# What json raises for a line: a syntax error, too long a number, or too deep nesting.
+JSON_ERRORS = (ValueError, RecursionError)
 
-Place = tuple[int, ...]
-Chunk = tuple[Place, list[tuple[str, Any]]]
+Position = tuple[int, ...]
+Located = tuple[str, Any]  # "file, line 3", and the row
+Chunk = tuple[Position, list[Located]]
+
+csv.field_size_limit(2**31 - 1)  # characters in a column; the default is 131,072
 
 
-def pieces(text: str, whole: bool = True) -> Iterator[str]:
-    """Cuts after 1,500 to 3,000 characters: at a blank line, else a line's end, else a space.
+def pieces(text: str, is_end: bool = True) -> Iterator[str]:
+    """Cuts a text after 1,500 to 3,000 characters: at a blank line, else a newline, else a space.
 
-    whole: false where the text goes on; what is left over is then kept back.
+    is_end: false where more text follows; the rest that is too short to be cut is then left out.
     """
     start = 0
-    while stop := _next_cut(text, start, whole):
+    while stop := _next_cut(text, start, is_end):
         if text[start:stop].strip():
             yield text[start:stop].strip("\n")
         start = stop
 
 
-def _next_cut(text: str, start: int, whole: bool) -> int:
-    """Where the piece that begins at start ends; 0 where it is not all there."""
+def _next_cut(text: str, start: int, is_end: bool) -> int:
+    """Where the piece that begins at start ends; 0 where its end is not in the text."""
     low, high = start + PIECE, start + 2 * PIECE
-    if start >= len(text) or (not whole and high > len(text)):
+    if start >= len(text) or (not is_end and high > len(text)):
         return 0
     ends = (text.find(mark, low, high) + len(mark) for mark in ("\n\n", "\n", " "))
     return next((end for end in ends if end > low), high)
 
 
-def txt_chunks(file: Path, column: str, place: Place | None) -> Iterator[Chunk]:
-    """Pieces of a text; a place is what the open file told as its position."""
-    (position,), size = place or (0,), max(CHUNK, 2 * PIECE)
+def read_txt(file: Path, column: str, position: Position | None) -> Iterator[Chunk]:
+    """Pieces of a text; a position is what `tell()` returns."""
+    (offset,), size = position or (0,), max(CHUNK, 2 * PIECE)
     with file.open(encoding="utf-8") as stream:
         while True:
-            stream.seek(position)
+            stream.seek(offset)
             text = stream.read(size)
-            ended = len(text) < size
-            if found := list(pieces(text, ended)):
-                yield (position,), [(str(file), {column: piece}) for piece in found]
-            if ended:
+            is_end = len(text) < size
+            if found := list(pieces(text, is_end)):
+                yield (offset,), [(str(file), {column: piece}) for piece in found]
+            if is_end:
                 return
             stop = 0
-            while end := _next_cut(text, stop, whole=False):
+            while end := _next_cut(text, stop, is_end=False):
                 stop = end
-            stream.seek(position)  # the place behind the last whole piece, which only reading tells
+            stream.seek(offset)  # only reading up to the last whole piece gives its end in bytes
             stream.read(stop)
-            position = stream.tell()
+            offset = stream.tell()
 
 
-def jsonl_chunks(file: Path, column: str, place: Place | None) -> Iterator[Chunk]:
-    """Rows, or what is wrong with them; a place is a byte and the number of the line before."""
-    position, number = place or (0, 0)
+def read_jsonl(file: Path, column: str, position: Position | None) -> Iterator[Chunk]:
+    """Rows; a position is an offset in bytes and the number of lines before it."""
+    offset, number = position or (0, 0)
     with file.open("rb") as stream:
-        stream.seek(position)
+        stream.seek(offset)
         while lines := stream.readlines(CHUNK):
             rows = [
                 (f"{file}, line {n}", _parsed(line.decode("utf-8")))
                 for n, line in enumerate(lines, number + 1)
                 if line.strip()
             ]
-            yield (position, number), rows
-            position, number = position + sum(map(len, lines)), number + len(lines)
+            yield (offset, number), rows
+            offset, number = offset + sum(map(len, lines)), number + len(lines)
 
 
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except UNPARSED as error:
+    except JSON_ERRORS as error:
         return error
 
 
-def parquet_chunks(file: Path, column: str, place: Place | None) -> Iterator[Chunk]:
-    """Rows of one column, by row group; a place is a group and the number of a row in it."""
+def read_parquet(file: Path, column: str | None, position: Position | None) -> Iterator[Chunk]:
+    """Rows, of one column where it exists; a position is a row group and a row in it."""
     import pyarrow.parquet as pq
     from pyarrow import ArrowInvalid
 
@@ -93,7 +98,7 @@ def parquet_chunks(file: Path, column: str, place: Place | None) -> Iterator[Chu
         table = pq.ParquetFile(file)
     except ArrowInvalid as error:
         raise ConfigError(f"data.path: {file} is not a Parquet file ({error}).") from error
-    first, begin = place or (0, 0)
+    first, begin = position or (0, 0)
     columns = [column] if column in table.schema_arrow.names else None
     groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
     for group in range(first, len(groups)):
@@ -107,22 +112,41 @@ def parquet_chunks(file: Path, column: str, place: Place | None) -> Iterator[Chu
             row += len(batch)
 
 
-def gathered(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of them, each of CHUNK characters or a little more."""
-    found: list[str] = []
+def read_csv(file: Path) -> Iterator[Located]:
+    """Rows of a table whose first line names the columns; .tsv has tabs and no quotes."""
+    is_tsv = file.suffix == ".tsv"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines, **options)
+        try:
+            for row in reader:
+                where = f"{file}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    count = len(reader.fieldnames or [])
+                    yield where, ValueError(f"not {count} columns, as the first line has")
+                else:
+                    yield where, row
+        except csv.Error as error:
+            raise ConfigError(f"data.path: {file}, line {reader.line_num}: {error}.") from error
+
+
+def batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of texts, each of CHUNK characters or a little more."""
+    batch: list[str] = []
     size = 0
     for text in texts:
-        found.append(text)
+        batch.append(text)
         size += len(text)
         if size >= CHUNK:
-            yield found
-            found, size = [], 0
-    if found:
-        yield found
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-CHUNKS: dict[str, Callable[[Path, str, Place | None], Iterator[Chunk]]] = {
-    ".txt": txt_chunks,
-    ".jsonl": jsonl_chunks,
-    ".parquet": parquet_chunks,
+# Readers of documents, by suffix.
+READERS: dict[str, Callable[[Path, str, Position | None], Iterator[Chunk]]] = {
+    ".txt": read_txt,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
 }

@@ -4,16 +4,16 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_distill.data.sources.readers import CHUNKS, Place
+from lightning_distill.data.sources.readers import READERS, Position
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import hash_of
 
 
 class Text:
-    """Documents from .txt (cut into pieces), .jsonl and .parquet (one a row) files.
+    """A row is a document: a row of .jsonl and .parquet files, a piece of a .txt file.
 
-    path: a file, or a folder that is searched through. column: where a row's text is.
-    Raises ConfigError when there is no such file or it cannot be read as what its name says.
+    path: a file, or a folder that is searched. column: where a row's text is.
+    Raises ConfigError where there is no such file, or it does not hold what its name says.
     """
 
     def __init__(self, path: str, column: str = "text") -> None:
@@ -22,9 +22,9 @@ class Text:
         if not self.path.exists():
             raise ConfigError(f"data.path={path} does not exist.")
         self.files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
-        self.files = [f for f in self.files if f.suffix in CHUNKS and f.is_file()]
+        self.files = [f for f in self.files if f.suffix in READERS and f.is_file()]
         if not self.files:
-            raise ConfigError(f"data.path={path} holds no file that ends in {', '.join(CHUNKS)}.")
+            raise ConfigError(f"data.path={path} holds no file that ends in {', '.join(READERS)}.")
         if not any(f.stat().st_size for f in self.files):
             raise ConfigError(f"data.path={path} is empty.")
 
@@ -32,25 +32,25 @@ class Text:
         content = " ".join(f"{f.suffix}:{hash_of(f)}" for f in self.files)
         return f"text {self.column} {hashlib.sha256(content.encode()).hexdigest()}"
 
-    def stamp(self) -> str:
-        """Like the fingerprint, without reading them: of files that are large."""
+    def quick_fingerprint(self) -> str:
+        """Of the files' names, sizes and modification times."""
         root = self.path.parent if self.path.is_file() else self.path
         files = [(str(f.relative_to(root)), f.stat()) for f in self.files]
         return f"text {self.column} {[(name, s.st_size, s.st_mtime_ns) for name, s in files]}"
 
-    def documents(self) -> Iterator[str]:
-        for _, found in self.chunks(None):
-            yield from found
+    def rows(self) -> Iterator[str]:
+        for _, texts in self.read_from(None):
+            yield from texts
 
-    def chunks(self, place: Place | None) -> Iterator[tuple[Place, list[str]]]:
-        """Some documents at a time, and the place where they begin; from such a place on."""
-        first, *inner = place or (0,)
+    def read_from(self, position: Position | None) -> Iterator[tuple[Position, list[str]]]:
+        """(position, documents that begin there); a position is a file and a reader's position."""
+        first, *inner = position or (0,)
         for number in range(first, len(self.files)):
             file = self.files[number]
             start = tuple(inner) if number == first and inner else None
             try:
-                for where, found in CHUNKS[file.suffix](file, self.column, start):
-                    yield (number, *where), [self._text_of(row, at) for at, row in found]
+                for here, rows in READERS[file.suffix](file, self.column, start):
+                    yield (number, *here), [self._text_of(row, where) for where, row in rows]
             except UnicodeDecodeError as error:
                 raise ConfigError(f"data.path: {file} is not UTF-8 text ({error}).") from error
 
@@ -58,10 +58,10 @@ class Text:
         if isinstance(row, Exception):
             raise ConfigError(f"data.path: {where}: {row}.")
         if not isinstance(row, dict) or self.column not in row:
-            there = ", ".join(map(str, row)) if isinstance(row, dict) else ""
+            columns = ", ".join(map(str, row)) if isinstance(row, dict) else ""
             raise ConfigError(
                 f"data.column={self.column}: {where} has no such column; it has: "
-                f"{there or 'nothing'}."
+                f"{columns or 'nothing'}."
             )
         text = row[self.column]
         if not isinstance(text, str):

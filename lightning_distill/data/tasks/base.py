@@ -1,12 +1,12 @@
-"""From a source to batches, whatever is distilled: a language model, a translator, a classifier.
+"""What every task declares: its models, its examples, its metrics, its batches.
 
-source → examples, split by hash → batches. What was made of a source (a tokenizer, tokens) are
-artifacts: made once, and shared by every job that agrees on them.
+A task turns a source into examples, split by hash, and those into batches. The tokenizer and the
+tokens that it makes are artifacts: made once and shared by every job with the same settings.
 """
 
 from collections.abc import Sized
 from itertools import count
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -15,57 +15,56 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data.loaders import Loader, Order, Part, Share, start_method
+from lightning_distill.data.loaders import (
+    Examples,
+    HeldOutShard,
+    RankShare,
+    TimedLoader,
+    TrainSampler,
+    worker_start_method,
+)
+from lightning_distill.data.splits import evenly_spaced
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Artifact, Store
 
-AHEAD = 8  # batches at most that a trainer has fetched and not trained on
-PROMPTS = 3  # test examples that samples show
-
-
-class Examples(Protocol):
-    """One split. An example holds what models read, by the names of transformers, `labels` (-100
-    where nothing is predicted), and `block`, its number in the split; all of them tensors.
-    """
-
-    @property
-    def positions(self) -> int:
-        """Predictions an example."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+MAX_PREFETCHED = 8  # batches that a trainer may have fetched and not yet trained on
+NUM_SAMPLES = 3  # test examples that samples show
 
 
 class DistillationData(L.LightningDataModule):
-    """The examples of one task, and all that the rest must know of that task.
+    """The examples of one task, and what training, transfers and reports need to know of the task.
 
-    A child is a task: it brings its examples, the models that are built for it, and how they are
-    measured. Training, losses, transfers, sweeps and reports are the same for all.
-    batch_size: examples a micro-batch. num_workers: processes that bring them; 0 for this one.
+    A subclass gives the methods that raise NotImplementedError here; those below "Generative
+    tasks" only where `is_generative` is true.
+
+    batch_size: examples per micro-batch. num_workers: loader processes, 0 for none.
     """
 
-    auto_class: ClassVar[Any]  # transformers' class that loads models of the task
-    model_kind: ClassVar[str] = "model"  # what such a model is, in a sentence
-    hub_task: ClassVar[str | None] = None  # what the hub calls the task
+    # A task declares:
+    auto_class: ClassVar[Any]  # the transformers class that loads its models
+    model_kind: ClassVar[str] = "model"  # what such a model is called, in a sentence
+    hub_task: ClassVar[str | None] = None  # the Hugging Face hub's name of the task
     has_tokenizer: ClassVar[bool] = True
-    is_generative: ClassVar[bool] = False  # models of it generate text
-    continues_prompt: ClassVar[bool] = True  # generated text continues its prompt
-    shares_tokenizer: ClassVar[bool] = True  # teacher and student read one batch
-    streams_train = False  # the train split has no end, and workers of its own
+    shares_tokenizer: ClassVar[bool] = True  # teacher and student read the same batch
+    is_generative: ClassVar[bool] = False  # its models generate text
+    continues_prompt: ClassVar[bool] = True  # generated text continues its prompt (decoder-only)
 
+    # `prepare` sets:
     tokenizer: PreTrainedTokenizerBase
-    artifact: Artifact  # what was made of the source; its key tells it from others
+    artifact: Artifact  # made from the source; its key identifies the examples
 
     def __init__(self, batch_size: int, num_workers: int = 0) -> None:
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.set_train_examples(None, seed=0)
 
-    def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Makes examples of the source, unless that was done. tokenizer: None for one of our own.
+    # Examples
 
-        Raises ConfigError where the source has too little, or is not what its name says.
+    def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Makes the artifacts that do not exist yet, and loads them.
+
+        tokenizer: a pretrained model's; None to train one on the source.
+        Raises ConfigError where the source holds too little, or cannot be read.
         """
         raise NotImplementedError
 
@@ -73,120 +72,142 @@ class DistillationData(L.LightningDataModule):
         raise NotImplementedError
 
     def transfer_set(self) -> Examples:
-        """What a student may be trained on, of which `transfer.num_blocks` takes the first."""
+        """What a student may be trained on; `transfer.num_blocks` takes the first of them."""
         return self.examples("train")
 
     @property
     def num_classes(self) -> int:
-        """V: what a prediction chooses among. Of text, the tokens of the vocabulary."""
+        """V, the number of logits per prediction; for text the size of the vocabulary."""
         return len(self.tokenizer)
 
     @property
     def example_settings(self) -> dict[str, Any]:
-        """The settings that decide what an example is, beside the artifact, by their keys."""
+        """The settings that decide what an example is, besides the artifact: {key: value}."""
         raise NotImplementedError
 
     @property
     def transfer_set_settings(self) -> dict[str, Any]:
-        """The settings that choose the transfer set from the train split, by their keys."""
+        """The settings that select the transfer set from the train split: {key: value}."""
         return {}
+
+    def describe(self) -> str:
+        """The sizes of the splits, in one line."""
+        raise NotImplementedError
+
+    def check_labels(self) -> str:
+        """What is predicted, in one line. Raises ConfigError for a split without valid labels."""
+        raise NotImplementedError
+
+    # Models
 
     def new_model(self, size: Size) -> PreTrainedModel:
-        """An untrained model of that size. Its weights follow torch's random state."""
+        """An untrained model of that size, initialized from torch's global RNG."""
         raise NotImplementedError
 
-    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
-        """Fits a loaded model's head to the task. trains: whether it is trained further, so that
-        parts of it may be new. Raises ConfigError where it says other things than the task asks."""
+    def adapt_model(self, model: PreTrainedModel, name: str, is_trained: bool) -> None:
+        """Fits the head of a loaded model to the task.
+
+        is_trained: training follows, so that parts of the model may be newly initialized.
+        Raises ConfigError where the model predicts something else than the task.
+        """
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
-        """Raises ConfigError where the model cannot read the examples; one without weights will
-        do."""
+        """Raises ConfigError where the model cannot read the examples. Reads no weights."""
         raise NotImplementedError
+
+    def save(self, model: PreTrainedModel, folder: Any) -> None:
+        """Saves model and tokenizer in a folder that `from_pretrained` loads."""
+        model.save_pretrained(folder)
+        if self.has_tokenizer:
+            self.tokenizer.save_pretrained(folder)
+
+    # Evaluation
 
     def quality_metric(self) -> nn.Module:
-        """What measures a model on the test split: `update(log_probs [N, V], labels [N])`, and
-        `compute()`, a dictionary of numbers with `nll` in it."""
+        """The metric of the test split: `update(log_probs [N, V], labels [N])`; `compute()` returns
+        a dictionary of numbers that has `nll`."""
         raise NotImplementedError
-
-    def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
-        """Further numbers, of what a model writes on the test split."""
-        return {}
 
     @property
     def sample_indices(self) -> list[int]:
-        """The test examples that samples show, by their numbers."""
-        return spread(len(self.examples("test")), PROMPTS)
+        """Indices of the test examples that samples show."""
+        return evenly_spaced(len(self.examples("test")), NUM_SAMPLES)
 
     def sample_prompts(self) -> list[str]:
-        """What samples show of a few test examples."""
+        """A text for each sample, as a person reads it."""
         raise NotImplementedError
 
     def sample_answer(
         self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
     ) -> str:
-        """What a model makes of the number-th of them. prompt: as other tokens have it, or None."""
+        """A model's prediction for the sample of that number, as text.
+
+        prompt: the sample's text where the model has another tokenizer, else None.
+        """
         raise NotImplementedError
 
-    # Of models that write:
+    # Generative tasks
+
+    def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
+        """Scores of texts that a model generates on the test split; empty where there are none."""
+        return {}
 
     @property
     def max_length(self) -> int:
-        """Tokens that a model may write; where it goes on from a beginning, with that one."""
+        """The most tokens of a sequence, the prompt included where `continues_prompt`."""
         raise NotImplementedError
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Tokens that end what a model writes."""
+        """Tokens that end a generated text."""
         raise NotImplementedError
 
     def check_prompt_length(self, length: int) -> None:
-        """Raises ConfigError unless an example has room for a beginning of that length and more."""
+        """Raises ConfigError unless an example is longer than a prompt of that length."""
 
     def prompt_tokens(self, batch: dict[str, Tensor], length: int) -> list[Tensor]:
-        """What a model is given of each example to go on from, [P] tokens, on the processor.
+        """A prompt from each example, [P] on the CPU, with P ≤ length where `continues_prompt`.
 
-        batch: with `round` [B], how often each example was asked for one before.
+        batch: may hold `round` [B], how many prompts were taken from each example before.
         """
         raise NotImplementedError
 
-    def from_generated(self, lines: list[dict[str, Any]], theirs: "DistillationData") -> Examples:
-        """Examples of what a teacher wrote. lines: prompt, text, prompt_ids and ids of each, in
-        the tokens of `theirs`; what the prompts say is not there to be learned."""
+    def from_generated(
+        self, records: list[dict[str, Any]], teacher_data: "DistillationData"
+    ) -> Examples:
+        """Examples made of what a teacher generated; only that is predicted, not the prompts.
+
+        records: `prompt`, `text`, `prompt_ids` and `ids` of each; the ids are teacher_data's.
+        """
         raise NotImplementedError
 
-    def completion_batch(self, prompts: list[Tensor], new: list[list[int]]) -> dict[str, Tensor]:
-        """A batch of prompts and what a model wrote behind them, which alone is predicted."""
+    def completion_batch(
+        self, prompts: list[Tensor], completions: list[list[int]]
+    ) -> dict[str, Tensor]:
+        """A batch of prompts and completions, of which only the completions are predicted."""
         raise NotImplementedError
 
-    def describe(self) -> str:
-        raise NotImplementedError
+    # Loaders, the same for all tasks
 
-    def check_labels(self) -> str:
-        """What there is to predict. Raises ConfigError where a split has nothing, or nonsense."""
-        raise NotImplementedError
-
-    def save(self, model: PreTrainedModel, folder: Any) -> None:
-        """Model and tokenizer as a folder that `from_pretrained` loads, without this package."""
-        model.save_pretrained(folder)
-        if self.has_tokenizer:
-            self.tokenizer.save_pretrained(folder)
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the train split is endless and brings its own workers."""
+        return False
 
     def set_train_examples(self, dataset: Any, seed: int) -> None:
-        """Chooses the examples (all of the train split where None), and their order."""
+        """Selects the examples to train on (None: the train split) and the seed of their order."""
         self.dataset, self.seed, self.start = dataset, seed, 0
-        self.stream: Any = None  # that is trained on, and the state that it goes on from
-        self.stream_state: dict[str, Any] | None = None
+        self.stream: Any = None  # the stream that is trained on
+        self.stream_state: dict[str, Any] | None = None  # where it resumes
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of them."""
         return default_collate(examples)
 
     def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
-        workers = 0 if self.streams_train else self.num_workers  # those are the stream's then
+        workers = 0 if self.is_streaming else self.num_workers
         if not isinstance(examples, Sized) and sampler is None:
             sampler = count()
-        return Loader(
+        return TimedLoader(
             examples,
             batch_size,
             sampler=sampler,
@@ -194,49 +215,49 @@ class DistillationData(L.LightningDataModule):
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            multiprocessing_context=start_method(workers),
+            multiprocessing_context=worker_start_method(workers),
         )
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         examples: Any = self.examples("train") if self.dataset is None else self.dataset
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        samples = self.trainer.max_steps * self._examples_a_step
-        if not isinstance(examples, Sized):  # a stream, each rank's in the order of its source
+        num_samples = self.trainer.max_steps * self._examples_per_step
+        sampler: Any
+        if isinstance(examples, Sized):
+            share = RankShare(rank, world, self.batch_size)
+            sampler = TrainSampler(len(examples), num_samples, self.seed, self.start, share)
+        else:  # a stream: each rank reads its part in the order of the source
             self.stream = examples
-            kept = (self.trainer.accumulate_grad_batches + AHEAD) * self.batch_size
-            own: Any = examples.begin(self.stream_state, rank, world, samples // world, kept)
-            return self.loader(examples, self.batch_size, own)
-        share = Share(rank, world, self.batch_size)
-        order = Order(len(examples), samples, self.seed, self.start, share)
-        return self.loader(examples, self.batch_size, order)
+            kept = (self.trainer.accumulate_grad_batches + MAX_PREFETCHED) * self.batch_size
+            sampler = examples.begin(self.stream_state, rank, world, num_samples // world, kept)
+        return self.loader(examples, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader:
-        return self._held_out("validation")
+        return self._held_out_loader("validation")
 
     def test_dataloader(self) -> DataLoader:
-        return self._held_out("test")
+        return self._held_out_loader("test")
 
-    def _held_out(self, split: str) -> DataLoader:
+    def _held_out_loader(self, split: str) -> DataLoader:
         examples: Any = self.examples(split)
         if self.trainer is not None and self.trainer.world_size > 1:
-            examples = Part(examples, self.trainer.global_rank, self.trainer.world_size)
+            examples = HeldOutShard(examples, self.trainer.global_rank, self.trainer.world_size)
         return self.loader(examples, 8 * self.batch_size)
 
     @property
-    def _examples_a_step(self) -> int:
+    def _examples_per_step(self) -> int:
         assert self.trainer is not None
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return self.batch_size * parts
+        return self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def teardown(self, stage: str) -> None:
         if self.stream is not None and stage == "fit":
             self.stream.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the order of examples, so that a resumed run goes on behind it."""
+        """The position in the order of examples, from which a resumed run continues."""
         assert self.trainer is not None
-        state = {"start": self.trainer.global_step * self._examples_a_step, "seed": self.seed}
+        state = {"start": self.trainer.global_step * self._examples_per_step, "seed": self.seed}
         if self.stream:
             state["stream"] = self.stream.state(state["start"] // self.trainer.world_size)
         return state
@@ -244,20 +265,6 @@ class DistillationData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.seed = state_dict["start"], state_dict["seed"]
         self.stream_state = state_dict.get("stream")
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of `count` numbers, at equal distances."""
-    wanted = min(count, wanted)
-    return [number * count // wanted for number in range(wanted)]
-
-
-def trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch without the filling that all of its texts have."""
-    batch: dict[str, Any] = default_collate(examples)
-    longest = int(batch["attention_mask"].sum(-1).max())
-    names = ("input_ids", "attention_mask")
-    return batch | {name: batch[name][:, :longest].contiguous() for name in names}
 
 
 def task_class(target: str) -> type[DistillationData]:

@@ -5,10 +5,10 @@ rows → split by hash → tokenizer (trained on the train split) → tokens and
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,33 +21,33 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lightning_distill.data.loaders import collate_trimmed
+from lightning_distill.data.sources.base import Source
 from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
-from lightning_distill.data.tasks.base import DistillationData, trimmed
-from lightning_distill.data.tokenizer import check_reads, frame, obtain_tokenizer, tokenizer_hash
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.data.tokenizer import (
+    check_reads,
+    obtain_tokenizer,
+    padding_id,
+    special_tokens_around,
+    tokenizer_hash,
+)
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import ClassQuality
 from lightning_distill.models.classifier import adapt_head
 from lightning_distill.models.sizes import Size, encoder
 from lightning_distill.storage.artifacts import Store
 
-EDITION = 1  # raise it when this file starts to give other tokens for the same rows
-SHOWN = 400  # characters of a text
-
-
-class Source(Protocol):
-    """What a file of this package offers: texts with labels, and what changes when they do."""
-
-    def fingerprint(self) -> str: ...
-
-    def examples(self) -> Iterator[tuple[str, str]]: ...
+VERSION = 1  # raise it when this file starts to give other tokens for the same rows
+SAMPLE_CHARACTERS = 400  # of a text
 
 
 class Classification(DistillationData):
-    """Texts with a label each, from one source. A text that comes twice counts once.
+    """Texts with one label each, from one source; duplicate texts count once.
 
-    source: called with the remaining settings; the ones that only it needs.
-    sequence_length: tokens that are read of a text at most; a longer one is cut.
-    vocab_size: of the tokenizer that is trained here, where no pretrained model brings its own.
+    source: called with the remaining settings, which only it needs.
+    sequence_length: tokens of a text at most; a longer one is truncated.
+    vocab_size: of a tokenizer trained here; a pretrained model brings its own.
     held_out: one text in so many is for validation, and one for the test.
     """
 
@@ -56,7 +56,7 @@ class Classification(DistillationData):
 
     def __init__(
         self,
-        source: Callable[..., Source],
+        source: Callable[..., Source[tuple[str, str]]],
         sequence_length: int,
         batch_size: int,
         vocab_size: int,
@@ -71,39 +71,39 @@ class Classification(DistillationData):
         self.held_out = held_out
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        made_from = {
+        inputs = {
             "source": self.source.fingerprint(),
             "data.held_out": self.held_out,
-            "edition": EDITION,
+            "edition": VERSION,
         }
-        texts = lambda: (text for text, _ in self._splits["train"])  # noqa: E731
         self.tokenizer = obtain_tokenizer(
-            store, tokenizer, made_from, texts, self.vocab_size, needs=()
+            store,
+            tokenizer,
+            inputs,
+            lambda: (text for text, _ in self._splits["train"]),
+            self.vocab_size,
+            required=(),
         )
-        self.frame = frame(self.tokenizer)
-        if (least := sum(map(len, self.frame)) + 1) > self.sequence_length:
-            found = f"data.sequence_length={self.sequence_length}"
-            raise ConfigError(f"{found} must be {least} or more, for the tokens around a text.")
-        made_from["tokenizer"] = tokenizer_hash(self.tokenizer)
-        self.artifact = store.get("tokens", made_from, self._make_tokens)
+        self.around = special_tokens_around(self.tokenizer)
+        if (least := sum(map(len, self.around)) + 1) > self.sequence_length:
+            raise ConfigError(
+                f"data.sequence_length={self.sequence_length} must be {least} or more, for the "
+                "special tokens around a text."
+            )
+        inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
+        self.artifact = store.get("tokens", inputs, self._make_tokens)
         self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
         self.labels: list[str] = json.loads((self.artifact.folder / "labels.json").read_text())
 
-    def examples(self, split: str) -> "Texts":
-        return Texts(
+    def examples(self, split: str) -> "LabelledTexts":
+        return LabelledTexts(
             self._tokens[split],
             self._tokens[f"{split}_ends"],
             self._tokens[f"{split}_labels"],
             self.sequence_length,
-            self.frame,
-            self.filler,
+            self.around,
+            padding_id(self.tokenizer),
         )
-
-    @property
-    def filler(self) -> int:
-        """What fills a text up; attention_mask says where it does."""
-        ids = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return int(next((i for i in ids if i is not None), 0))
 
     @property
     def num_classes(self) -> int:
@@ -113,17 +113,35 @@ class Classification(DistillationData):
     def example_settings(self) -> dict[str, Any]:
         return {"data.sequence_length": self.sequence_length}
 
-    def new_model(self, size: Size) -> PreTrainedModel:
-        names = dict(enumerate(self.labels))
-        numbers = {name: i for i, name in names.items()}
-        kind = ModernBertForSequenceClassification
-        return encoder(kind, size, self.tokenizer, id2label=names, label2id=numbers)
+    def describe(self) -> str:
+        sizes = ", ".join(f"{len(self.examples(s)):,} {s}" for s in SPLITS)
+        lengths = self._tokens["train_ends"].diff(prepend=torch.zeros(1, dtype=torch.long))
+        cut = (lengths + sum(map(len, self.around)) > self.sequence_length).float().mean()
+        return (
+            f"texts: {sizes}; {self.num_classes} labels; vocabulary {len(self.tokenizer):,}; "
+            f"{lengths.float().mean():.0f} tokens a text, {cut:.0%} of them cut; "
+            f"{self.artifact.key}"
+        )
 
-    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
-        adapt_head(model, name, self.labels, trains)
+    def check_labels(self) -> str:
+        counts = Counter(self._tokens["train_labels"].tolist())
+        label, count = counts.most_common(1)[0]
+        share = count / len(self._tokens["train_labels"])
+        return (
+            f"{self.num_classes} labels; {self.labels[label]!r}, {share:.1%} of train, is the most"
+        )
+
+    def new_model(self, size: Size) -> PreTrainedModel:
+        id2label = dict(enumerate(self.labels))
+        label2id = {label: i for i, label in id2label.items()}
+        kind = ModernBertForSequenceClassification
+        return encoder(kind, size, self.tokenizer, id2label=id2label, label2id=label2id)
+
+    def adapt_model(self, model: PreTrainedModel, name: str, is_trained: bool) -> None:
+        adapt_head(model, name, self.labels, is_trained)
         config: Any = model.config
-        if getattr(config, "pad_token_id", None) is None:  # by which a decoder tells the last token
-            config.pad_token_id = self.filler
+        if getattr(config, "pad_token_id", None) is None:  # a decoder finds the last token by it
+            config.pad_token_id = padding_id(self.tokenizer)
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)
@@ -132,82 +150,66 @@ class Classification(DistillationData):
         return ClassQuality(self.num_classes)
 
     def sample_prompts(self) -> list[str]:
-        found = []
-        for number in self.sample_indices:
-            example = self.examples("test")[number]
+        prompts = []
+        for index in self.sample_indices:
+            example = self.examples("test")[index]
             ids = example["input_ids"][example["attention_mask"].bool()]
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-            found.append(f"[{self.labels[int(example['labels'])]}] {text[:SHOWN]}")
-        return found
+            label = self.labels[int(example["labels"])]
+            prompts.append(f"[{label}] {text[:SAMPLE_CHARACTERS]}")
+        return prompts
 
     @torch.no_grad()
     def sample_answer(
         self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
     ) -> str:
-        """The most probable label, and how sure the model is."""
-        batch = trimmed([self.examples("test")[self.sample_indices[number]]])
-        given = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
-        p: Tensor = model.eval()(**given).logits[0].float().softmax(-1)
+        """The most probable label, with its probability."""
+        batch = self.collate([self.examples("test")[self.sample_indices[number]]])
+        inputs = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
+        p: Tensor = model.eval()(**inputs).logits[0].float().softmax(-1)
         return f"{self.labels[int(p.argmax())]} {float(p.max()):.0%}"
 
-    def check_labels(self) -> str:
-        counts = Counter(self._tokens["train_labels"].tolist())
-        most, count = counts.most_common(1)[0]
-        share = count / len(self._tokens["train_labels"])
-        return (
-            f"{self.num_classes} labels; {self.labels[most]!r}, {share:.1%} of train, is the most"
-        )
-
-    def describe(self) -> str:
-        sizes = ", ".join(f"{len(self.examples(s)):,} {s}" for s in SPLITS)
-        lengths = self._tokens["train_ends"].diff(prepend=torch.zeros(1, dtype=torch.long))
-        cut = (lengths + sum(map(len, self.frame)) > self.sequence_length).float().mean()
-        return (
-            f"texts: {sizes}; {self.num_classes} labels; vocabulary {len(self.tokenizer):,}; "
-            f"{lengths.float().mean():.0f} tokens a text, {cut:.0%} of them cut; "
-            f"{self.artifact.key}"
-        )
-
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return trimmed(examples)
+        return collate_trimmed(examples)
 
     @cached_property
     def _splits(self) -> dict[str, list[tuple[str, str]]]:
-        """The texts of each split, with their labels."""
-        hashed = ((sha256(text), (text, label)) for text, label in self.source.examples())
+        """(text, label) of each split."""
+        hashed = ((sha256(text), (text, label)) for text, label in self.source.rows())
         splits = split_by_hash(hashed, "texts", self.held_out)
-        if len(names := _names(splits)) < 2:
+        if len(labels := _sorted_labels(splits)) < 2:
             raise ConfigError(
-                f"data.label_column: all texts have the label {names[0]!r}; a classifier needs two."
+                f"data.label_column: all texts have the label {labels[0]!r}; a classifier needs "
+                "two."
             )
-        if lost := sorted(set(names) - {label for _, label in splits["train"]}):
+        if missing := sorted(set(labels) - {label for _, label in splits["train"]}):
             raise ConfigError(
-                f"data.label_column: {lost[0]!r} is on held-out texts alone, so that it cannot be "
-                "learned. Bring more texts of it, or leave it out."
+                f"data.label_column: {missing[0]!r} is on held-out texts alone, so that it cannot "
+                "be learned. Bring more texts of it, or leave it out."
             )
         return splits
 
     def _make_tokens(self, folder: Path) -> None:
-        names = _names(self._splits)
+        labels = _sorted_labels(self._splits)
         tensors: dict[str, Tensor] = {}
-        for split, examples in self._splits.items():
+        for split, rows in self._splits.items():
             ids: list[int] = []
             ends: list[int] = []
-            for text, _ in examples:
+            for text, _ in rows:
                 ids += self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
                 ends.append(len(ids))
             tensors[split] = torch.tensor(ids, dtype=torch.int32)
             tensors[f"{split}_ends"] = torch.tensor(ends)
-            tensors[f"{split}_labels"] = torch.tensor([names.index(label) for _, label in examples])
+            tensors[f"{split}_labels"] = torch.tensor([labels.index(label) for _, label in rows])
         save_file(tensors, folder / "tokens.safetensors")
-        (folder / "labels.json").write_text(json.dumps(names))
+        (folder / "labels.json").write_text(json.dumps(labels))
 
 
-class Texts(Dataset[dict[str, Tensor]]):
-    """A split: each text filled up to T tokens, or cut to as many.
+class LabelledTexts(Dataset[dict[str, Tensor]]):
+    """A split: each text padded or truncated to T tokens.
 
-    tokens: [S] those of all texts, one behind the other. ends: [N] where each ends. labels: [N].
-    frame: the special tokens before and behind each.
+    tokens: [S] of all texts, concatenated. ends: [N] where each text ends. labels: [N].
+    around: the special tokens before and after each text.
     """
 
     positions = 1
@@ -218,35 +220,35 @@ class Texts(Dataset[dict[str, Tensor]]):
         ends: Tensor,
         labels: Tensor,
         sequence_length: int,
-        frame: tuple[list[int], list[int]],
-        filler: int,
+        around: tuple[list[int], list[int]],
+        padding: int,
     ) -> None:
         self.tokens, self.ends, self.labels = tokens, ends, labels
-        self.sequence_length, self.frame, self.filler = sequence_length, frame, filler
+        self.sequence_length, self.around, self.padding = sequence_length, around, padding
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids and attention_mask [T], the label, and the text's number."""
-        before, behind = self.frame
+        """input_ids and attention_mask [T], the label, and the text's index."""
+        before, after = self.around
         start = int(self.ends[index - 1]) if index else 0
-        room = self.sequence_length - len(before) - len(behind)
-        own = self.tokens[start : min(int(self.ends[index]), start + room)].tolist()
-        ids = [*before, *own, *behind]
-        filled = self.sequence_length - len(ids)
+        room = self.sequence_length - len(before) - len(after)
+        text = self.tokens[start : min(int(self.ends[index]), start + room)].tolist()
+        ids = [*before, *text, *after]
+        padding = self.sequence_length - len(ids)
         return {
-            "input_ids": torch.tensor(ids + [self.filler] * filled),
-            "attention_mask": torch.tensor([1] * len(ids) + [0] * filled),
+            "input_ids": torch.tensor(ids + [self.padding] * padding),
+            "attention_mask": torch.tensor([1] * len(ids) + [0] * padding),
             "labels": self.labels[index],
             "block": torch.tensor(index),
         }
 
 
-def _names(splits: dict[str, list[tuple[str, str]]]) -> list[str]:
-    """The labels in their order: of numbers, if all are numbers."""
-    names = {label for examples in splits.values() for _, label in examples}
+def _sorted_labels(splits: dict[str, list[tuple[str, str]]]) -> list[str]:
+    """Numerically sorted where all labels are numbers, else alphabetically."""
+    labels = {label for rows in splits.values() for _, label in rows}
     try:
-        return sorted(sorted(names), key=float)
+        return sorted(sorted(labels), key=float)
     except ValueError:
-        return sorted(names)
+        return sorted(labels)

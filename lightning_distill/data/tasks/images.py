@@ -1,19 +1,19 @@
-"""The task of an image classifier: one class for each image."""
+"""The task of an image classifier: one class per image."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from lightning_distill.data.sources.base import Pixels, Source
 from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError, unknown_name
@@ -23,24 +23,13 @@ from lightning_distill.models.sizes import Size
 from lightning_distill.models.vision import vit
 from lightning_distill.storage.artifacts import Store
 
-EDITION = 1  # raise it when this file starts to give other pixels for the same images
+VERSION = 1  # raise it when this file starts to give other pixels for the same images
 SHADES = " ·:+#@"  # from dark to bright: how samples show an image
-WIDEST = 16  # characters of it
-
-Pixels = NDArray[np.uint8]
-
-
-class Source(Protocol):
-    """What a file of this package offers: images, and a text that changes when they do."""
-
-    def fingerprint(self) -> str: ...
-
-    def images(self) -> Iterator[tuple[Pixels, str]]:
-        """Each image, [C, H, W], and the name of its class."""
+MAX_WIDTH = 16  # pixels of a sample; each is two characters
 
 
 class LabelledImages(Dataset[dict[str, Tensor]]):
-    """pixels: [N, C, H, W], 0 to 255. labels: [N]. numbers: [N], of each within its split.
+    """pixels: [N, C, H, W], 0 to 255. labels: [N]. indices: those of the N that are used.
 
     `pixel_values` are (pixels / 255 − mean) / std, as transformers' image processors make them.
     """
@@ -48,19 +37,19 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
     positions = 1
 
     def __init__(
-        self, pixels: Tensor, labels: Tensor, numbers: Tensor, mean: float, std: float
+        self, pixels: Tensor, labels: Tensor, indices: Tensor, mean: float, std: float
     ) -> None:
-        self.pixels, self.labels, self.numbers = pixels, labels, numbers
+        self.pixels, self.labels, self.indices = pixels, labels, indices
         self.mean, self.std = mean, std
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        number = self.numbers[index]
+        image = self.indices[index]
         return {
-            "pixel_values": (self.pixels[number].float() / 255 - self.mean) / self.std,
-            "labels": self.labels[number],
+            "pixel_values": (self.pixels[image].float() / 255 - self.mean) / self.std,
+            "labels": self.labels[image],
             "block": torch.tensor(index),
         }
 
@@ -68,11 +57,11 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
 class Images(DistillationData):
     """Images of one size, and the class of each.
 
-    source: called with the remaining settings; the ones that only it needs.
+    source: called with the remaining settings, which only it needs.
     held_out: one image in so many is for validation, and one for the test.
-    omit: a class that the student's transfer set lacks, None for none. The teacher has seen it, and
-    the test asks for it (Hinton et al. 2015, section 3).
-    image_mean, image_std: of all channels; what a pretrained model's preprocessor_config.json says.
+    omit: a class that the student's transfer set lacks, None for none. The teacher is trained on
+    it, and the test split has it (Hinton et al. 2015, section 3).
+    image_mean, image_std: of all channels, as in a pretrained model's preprocessor_config.json.
     """
 
     auto_class = AutoModelForImageClassification
@@ -81,7 +70,7 @@ class Images(DistillationData):
 
     def __init__(
         self,
-        source: Callable[..., Source],
+        source: Callable[..., Source[tuple[Pixels, str]]],
         batch_size: int,
         held_out: int,
         omit: str | int | None,
@@ -96,9 +85,9 @@ class Images(DistillationData):
         self.mean, self.std = image_mean, image_std
 
     def prepare(self, store: Store, tokenizer: Any = None) -> None:
-        made_from = {"source": self.source.fingerprint(), "edition": EDITION}
-        made_from["held_out"] = self.held_out
-        self.artifact = store.get("images", made_from, self._make)
+        inputs = {"source": self.source.fingerprint(), "edition": VERSION}
+        inputs["held_out"] = self.held_out
+        self.artifact = store.get("images", inputs, self._make_images)
         self._tensors = load_file(self.artifact.folder / "images.safetensors")
         self.names: list[str] = json.loads((self.artifact.folder / "classes.json").read_text())
         if self.omit is not None and self.omit not in self.names:
@@ -107,6 +96,12 @@ class Images(DistillationData):
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        channels, height, width = self._tensors["train"].shape[1:]
+        return channels, height, width
 
     @property
     def example_settings(self) -> dict[str, Any]:
@@ -124,30 +119,43 @@ class Images(DistillationData):
 
     def _examples(self, split: str, omit: str | None) -> LabelledImages:
         labels = self._tensors[f"{split}_labels"]
-        left = -1 if omit is None else self.names.index(omit)
-        numbers = (labels != left).nonzero()[:, 0]
-        return LabelledImages(self._tensors[split], labels, numbers, self.mean, self.std)
+        omitted = -1 if omit is None else self.names.index(omit)
+        indices = (labels != omitted).nonzero()[:, 0]
+        return LabelledImages(self._tensors[split], labels, indices, self.mean, self.std)
+
+    def describe(self) -> str:
+        sizes = ", ".join(f"{len(self._tensors[f'{s}_labels']):,} {s}" for s in SPLITS)
+        channels, height, width = self.image_size
+        omitted = f"; no {self.omit} in the transfer set" if self.omit is not None else ""
+        return (
+            f"images: {sizes}; {channels} × {height} × {width}; "
+            f"{self.num_classes} classes{omitted}; {self.artifact.key}"
+        )
+
+    def check_labels(self) -> str:
+        counts = []
+        for split in SPLITS:
+            present = self._tensors[f"{split}_labels"].unique().tolist()
+            missing = [name for i, name in enumerate(self.names) if i not in present]
+            if split == "train" and missing:
+                raise ConfigError(f"data: no image to train on is a {', a '.join(missing)}.")
+            counts.append(f"{len(present)} of {self.num_classes} classes in {split}")
+        return ", ".join(counts)
 
     def new_model(self, size: Size) -> PreTrainedModel:
-        return vit(size, self.image_size, self.labels)
+        return vit(size, self.image_size, self.label_settings)
 
     @property
-    def image_size(self) -> tuple[int, int, int]:
-        """C, H, W."""
-        channels, height, width = self._tensors["train"].shape[1:]
-        return channels, height, width
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        """As a model's config has them."""
+    def label_settings(self) -> dict[str, Any]:
+        """The classes as a model's config names them."""
         ids = dict(enumerate(self.names))
         return {"id2label": ids, "label2id": {name: i for i, name in ids.items()}}
 
-    def adapt_model(self, model: PreTrainedModel, name: str, trains: bool) -> None:
-        adapt_head(model, name, self.names, trains)
+    def adapt_model(self, model: PreTrainedModel, name: str, is_trained: bool) -> None:
+        adapt_head(model, name, self.names, is_trained)
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
-        """By trying it: what a model refuses is not told by its config."""
+        """Runs the model once: its config does not say which images it accepts."""
         channels, height, width = self.image_size
         image = torch.zeros(1, channels, height, width, device=model.device, dtype=model.dtype)
         try:
@@ -164,46 +172,8 @@ class Images(DistillationData):
                 f"{self.num_classes}: {', '.join(self.names[:20])}."
             )
 
-    def quality_metric(self) -> nn.Module:
-        if self.omit is None:
-            return ClassQuality(self.num_classes)
-        return ClassQuality(self.num_classes, self.names.index(self.omit), self._frequency())
-
-    def _frequency(self) -> float:
-        """Of the omitted class among all images that the teacher trains on."""
-        assert self.omit is not None
-        return float((self._tensors["train_labels"] == self.names.index(self.omit)).float().mean())
-
-    def sample_prompts(self) -> list[str]:
-        shown = []
-        for number in self.sample_indices:
-            label = int(self._tensors["test_labels"][number])
-            image = drawn(self._tensors["test"][number])
-            shown.append(f"test image {number}, a {self.names[label]}\n{image}\n")
-        return shown
-
-    @torch.no_grad()
-    def sample_answer(
-        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
-    ) -> str:
-        """Its likeliest class, and how probable."""
-        example = self.examples("test")[self.sample_indices[number]]
-        pixels = example["pixel_values"][None].to(model.device, model.dtype)
-        p, best = model.eval()(pixel_values=pixels).logits[0].softmax(-1).max(-1)
-        return f"{self.names[int(best)]} ({float(p):.0%})"
-
-    def check_labels(self) -> str:
-        said = []
-        for split in SPLITS:
-            there = self._tensors[f"{split}_labels"].unique().tolist()
-            lacks = [name for i, name in enumerate(self.names) if i not in there]
-            if split == "train" and lacks:
-                raise ConfigError(f"data: no image to train on is a {', a '.join(lacks)}.")
-            said.append(f"{len(there)} of {self.num_classes} classes in {split}")
-        return ", ".join(said)
-
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Model and image processor, as a folder that transformers' pipeline loads."""
+        """Saves model and image processor, as transformers' pipeline loads them."""
         from transformers.models.vit import ViTImageProcessorPil  # slow to import
 
         super().save(model, folder)
@@ -215,42 +185,59 @@ class Images(DistillationData):
         )
         processor.save_pretrained(folder)
 
-    def describe(self) -> str:
-        sizes = ", ".join(f"{len(self._tensors[f'{s}_labels']):,} {s}" for s in SPLITS)
-        channels, height, width = self.image_size
-        left = f"; no {self.omit} in the transfer set" if self.omit is not None else ""
-        return (
-            f"images: {sizes}; {channels} × {height} × {width}; {self.num_classes} classes{left}; "
-            f"{self.artifact.key}"
-        )
+    def quality_metric(self) -> nn.Module:
+        if self.omit is None:
+            return ClassQuality(self.num_classes)
+        omitted = self.names.index(self.omit)
+        frequency = float((self._tensors["train_labels"] == omitted).float().mean())
+        return ClassQuality(self.num_classes, omitted, frequency)
+
+    def sample_prompts(self) -> list[str]:
+        prompts = []
+        for index in self.sample_indices:
+            name = self.names[int(self._tensors["test_labels"][index])]
+            image = as_characters(self._tensors["test"][index])
+            prompts.append(f"test image {index}, a {name}\n{image}\n")
+        return prompts
+
+    @torch.no_grad()
+    def sample_answer(
+        self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
+    ) -> str:
+        """The most probable class, with its probability."""
+        example = self.examples("test")[self.sample_indices[number]]
+        pixels = example["pixel_values"][None].to(model.device, model.dtype)
+        p, best = model.eval()(pixel_values=pixels).logits[0].softmax(-1).max(-1)
+        return f"{self.names[int(best)]} ({float(p):.0%})"
 
     @cached_property
-    def _found(self) -> dict[str, list[tuple[Pixels, str]]]:
+    def _splits(self) -> dict[str, list[tuple[Pixels, str]]]:
+        """(pixels, class) of each split."""
         hashed = (
             (sha256(f"{pixels.shape} {pixels.tobytes().hex()}"), (pixels, name))
-            for pixels, name in self.source.images()
+            for pixels, name in self.source.rows()
         )
         return split_by_hash(hashed, "different images", self.held_out)
 
-    def _make(self, folder: Path) -> None:
-        every = sorted({name for split in SPLITS for _, name in self._found[split]})
-        if len(every) < 2:
-            raise ConfigError(f"data.path: the images are of one class alone, {', '.join(every)}.")
+    def _make_images(self, folder: Path) -> None:
+        names = sorted({name for split in SPLITS for _, name in self._splits[split]})
+        if len(names) < 2:
+            raise ConfigError(f"data.path: the images are of one class alone, {', '.join(names)}.")
         tensors: dict[str, Tensor] = {}
         for split in SPLITS:
-            found = self._found[split]
-            tensors[split] = torch.from_numpy(np.stack([pixels for pixels, _ in found]))
-            tensors[f"{split}_labels"] = torch.tensor([every.index(name) for _, name in found])
+            rows = self._splits[split]
+            tensors[split] = torch.from_numpy(np.stack([pixels for pixels, _ in rows]))
+            tensors[f"{split}_labels"] = torch.tensor([names.index(name) for _, name in rows])
         save_file(tensors, folder / "images.safetensors")
-        (folder / "classes.json").write_text(json.dumps(every))
+        (folder / "classes.json").write_text(json.dumps(names))
 
 
-def drawn(pixels: Tensor) -> str:
-    """[C, H, W] of 0 to 255 as lines of characters, bright where it is."""
+def as_characters(pixels: Tensor) -> str:
+    """[C, H, W] from 0 to 255 as lines of characters."""
     gray = pixels.float().mean(0, keepdim=True)
     height, width = gray.shape[1:]
-    if width > WIDEST:
-        shape = (max(1, round(height * WIDEST / width)), WIDEST)
+    if width > MAX_WIDTH:
+        shape = (max(1, round(height * MAX_WIDTH / width)), MAX_WIDTH)
         gray = nn.functional.adaptive_avg_pool2d(gray, shape)
     levels = (gray[0] / 256 * len(SHADES)).int()
     return "\n".join("".join(SHADES[i] * 2 for i in row) for row in levels.tolist())

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_distill.data.loaders import Order
+from lightning_distill.data.loaders import TrainSampler
 from lightning_distill.data.sources.huggingface import HuggingFace
 from lightning_distill.data.sources.python_docs import PythonDocs
 from lightning_distill.data.sources.readers import pieces
@@ -31,9 +31,9 @@ def test_each_format_gives_the_same_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "a.parquet")
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"))
-    assert list(Text(str(tmp_path / "a.jsonl")).documents()) == TEXTS
-    assert list(Text(str(tmp_path / "a.parquet")).documents()) == TEXTS
-    assert list(HuggingFace(str(tmp_path / "saved")).documents()) == TEXTS
+    assert list(Text(str(tmp_path / "a.jsonl")).rows()) == TEXTS
+    assert list(Text(str(tmp_path / "a.parquet")).rows()) == TEXTS
+    assert list(HuggingFace(str(tmp_path / "saved")).rows()) == TEXTS
 
 
 def test_a_folder_gives_all_its_files(tmp_path):
@@ -41,7 +41,7 @@ def test_a_folder_gives_all_its_files(tmp_path):
     (tmp_path / "sub" / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two")
     (tmp_path / "c.png").write_text("three")
-    assert sorted(Text(str(tmp_path)).documents()) == ["one", "two"]
+    assert sorted(Text(str(tmp_path)).rows()) == ["one", "two"]
 
 
 def test_a_long_text_is_cut_without_loss():
@@ -94,20 +94,20 @@ def test_only_the_train_split_teaches_the_tokenizer(tmp_path, monkeypatch):
 
 
 def test_the_order_is_shuffled_anew_in_each_pass_and_resumes_anywhere():
-    order = list(Order(5, 15, seed=3))
+    order = list(TrainSampler(5, 15, seed=3))
     passes = [order[i : i + 5] for i in (0, 5, 10)]
     assert all(sorted(p) == [0, 1, 2, 3, 4] for p in passes)
     assert len({tuple(p) for p in passes}) > 1
-    assert list(Order(5, 15, seed=3, start=7)) == order[7:]
-    assert list(Order(5, 15, seed=4)) != order
+    assert list(TrainSampler(5, 15, seed=3, start=7)) == order[7:]
+    assert list(TrainSampler(5, 15, seed=4)) != order
 
 
 @pytest.mark.long
 def test_pythons_documentation_is_found_and_holds_no_tests():
-    documents = list(dict.fromkeys(PythonDocs().documents()))
+    documents = list(dict.fromkeys(PythonDocs().rows()))
     assert 1.5e6 < sum(map(len, documents)) < 3e6
     assert len(documents) > 3000
-    assert documents == list(dict.fromkeys(PythonDocs().documents()))
+    assert documents == list(dict.fromkeys(PythonDocs().rows()))
 
 
 def text_case(name, content):

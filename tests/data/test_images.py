@@ -8,7 +8,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from lightning_distill.data.sources.image_folder import ImageFolder
 from lightning_distill.data.splits import SPLITS
-from lightning_distill.data.tasks.images import Images, drawn
+from lightning_distill.data.tasks.images import Images, as_characters
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import ClassQuality, omitted_class
 from lightning_distill.models.sizes import Size
@@ -78,7 +78,7 @@ def test_a_folder_of_classes_is_split_and_scaled(make):
 
 def test_pixels_are_those_of_the_exported_image_processor(make, tmp_path):
     data = make()
-    model = vit(Size(8, 1, 2, 1), data.image_size, data.labels)
+    model = vit(Size(8, 1, 2, 1), data.image_size, data.label_settings)
     data.save(model, tmp_path / "student")
     classify = pipeline("image-classification", str(tmp_path / "student"), top_k=3)
     example = data.examples("test")[0]
@@ -145,7 +145,7 @@ def test_convnets_say_the_same_of_an_image_whatever_is_beside_it(make):
 def test_an_image_is_drawn_bright_where_it_is():
     image = torch.zeros(1, 4, 4)
     image[0, 1, 2] = 255
-    assert drawn(image).splitlines()[1] == "    @@  "
+    assert as_characters(image).splitlines()[1] == "    @@  "
 
 
 def test_the_command_distils_a_classifier_and_another_tool_loads_it(in_process, folder, tmp_path):

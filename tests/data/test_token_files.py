@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lightning_distill.data.splits import sha256, split_by_hash
-from lightning_distill.data.token_files import mapped, split_on_disk, write_tokens
+from lightning_distill.data.token_files import map_tokens, split_on_disk, write_tokens
 
 
 @given(st.sets(st.text(min_size=1, max_size=9), min_size=3, max_size=60), st.randoms())
@@ -45,7 +45,7 @@ def test_tokens_written_by_the_document_are_the_file_that_safetensors_writes(mak
     written = (tmp_path / "tokens.safetensors").read_bytes()
     assert written == (tmp_path / "whole.safetensors").read_bytes()
     assert [file.name for file in tmp_path.glob("*.partial")] == []
-    found = mapped(tmp_path / "tokens.safetensors")
+    found = map_tokens(tmp_path / "tokens.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
@@ -53,7 +53,7 @@ def test_tokens_written_by_the_document_are_the_file_that_safetensors_writes(mak
 def test_mapped_tokens_are_not_in_memory(tmp_path):
     save_file({"train": torch.zeros(2**26, dtype=torch.int32)}, tmp_path / "a.safetensors")
     before = anonymous()
-    tokens = mapped(tmp_path / "a.safetensors")["train"]
+    tokens = map_tokens(tmp_path / "a.safetensors")["train"]
     assert int(tokens.sum()) == 0
     assert anonymous() - before < 2**26  # of four times that
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lightning_distill.data.sources import base, readers
-from lightning_distill.data.sources.base import held_out, split_of
+from lightning_distill.data.sources.base import held_out
 from lightning_distill.data.sources.huggingface import HuggingFace
 from lightning_distill.data.sources.text import Text
-from lightning_distill.data.streaming import Mark, Portions, loaded
+from lightning_distill.data.splits import split_of
+from lightning_distill.data.streaming import StreamPosition, TokenChunks, load_chunks
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
@@ -27,14 +28,14 @@ class SparseCodec:
     def fingerprint(self):
         return "listed"
 
-    def documents(self):
+    def rows(self):
         return ["a", "b"]
 
 
 class Generated(SparseCodec):
     """One that knows no places."""
 
-    def documents(self):
+    def rows(self):
         with open(self.path) as lines:
             for line in lines:
                 yield json.loads(line)["text"]
@@ -58,7 +59,7 @@ def make(text_file, tmp_path):
 
 
 def taken(stream, count, state=None, rank=0, world=1, samples=10**6):
-    order = iter(stream.begin(state, rank, world, samples, kept=10**6))
+    order = iter(stream.begin(state, rank, world, samples, num_states=10**6))
     return [stream[next(order)] for _ in range(count)]
 
 
@@ -107,9 +108,9 @@ def test_every_block_is_of_one_rank_alone(make, text_file):
     alone = sum(len(ids) + 1 for ids in data.tokenizer(train_documents(text_file))["input_ids"])
     seen = []
     for rank in range(3):
-        portions = Portions(*data.examples("train").what, Mark(), rank, 3)
-        first = itertools.takewhile(lambda portion: not portion.mark.round, loaded(portions, 2))
-        seen += [(portion.mark.number, len(portion.tokens)) for portion in first]
+        chunks = TokenChunks(*data.examples("train").text, StreamPosition(), rank, 3)
+        first = itertools.takewhile(lambda chunk: not chunk.position.epoch, load_chunks(chunks, 2))
+        seen += [(chunk.position.chunk, len(chunk.tokens)) for chunk in first]
     numbers = [number for number, _ in seen]
     assert sorted(numbers) == list(range(len(numbers)))
     assert sum(tokens for _, tokens in seen) == alone
@@ -183,7 +184,7 @@ def test_held_out_documents_are_the_first_and_never_trained_on(make, text_file):
 def test_held_out_text_is_an_artifact_that_the_number_decides(make, monkeypatch):
     first = make(held_out_documents=3).artifact
     assert first.seconds > 0
-    monkeypatch.setattr(base, "texts_of", lambda source: pytest.fail("it is there already"))
+    monkeypatch.setattr(base, "documents", lambda source: pytest.fail("it is there already"))
     assert make(held_out_documents=3).artifact.key == first.key
     monkeypatch.undo()
     assert make(held_out_documents=4).artifact.key != first.key
@@ -192,7 +193,7 @@ def test_held_out_text_is_an_artifact_that_the_number_decides(make, monkeypatch)
 @pytest.mark.parametrize("texts", [["one"], ["one"] * 50])
 def test_a_stream_that_holds_out_nothing_is_refused(texts):
     class Few(Generated):
-        def documents(self):
+        def rows(self):
             yield from texts
 
     with pytest.raises(ConfigError, match=f"no document to the .* split, of {len(texts)} there"):
@@ -263,7 +264,7 @@ def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, worker
         (["data.tokenizer_mb=0"], "data.tokenizer_mb=0 must be a number above 0"),
         (["data.streaming=yes"], "data.streaming=yes must be true or false"),
         (["data=chat"], "data.streaming is a setting of data=huggingface or data=python_docs"),
-        (["data=masked_text", "+data.streaming=true"], "is not there for a masked language model"),
+        (["data=masked_text", "+data.streaming=true"], "unexpected keyword argument 'streaming'"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(in_process, settings, message):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_distill.data.sources.rows import Rows, text_of
+from lightning_distill.data.sources.table_files import TableFiles, text_of
 from lightning_distill.errors import ConfigError
 
 ROWS = [{"text": f"text {i}, with a comma", "label": f"kind {i % 3}"} for i in range(9)]
@@ -14,7 +14,7 @@ COLUMNS = {"data.text_column": "text", "data.label_column": "label"}
 
 
 def read(path, skip=False, columns=COLUMNS):
-    return list(Rows(str(path), columns, skip).read(lambda row: (text_of(row, "text"), row)))
+    return list(TableFiles(str(path), columns, skip).read(lambda row: (text_of(row, "text"), row)))
 
 
 def write_jsonl(path, rows=ROWS):
@@ -77,7 +77,7 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 def test_the_fingerprint_changes_with_the_rows_and_with_the_columns(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl")
-    before = Rows(str(file), COLUMNS, False).fingerprint()
-    assert Rows(str(file), {"data.text_column": "label"}, False).fingerprint() != before
+    before = TableFiles(str(file), COLUMNS, False).fingerprint()
+    assert TableFiles(str(file), {"data.text_column": "label"}, False).fingerprint() != before
     write_jsonl(file, ROWS[1:])
-    assert Rows(str(file), COLUMNS, False).fingerprint() != before
+    assert TableFiles(str(file), COLUMNS, False).fingerprint() != before

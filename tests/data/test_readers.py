@@ -37,18 +37,18 @@ def test_a_file_in_chunks_has_the_same_documents_from_every_place_on(tmp_path, m
     expected = written(tmp_path, suffix)
     (tmp_path / "b.txt").write_text("the last")
     source = Text(str(tmp_path))
-    whole = list(source.chunks(None))
+    whole = list(source.read_from(None))
     assert [text for _, found in whole for text in found] == [*expected, "the last"]
     assert len(whole) > 5
     for number, (place, _) in enumerate(whole):
-        assert list(source.chunks(json.loads(json.dumps(place)))) == whole[number:]
+        assert list(source.read_from(json.loads(json.dumps(place)))) == whole[number:]
 
 
 def test_chunks_hold_no_more_than_they_must(tmp_path):
     with (tmp_path / "a.txt").open("w") as file:
         for _ in range(400):
             file.write("word " * 1000 + "\n")
-    sizes = [sum(map(len, found)) for _, found in Text(str(tmp_path)).chunks(None)]
+    sizes = [sum(map(len, found)) for _, found in Text(str(tmp_path)).read_from(None)]
     assert sum(sizes) == pytest.approx(2e6, rel=1e-3)
     assert max(sizes) <= readers.CHUNK
 
@@ -59,15 +59,15 @@ def test_a_bad_row_is_named_by_its_number_wherever_reading_began(tmp_path, monke
     lines[200] = "{"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = Text(str(tmp_path))
-    places = [place for place, _ in itertools.islice(source.chunks(None), 30)]
+    places = [place for place, _ in itertools.islice(source.read_from(None), 30)]
     for place in (None, places[-1]):
         with pytest.raises(ConfigError, match="line 201"):
-            list(source.chunks(place))
+            list(source.read_from(place))
 
 
 def test_a_stamp_changes_with_a_files_size_and_reads_none(tmp_path):
     (tmp_path / "a.txt").write_text("one")
-    before = Text(str(tmp_path)).stamp()
-    assert Text(str(tmp_path)).stamp() == before
+    before = Text(str(tmp_path)).quick_fingerprint()
+    assert Text(str(tmp_path)).quick_fingerprint() == before
     (tmp_path / "a.txt").write_text("three")
-    assert Text(str(tmp_path)).stamp() != before
+    assert Text(str(tmp_path)).quick_fingerprint() != before

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lightning_distill.data.sources.labelled_rows import LabelledRows
-from lightning_distill.data.sources.python_topics import TOPICS, PythonTopics, without
+from lightning_distill.data.sources.python_topics import TOPICS, PythonTopics, blanked
 from lightning_distill.data.tasks.classification import Classification
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
@@ -238,12 +238,12 @@ def test_a_teacher_of_other_labels_is_refused_unless_it_is_trained_further(label
 
 
 def test_the_embedded_texts_do_not_name_their_topic():
-    examples = list(PythonTopics().examples())
+    examples = list(PythonTopics().rows())
     counts = Counter(topic for _, topic in examples)
     assert set(counts) == set(TOPICS)
     assert min(counts.values()) > 40
     assert not [text for text, topic in examples if topic in text.lower()]
-    assert without("json", "A JSONDecoder of json.") == "A …Decoder of …."
+    assert blanked("json", "A JSONDecoder of json.") == "A …Decoder of …."
     assert len({text for text, _ in examples}) == len(examples)
 
 

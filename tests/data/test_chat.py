@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.chat_template import ROLES, TEMPLATE, Turns, check_messages
-from lightning_distill.data.packing import whole_documents
+from lightning_distill.data.chat_template import ROLES, TEMPLATE, AssistantMasker
+from lightning_distill.data.messages import check_messages
+from lightning_distill.data.packing import run_starts, whole_documents
 from lightning_distill.data.sources.conversations import Conversations
 from lightning_distill.data.sources.python_chat import PythonChat
-from lightning_distill.data.tasks.chat import Chat, _begins
+from lightning_distill.data.tasks.chat import Chat
 from lightning_distill.errors import ConfigError
 from lightning_distill.models import sizes
 from lightning_distill.storage.artifacts import Store
@@ -125,7 +126,7 @@ def learned(turns, messages):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_carries_loss_is_what_the_assistant_says_and_the_token_that_closes_it(family, pieces):
     template, special, takes_system, closed = FAMILIES[family]
-    turns = Turns(tokenizer_of(template, special, pieces))
+    turns = AssistantMasker(tokenizer_of(template, special, pieces))
     second = SECOND.strip() if "trim" in template else SECOND
     for messages in (TWO, [SYSTEM, *TWO]) if takes_system else (TWO,):
         assert learned(turns, messages) == [closed.format(FIRST), closed.format(second)]
@@ -135,9 +136,9 @@ def test_what_carries_loss_is_what_the_assistant_says_and_the_token_that_closes_
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_turn_begins_where_the_model_will_be_asked_for_it(family):
     template, special, *_ = FAMILIES[family]
-    turns = Turns(tokenizer_of(template, special))
+    turns = AssistantMasker(tokenizer_of(template, special))
     ids, targets = turns(TWO)
-    starts = _begins(torch.tensor(targets)).tolist()
+    starts = run_starts(torch.tensor(targets)).tolist()
     for start, number in zip(starts, (1, 3), strict=True):
         asked = turns.tokenizer.apply_chat_template(TWO[:number], add_generation_prompt=True)
         assert ids[:start] == asked["input_ids"]
@@ -173,14 +174,15 @@ HEADLESS = CHATML[: CHATML.index("{%- if add")]
     ],
 )
 def test_a_template_that_cannot_tell_the_assistants_tokens_is_refused(template, messages, message):
-    turns = Turns(tokenizer_of(template, ["<|im_end|>", "<|im_start|>"]))
+    turns = AssistantMasker(tokenizer_of(template, ["<|im_end|>", "<|im_start|>"]))
     with pytest.raises(ConfigError, match=".*".join(map(re.escape, message.split(".*")))):
         turns(messages)
 
 
 def test_a_template_that_is_none_is_refused_with_its_line():
+    tokenizer = tokenizer_of("{% for m in messages %}\n{% endif %}", ["<|im_end|>", "<|im_start|>"])
     with pytest.raises(ConfigError, match=r"data\.chat_template.* line 2: .*endfor"):
-        Turns(tokenizer_of("{% for m in messages %}\n{% endif %}", ["<|im_end|>", "<|im_start|>"]))
+        AssistantMasker(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def runs_of(data, split):
     found = []
     for block in each(data.examples(split)):
         known = block["labels"] != IGNORED
-        for t in _begins(known).tolist():
+        for t in run_starts(known).tolist():
             stop = next((i for i in range(t, len(known)) if not known[i]), len(known))
             begin = t - int(block["position_ids"][t])
             texts = block["input_ids"][begin : t + 1], block["labels"][t:stop]
@@ -291,7 +293,7 @@ def test_bytes_are_those_of_what_the_assistant_says(make_chat):
 @pytest.mark.parametrize("family", ["ours", "chatml", "marked"])
 def test_of_any_conversation_exactly_what_the_assistant_says_is_learned(family):
     template, special, _, closed = FAMILIES[family]
-    turns = Turns(tokenizer_of(template, special))
+    turns = AssistantMasker(tokenizer_of(template, special))
     words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1)
     said = words.filter(lambda text: text.strip() and not turns.control.search(text))
 
@@ -365,13 +367,13 @@ def test_a_model_is_asked_for_another_turn_of_a_block_in_each_round(make_chat):
 
 def test_what_a_teacher_writes_is_learned_in_whole_conversations(make_chat):
     data = make_chat()
-    prompts = [prompt for prompt, _ in data._answered]
+    prompts = [prompt for prompt, _ in data._test_turns]
     lines = [{"prompt_ids": p.tolist(), "ids": [300 + n, 0]} for n, p in enumerate(prompts)]
     blocks = data.from_generated(lines, data)
     learned = [i for b in each(blocks) for i in b["labels"].tolist() if i != IGNORED]
     assert sorted(learned) == sorted(i for line in lines for i in line["ids"])
     for block in each(blocks):
-        for t in _begins(block["labels"] != IGNORED).tolist():
+        for t in run_starts(block["labels"] != IGNORED).tolist():
             begin = t - int(block["position_ids"][t])
             number = int(block["labels"][t]) - 300
             assert block["input_ids"][begin : t + 1].tolist() == prompts[number].tolist()
@@ -379,7 +381,7 @@ def test_what_a_teacher_writes_is_learned_in_whole_conversations(make_chat):
 
 def test_rouge_l_holds_answers_against_the_references(make_chat, monkeypatch):
     data = make_chat()
-    references = {tuple(prompt.tolist()): said.tolist() for prompt, said in data._answered}
+    references = {tuple(prompt.tolist()): said.tolist() for prompt, said in data._test_turns}
 
     def parrot(model, tokenizer, prompts, length, sampling, seed, stops):
         assert sampling.temperature == 0

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.sources.django_messages import DjangoMessages, read_catalogue
+from lightning_distill.data.sources.django_messages import DjangoMessages, read_catalog
 from lightning_distill.data.sources.pairs import Pairs
 from lightning_distill.data.tasks.translation import Translation
 from lightning_distill.errors import ConfigError
@@ -111,18 +111,18 @@ def test_every_kind_of_file_gives_the_same_examples(make, tmp_path):
     both = [{"translation": {"en": a, "de": b}} for a, b in PAIRS]
     datasets.Dataset.from_list(both).save_to_disk(str(tmp_path / "both"))
     languages = {"source_language": "en", "target_language": "de"}
-    expected = make()._pairs
+    expected = make()._splits
     for path, settings in [
         *(("a.jsonl", {}), ("a.csv", {}), ("a.parquet", {}), ("saved", {})),
         ("both", languages),
     ]:
-        assert make(path=str(tmp_path / path), **settings)._pairs == expected
+        assert make(path=str(tmp_path / path), **settings)._splits == expected
     assert sorted((p.source, p.target) for part in expected.values() for p in part) == sorted(PAIRS)
 
 
 def test_an_example_is_a_pair_and_decodes_to_it(make):
     data = make()
-    examples, pairs = data.examples("train"), data._pairs["train"]
+    examples, pairs = data.examples("train"), data._splits["train"]
     assert len(examples) == len(pairs)
     for index in (0, len(pairs) - 1):
         example = examples[index]
@@ -138,7 +138,7 @@ def test_what_is_too_long_is_left_out_and_counted(make):
     whole = make()
     longest = [
         max(len(whole.tokenizer(text)["input_ids"]) for text in pair[:2])
-        for part in whole._pairs.values()
+        for part in whole._splits.values()
         for pair in part
     ]
     most = sorted(longest)[len(longest) * 2 // 3]
@@ -146,13 +146,13 @@ def test_what_is_too_long_is_left_out_and_counted(make):
     left_out = sum(length > most for length in longest)
     assert 0 < left_out < len(longest)
     assert f"{left_out} longer than data.sequence_length left out" in short.describe()
-    assert sum(len(short.examples(s)) for s in short._pairs) == len(longest) - left_out
+    assert sum(len(short.examples(s)) for s in short._splits) == len(longest) - left_out
 
 
 def test_translations_of_one_text_are_never_in_different_splits(tmp_path):
     lines = [f"{text}\t{n}{text}\n" for text in map(str, range(90)) for n in "ab"]
     (tmp_path / "a.tsv").write_text("source\ttarget\n" + "".join(lines))
-    pairs = Translation(Pairs, 24, 8, 300, path=str(tmp_path / "a.tsv"))._pairs
+    pairs = Translation(Pairs, 24, 8, 300, path=str(tmp_path / "a.tsv"))._splits
     for part in pairs.values():
         assert len(part) == 2 * len({pair.source for pair in part})
     assert [len(pairs[split]) for split in ("train", "validation", "test")] == [160, 10, 10]
@@ -196,7 +196,7 @@ def test_pairs_that_cannot_be_read_are_named(tmp_path, rows, settings, message):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match=message):
-        list(Pairs(str(path), **settings).pairs())
+        list(Pairs(str(path), **settings).rows())
 
 
 def test_bad_rows_are_left_out_when_asked_for(in_process, tmp_path):
@@ -206,7 +206,7 @@ def test_bad_rows_are_left_out_when_asked_for(in_process, tmp_path):
     done = in_process("stage=teacher", *ours, "trainer=cpu", "logger=none", tiny=False, expect=2)
     assert "a.jsonl, line 2" in done.stderr
     assert "data.skip_bad_rows=true" in done.stderr
-    assert len(list(Pairs(str(tmp_path / "a.jsonl"), skip_bad_rows=True).pairs())) == len(PAIRS)
+    assert len(list(Pairs(str(tmp_path / "a.jsonl"), skip_bad_rows=True).rows())) == len(PAIRS)
 
 
 # Django's messages
@@ -235,7 +235,7 @@ def test_a_catalogue_is_read_as_gettext_reads_it(tmp_path):
     ]
     (tmp_path / "a.mo").write_bytes(catalogue(entries))
     theirs = gettext.GNUTranslations((tmp_path / "a.mo").open("rb"))
-    assert list(read_catalogue(tmp_path / "a.mo")) == [
+    assert list(read_catalog(tmp_path / "a.mo")) == [
         ("Log in", theirs.gettext("Log in")),
         ("May", theirs.pgettext("month", "May")),
         ("%d day", theirs.ngettext("%d day", "%d days", 1)),
@@ -245,10 +245,10 @@ def test_a_catalogue_is_read_as_gettext_reads_it(tmp_path):
 
 def test_django_brings_messages_in_many_languages():
     pytest.importorskip("django")
-    found = list(DjangoMessages("de").pairs())
+    found = list(DjangoMessages("de").rows())
     assert ("Afrikaans", "Afrikaans", "Afrikaans") in found
     assert 700 < len(found) < 2000
-    several = list(DjangoMessages(["de", "nl"]).pairs())
+    several = list(DjangoMessages(["de", "nl"]).rows())
     assert {pair.source.split()[0] for pair in several} == {">>de<<", ">>nl<<"}
     assert len({pair.key for pair in several}) < len(several)
     with pytest.raises(
@@ -415,7 +415,7 @@ def test_a_saved_student_translates_without_this_package(make, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    source = data._pairs["test"][0].source
+    source = data._splits["test"][0].source
     asked = tokenizer(source, return_tensors="pt", return_token_type_ids=False)
     said = again.generate(**asked, max_new_tokens=24, do_sample=False, num_beams=1)
     ours = data._translate(model, [data.examples("test").source(0)])
@@ -527,7 +527,8 @@ def test_the_teachers_translations_take_the_place_of_the_targets(make, tmp_path)
 
 def test_scores_are_sacrebleus(make, monkeypatch):
     data = make()
-    truth = [data._text(data.examples("test").target(i)) for i in range(len(data.examples("test")))]
+    test = data.examples("test")
+    truth = [data._decode(test.target(i)) for i in range(len(test))]
     said = [" ".join(text.split()[:-1]) + " Kater" for text in truth]
     spoken = iter(said)
     monkeypatch.setattr(
@@ -541,7 +542,7 @@ def test_scores_are_sacrebleus(make, monkeypatch):
 def test_bits_are_of_the_targets_bytes(make):
     data = make()
     quality = data.quality_metric()
-    targets = [pair.target for pair in data._pairs["test"]]
+    targets = [pair.target for pair in data._splits["test"]]
     count = sum(len(data.tokenizer(text)["input_ids"]) for text in targets)
     assert quality.bytes_per_token == sum(len(t.encode()) for t in targets) / count
 

@@ -1,4 +1,4 @@
-"""Pairs of sentences as tokens, each padded to one length."""
+"""Pairs of sentences as tokens."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from lightning_distill.constants import IGNORED
 
 
 @dataclass(frozen=True)
-class Sentences(Dataset[dict[str, Tensor]]):
-    """Pairs as tokens, each filled up to the same length, so that what is stored of them has one.
+class SentencePairs(Dataset[dict[str, Tensor]]):
+    """Pairs padded to one length, so that the predictions stored for them have one shape.
 
-    sources, targets: the tokens of all pairs, one behind the other, and where each begins: [N + 1].
+    sources, targets: the tokens of all pairs, concatenated, and where each begins, [N + 1].
     """
 
     sources: tuple[Tensor, Tensor]
@@ -29,15 +29,15 @@ class Sentences(Dataset[dict[str, Tensor]]):
         return len(self.targets[1]) - 1
 
     def source(self, index: int) -> Tensor:
-        return _part(self.sources, index)
+        return _row(self.sources, index)
 
     def target(self, index: int) -> Tensor:
-        return _part(self.targets, index)
+        return _row(self.targets, index)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids and attention_mask [S], labels [T], and the pair's number.
+        """input_ids and attention_mask [S], labels [T], and the pair's index.
 
-        The decoder reads the labels, shifted; its model knows behind which token.
+        The decoder's inputs are the labels, shifted by the model.
         """
         source, target = self.source(index), self.target(index)
         input_ids = torch.full((self.sequence_length,), self.padding)
@@ -49,12 +49,12 @@ class Sentences(Dataset[dict[str, Tensor]]):
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "block": block}
 
 
-def joined(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """All rows one behind the other, and where each begins, with the end of the last: [N + 1]."""
+def concatenate(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """All rows as one tensor [S], and where each begins, closed by S: [N + 1]."""
     begin = torch.tensor([0, *map(len, rows)]).cumsum(0)
     return torch.tensor([i for row in rows for i in row], dtype=torch.int32), begin
 
 
-def _part(rows: tuple[Tensor, Tensor], index: int) -> Tensor:
+def _row(rows: tuple[Tensor, Tensor], index: int) -> Tensor:
     ids, begin = rows
     return ids[int(begin[index]) : int(begin[index + 1])].long()

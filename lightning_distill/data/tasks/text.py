@@ -1,0 +1,110 @@
+"""Documents as tokens: what the tasks on running text share.
+
+documents → split by hash → tokenizer (trained on the train split) → tokens, in a file.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_distill.data.splits import SPLITS
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.data.token_files import map_tokens, split_on_disk, write_tokens
+from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
+from lightning_distill.storage.artifacts import Store
+
+VERSION = 1  # raise it when this file starts to give other tokens for the same text
+
+
+class TextTask(DistillationData):
+    """Blocks of tokens from one source.
+
+    source: called with the remaining settings, which only it needs.
+    sequence_length: tokens per block.
+    vocab_size: of a tokenizer trained here; a pretrained model brings its own.
+    """
+
+    required_tokens: ClassVar[tuple[str, ...]] = ("eos_token",)  # that the tokenizer must have
+    special_tokens: ClassVar[tuple[str, ...]] = ()  # that a tokenizer trained here has besides
+
+    def __init__(
+        self,
+        source: Callable[..., Any],
+        sequence_length: int,
+        batch_size: int,
+        vocab_size: int,
+        num_workers: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        self.source = source(**settings)
+        self.sequence_length = sequence_length
+        self.vocab_size = vocab_size
+        self._folder = Path(tempfile.gettempdir())  # for the documents while they are tokenized
+
+    def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._folder = store.root / "tokens"
+        tokenizer_inputs, token_inputs = self._made_from()
+        self.tokenizer = obtain_tokenizer(
+            store,
+            tokenizer,
+            tokenizer_inputs,
+            self._tokenizer_texts,
+            self.vocab_size,
+            self.special_tokens,
+            required=self.required_tokens,
+        )
+        token_inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
+        self.artifact = store.get("tokens", token_inputs, self._make_tokens)
+        self.__dict__.pop("_documents", None)  # closes the temporary file of documents
+        self._tokens = map_tokens(self.artifact.folder / "tokens.safetensors")
+        self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
+
+    @property
+    def separator(self) -> list[int]:
+        """The tokens that close each document."""
+        return [int(self.tokenizer.eos_token_id)]
+
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
+        check_reads(model, name, self.tokenizer, self.sequence_length)
+
+    def bytes_per_token(self, split: str) -> float:
+        split = split if split in self._tokens else "validation"  # of a stream's train split
+        return self._bytes[split] / len(self._tokens[split])
+
+    def describe(self) -> str:
+        return (
+            f"tokens: {self._split_sizes()}; vocabulary {len(self.tokenizer):,}; "
+            f"{self.bytes_per_token('train'):.2f} bytes a token; {self.artifact.key}"
+        )
+
+    def _split_sizes(self) -> str:
+        return ", ".join(f"{len(self._tokens[s]):,} {s}" for s in SPLITS if s in self._tokens)
+
+    def _made_from(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What determines the tokenizer, and what determines the tokens besides it."""
+        inputs = {"source": self.source.fingerprint(), "edition": VERSION}
+        return dict(inputs), inputs
+
+    @cached_property
+    def _documents(self) -> Mapping[str, Sequence[str]]:
+        return self._split_documents()
+
+    def _split_documents(self) -> Mapping[str, Sequence[str]]:
+        """The documents of each split, in a temporary file."""
+        texts = (text for text in self.source.rows() if text.strip())
+        what = "documents (a .txt is cut every 1,500 to 3,000 characters)"
+        return split_on_disk(texts, self._folder, what)
+
+    def _tokenizer_texts(self) -> Iterable[str]:
+        return self._documents["train"]
+
+    def _make_tokens(self, folder: Path) -> None:
+        splits = {split: self._documents[split] for split in SPLITS if split in self._documents}
+        sizes = write_tokens(splits, self.tokenizer, self.separator, folder)
+        (folder / "bytes.json").write_text(json.dumps(sizes))
