@@ -10,22 +10,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 
 from lightning_distill.config.messages import CONF
-from lightning_distill.models.build import build_model
 from lightning_distill.models.frozen import Frozen
+from lightning_distill.run.builder import build_run
 from lightning_distill.storage.artifacts import Store
-from lightning_distill.training.fit import make_trainer
 from lightning_distill.training.student import StudentModule
 from lightning_distill.training.teacher import Teacher
 
@@ -50,40 +49,41 @@ class Step:
 
     def __init__(self, overrides: list[str], folder: Path, steps: int) -> None:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            self.cfg: DictConfig = compose("config", [*DEMO, f"paths.outputs={folder}", *overrides])
+            cfg: DictConfig = compose("config", [*DEMO, f"paths.outputs={folder}", *overrides])
         self.steps, self.folder = steps + WARM_UP, folder
-        self.data = instantiate(self.cfg.data)
+        self.run = build_run(cfg)
+        self.data = self.run.make_data()
         self.data.prepare(Store(folder), None)
         torch.manual_seed(0)
-        self.teacher = build_model(self.cfg.teacher, self.data)
-        self.objective, self.transfer = instantiate(self.cfg.loss), instantiate(self.cfg.transfer)
+        self.teacher = self.run.teacher.members[0].model.build(self.data)
+        self.objective, self.transfer = self.run.make_objective(), self.run.make_transfer()
         if self.objective.needs_teacher:
             held = Teacher([lambda: self.teacher], [1.0], "untrained", 0.0, self.data)
-            make = lambda role: make_trainer(self.cfg, folder, role)  # noqa: E731
+            make = partial(self.run.trainers.trainer, folder)
             self.transfer.prepare(self.data, held, Store(folder), make, folder)
 
     def module(self) -> StudentModule:
         asks = self.objective.needs_teacher and self.transfer.holds_teacher
         teacher = Frozen(self.teacher, self.data.num_classes, self.objective.fused)
         return StudentModule(
-            build_model(self.cfg.student, self.data),
+            self.run.student.build(self.data),
             self.data.num_classes,
             [teacher] if asks else [],
             self.objective,
             self.transfer,
-            instantiate(self.cfg.optimizer),
-            instantiate(self.cfg.schedule),
+            self.run.optimizer,
+            self.run.schedule,
         )
 
     def under_lightning(self) -> "Clock":
         clock, module = Clock(), self.module()
-        module.compiles = self.cfg.trainer.compile
-        if self.cfg.trainer.gradient_checkpointing:
+        module.compiles = self.run.trainers.compile
+        if self.run.trainers.gradient_checkpointing:
             module.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.data.set_train_examples(self.transfer.dataset(self.data), 0)
         settings = {"max_steps": self.steps, "limit_val_batches": 0}
-        trainer = make_trainer(
-            self.cfg, self.folder, "student", [CSVLogger(str(self.folder))], [clock], **settings
+        trainer = self.run.trainers.trainer(
+            self.folder, "student", [CSVLogger(str(self.folder))], [clock], **settings
         )
         trainer.fit(module, datamodule=self.data)
         return clock
@@ -91,19 +91,21 @@ class Step:
     def in_a_bare_loop(self) -> "Clock":
         module = self.module()
         model = module.model.train()
-        optimizer = instantiate(self.cfg.optimizer)(
+        optimizer = self.run.optimizer(
             [
                 {"params": [p for p in model.parameters() if p.ndim >= 2]},
                 {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
             ]
         )
-        schedule = instantiate(self.cfg.schedule)(optimizer, total_steps=self.steps)
+        schedule = self.run.schedule(optimizer, total_steps=self.steps)
         clock = Clock()
         for batch in self.batches():
             teacher, known = self.transfer.teacher_predictions(module.teachers, batch)
             terms = self.objective(module.predict(batch), teacher, batch["labels"], known)
             (terms.total / terms.tokens).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self.cfg.trainer.gradient_clip_val)
+            torch.nn.utils.clip_grad_norm_(
+                model.parameters(), self.run.trainers.gradient_clip_val or 0.0
+            )
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

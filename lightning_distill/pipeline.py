@@ -1,8 +1,8 @@
-"""The main job: teacher → transfer → distill, and what was gained.
+"""The main job: teacher → transfer → student → evaluation.
 
-A teacher is trained, or found among the artifacts. The transfer decides what of its predictions
-the student sees. The student is trained on that, saved for other tools to load, and measured
-against its teacher on text that neither has seen.
+A teacher is trained, or found among the artifacts. The transfer decides what of its predictions the
+student sees. The student is trained on that, saved as a Hugging Face folder, and scored beside its
+teacher on held-out text.
 """
 
 import logging
@@ -13,110 +13,84 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from lightning_distill.config import allowlist
-from lightning_distill.config.validation import each_teacher
-from lightning_distill.data.tasks.base import DistillationData, task_class
+from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
-from lightning_distill.errors import ConfigError
-from lightning_distill.evaluation.evaluate import (
-    check_requested,
-    check_teacher_quality,
-    evaluate_all,
-)
-from lightning_distill.models import lora, pretrained
-from lightning_distill.models.build import build_model, load_tokenizers, outline_model
+from lightning_distill.evaluation.evaluate import evaluate_all
+from lightning_distill.evaluation.teacher_check import check_teacher_quality
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models import lora
 from lightning_distill.models.pruning import prune_teacher
-from lightning_distill.run import finished_run, hardware, plain_settings
+from lightning_distill.run.builder import Run, build_run, check_optimizers
+from lightning_distill.run.preparation import (
+    check_intermediate_losses,
+    outline_student,
+    prepare_data,
+)
 from lightning_distill.storage.artifacts import Store
-from lightning_distill.sweeps.job import RESULTS, Job, results_in, write_results
-from lightning_distill.sweeps.job_key import HARDWARE
-from lightning_distill.sweeps.records import job_folders
+from lightning_distill.sweeps.job import Job, write_results
 from lightning_distill.tracking.loggers import Tracker, log_samples
 from lightning_distill.training.cost import Cost
-from lightning_distill.training.fit import fit, make_trainer, save_trained
+from lightning_distill.training.fit import fit, save_trained
 from lightning_distill.training.nonfinite_guard import SKIPPED
-from lightning_distill.training.optimizers import check_optimizers
 from lightning_distill.training.student import StudentModule
 from lightning_distill.training.teacher import Teacher, find_teacher, obtain_teacher
+from lightning_distill.transfer.base import Transfer
 from lightning_distill.transfer.generated import GENERATED
 
 log = logging.getLogger(__name__)
 
 
 def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
-    """Everything needed, in order. Returns what `results.json` holds."""
+    """`stage=distill`: every step that is not done yet. Returns the content of results.json."""
     allowlist.find(cfg)
-    # What can be wrong with the settings shows before anything is trained.
-    objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
     check_optimizers(cfg)
-    store, tracker = Store(cfg.paths.outputs), Tracker(cfg, job)
-    data, teacher_data = prepare_data(cfg)
-    check_inside(cfg, data, teacher_data)
-    L.seed_everything(cfg.seed, verbose=False)
-    copied = cfg.student.initialize == "teacher_layers"
-    student = outline_student(cfg, data) if copied else build_model(cfg.student, data)
-    lora.check(student, cfg.student, "student")
-    transfer.check(objective, data, teacher_data, len(each_teacher(cfg)))
+    run = build_run(cfg)
+    objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
+    data, teacher_data = prepare_data(run)
+    check_intermediate_losses(run, data, teacher_data)
+    L.seed_everything(run.seed, verbose=False)
+    student = outline_student(run, data) if run.prunes_teacher else run.student.build(data)
+    lora.check(student, run.student.lora, "student")
+    transfer.check(objective, data, teacher_data, len(run.teacher.members))
 
-    teacher: Teacher | None
-    asked = objective.needs_teacher or transfer.supervises_by_text
-    if asked or copied:
-        teacher = obtain_teacher(cfg, store, teacher_data, tracker, job.folder)
-    else:
-        teacher = find_teacher(cfg, store, teacher_data)  # not trained for this, but compared with
-    if teacher and copied:
+    needs_teacher = objective.needs_teacher or transfer.supervises_by_text
+    teacher = _teacher(run, job, store, teacher_data, needs_teacher or run.prunes_teacher)
+    if teacher and run.prunes_teacher:
         batches = data.loader(data.examples("train"), data.batch_size)
-        student = prune_teacher(teacher.models[0], cfg.student, batches)
-    lora.attach(student, cfg.student, "student", cfg.seed)
+        student = prune_teacher(teacher.models[0], run.student.settings, batches)
+    lora.attach(student, run.student.lora, "student", run.seed)
+    make_trainer = partial(run.trainers.trainer, job.folder)
+    if teacher and needs_teacher and not teacher.api:
+        pretrained = student if run.prunes_teacher or run.student.source else None
+        check_teacher_quality(teacher, pretrained, data, store, make_trainer)
 
-    if teacher and asked and not teacher.served:
-        knows = student if copied or "name" in cfg.student else None
-        check_teacher_quality(teacher, knows, data, store, trainer_for(cfg, job))
-
-    if process_group.is_rank_zero() and not job.was_interrupted():
-        for old in ("checkpoints", "student"):  # which another job's may be linked to
-            shutil.rmtree(job.folder / old, ignore_errors=True)
-        for name in (GENERATED, SKIPPED):
-            (job.folder / name).unlink(missing_ok=True)
-    write_results(job.folder, job.results("running"))
-    process_group.barrier()
+    start_results(job)
     cost = Cost(teacher_seconds=teacher.seconds if teacher else 0.0)
-    checkpoints = job.folder / "checkpoints"
-    loggers = tracker.start(job.folder, checkpoints)
-    needed = teacher if asked else None
-    if needed:
-        objective.teacher_weights = needed.weights
-        trainer = trainer_for(cfg, job)
-        cost.transfer_seconds = transfer.prepare(data, needed, store, trainer, job.folder)
-    holds = transfer.holds_teacher and objective.needs_teacher
-    if teacher and not holds:
+    tracker = _tracker(run, job)
+    loggers = tracker.start(job.folder, job.folder / "checkpoints")
+    source = teacher if needs_teacher else None
+    if source:
+        objective.teacher_weights = source.weights
+        cost.transfer_seconds = transfer.prepare(data, source, store, make_trainer, job.folder)
+    if teacher and not (transfer.holds_teacher and objective.needs_teacher):
         teacher.release()
-    L.seed_everything(cfg.seed, verbose=False)  # whatever was trained above, or was there already
-    module = StudentModule(
-        student,
-        data.num_classes,
-        needed.frozen(objective.fused) if needed and holds else [],
-        objective,
-        transfer,
-        instantiate(cfg.optimizer),
-        instantiate(cfg.schedule),
-        needed.hash if needed else None,
-    )
+    L.seed_everything(run.seed, verbose=False)  # independent of what was made above
+    module = make_student_module(run, student, data, source, objective, transfer)
     with cost.measure(module):
-        data.set_train_examples(transfer.dataset(data), cfg.seed)
-        fit(cfg, module, data, cfg.student.max_steps, job.folder, loggers, "student")
+        data.set_train_examples(transfer.dataset(data), run.seed)
+        steps = run.student.max_steps
+        fit(run.trainers, module, data, steps, job.folder, loggers, "student")
 
-    trained = lora.trainable(module.model)
+    trainable = lora.trainable(module.model)
     lora.merge(module.model)
     save_trained(module.model, data, job.folder / "student")
-    show = partial(log_samples, loggers)
-    scores = evaluate_all(cfg, data, job.folder, module.model, teacher, show)
-    if lora.wanted(cfg.student):
-        scores["student"]["trainable_parameters"] = trained
+    scores = _evaluate(run, job.folder, data, module.model, teacher, partial(log_samples, loggers))
+    if run.student.lora:
+        scores["student"]["trainable_parameters"] = trainable
     results = job.final_results(cost, scores)
     write_results(job.folder, results)
     tracker.finish(loggers, results)
@@ -127,131 +101,91 @@ def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
     allowlist.find(cfg)
     check_optimizers(cfg, student=False)
-    _, data = prepare_data(cfg)
-    teacher = obtain_teacher(cfg, Store(cfg.paths.outputs), data, Tracker(cfg, job), job.folder)
-    scores = evaluate_all(cfg, data, job.folder, None, teacher)
+    run = build_run(cfg)
+    _, data = prepare_data(run)
+    teacher = _obtain_teacher(run, job, Store(run.outputs), data)
+    scores = _evaluate(run, job.folder, data, None, teacher)
     results = job.final_results(Cost(teacher_seconds=teacher.seconds), scores)
     write_results(job.folder, results)
     return results
 
 
 def run_transfer(cfg: DictConfig, job: Job) -> dict[str, Any]:
-    """`stage=transfer`: the first two steps, which students then share."""
+    """`stage=transfer`: the first two steps, whose artifacts students share."""
     allowlist.find(cfg)
-    transfer, store = instantiate(cfg.transfer), Store(cfg.paths.outputs)
     check_optimizers(cfg, student=False)
-    data, teacher_data = prepare_data(cfg)
-    transfer.check(instantiate(cfg.loss), data, teacher_data, len(each_teacher(cfg)))
-    teacher = obtain_teacher(cfg, store, teacher_data, Tracker(cfg, job), job.folder)
-    seconds = transfer.prepare(data, teacher, store, trainer_for(cfg, job), job.folder)
-    scores = evaluate_all(cfg, data, job.folder, None, teacher)
+    run = build_run(cfg)
+    transfer, store = run.make_transfer(), Store(run.outputs)
+    data, teacher_data = prepare_data(run)
+    transfer.check(run.make_objective(), data, teacher_data, len(run.teacher.members))
+    teacher = _obtain_teacher(run, job, store, teacher_data)
+    make_trainer = partial(run.trainers.trainer, job.folder)
+    seconds = transfer.prepare(data, teacher, store, make_trainer, job.folder)
+    scores = _evaluate(run, job.folder, data, None, teacher)
     results = job.final_results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)
     return results
 
 
-def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
-    """`stage=evaluate`: the student of a finished run, `evaluate.run=<its folder>`; or, where that
-    is a sweep's, those of all its finished jobs, and the sweep's summary anew."""
-    if cfg.evaluate.run in (None, ""):
-        raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run or a sweep>.")
-    folder = Path(str(cfg.evaluate.run))
-    jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
-    finished = [one for one in jobs if results_in(one).get("status") == "finished"]
-    if not finished:
-        return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
-    from lightning_distill.report.summarize import summarize  # plotly is slow
-
-    if left := len(jobs) - len(finished):
-        log.info("evaluate.run: %s of %s jobs are not finished and left out", left, len(jobs))
-    for one in finished:
-        log.info("evaluating %s", one)
-        evaluate_run(one, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
-    if process_group.is_rank_zero():
-        summarize(folder)
-    return None
+def _teacher(
+    run: Run, job: Job, store: Store, data: DistillationData, needed: bool
+) -> Teacher | None:
+    """The teacher; one that is not needed is only compared with, if it exists."""
+    if needed:
+        return _obtain_teacher(run, job, store, data)
+    return find_teacher(run.teacher, run.trainers, store, data)
 
 
-def evaluate_run(
+def _obtain_teacher(run: Run, job: Job, store: Store, data: DistillationData) -> Teacher:
+    logs = job.folder / "teacher"
+    return obtain_teacher(run.teacher, run.trainers, store, data, _tracker(run, job), logs)
+
+
+def _tracker(run: Run, job: Job) -> Tracker:
+    return Tracker(run.loggers, job, run.settings, run.choices, run.is_sweep)
+
+
+def make_student_module(
+    run: Run,
+    student: PreTrainedModel,
+    data: DistillationData,
+    teacher: Teacher | None,
+    objective: Objective,
+    transfer: Transfer,
+) -> StudentModule:
+    """teacher: the one that the student learns from, if any."""
+    holds_teacher = teacher and transfer.holds_teacher and objective.needs_teacher
+    return StudentModule(
+        student,
+        data.num_classes,
+        teacher.frozen(objective.fused) if teacher and holds_teacher else [],
+        objective,
+        transfer,
+        run.optimizer,
+        run.schedule,
+        teacher.hash if teacher else None,
+    )
+
+
+def start_results(job: Job) -> None:
+    """Marks the job as running. Unless it resumes, what an earlier job left here is removed."""
+    if process_group.is_rank_zero() and not job.was_interrupted():
+        for name in ("checkpoints", "student"):  # files of other jobs may be hard links to these
+            shutil.rmtree(job.folder / name, ignore_errors=True)
+        for name in (GENERATED, SKIPPED):
+            (job.folder / name).unlink(missing_ok=True)
+    write_results(job.folder, job.results("running"))
+    process_group.barrier()
+
+
+def _evaluate(
+    run: Run,
     folder: Path,
-    outputs: str,
-    asked: DictConfig | None = None,
-    trainer: DictConfig | None = None,
+    data: DistillationData,
+    student: PreTrainedModel | None,
+    teacher: Teacher | None,
+    log_samples: Callable[[list[dict[str, str]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Measures a finished run's student, against its teacher if that exists by now.
-
-    asked: the tasks and the speed to measure besides; those that the run itself asked for if None.
-    trainer: a node of settings that says where; the run's own if None.
-    The run's results.json is brought up to date, and keeps what is not measured again.
-    """
-    cfg, results = finished_run("evaluate.run", folder)
-    cfg.paths.outputs = outputs
-    if asked is not None:
-        cfg.evaluate = asked
-    if trainer is not None:
-        for key in HARDWARE:
-            cfg.trainer[key] = trainer[key]
-    allowlist.check(cfg, f"evaluate.run={folder}: ")
-    data, teacher_data = prepare_data(cfg)
-    weights = folder / "student"  # none after stage=teacher
-    student = None
-    if weights.exists():
-        student = pretrained.saved(data.auto_class, weights, "evaluate.run")
-    teacher = find_teacher(cfg, Store(outputs), teacher_data)
-    if student is None and teacher is None:
-        raise ConfigError(f"evaluate.run={folder} has no student, and its teacher is not here.")
-    for role, scores in evaluate_all(cfg, data, folder, student, teacher).items():
-        if scores:  # a teacher that is gone takes nothing of what is known along
-            known = results.get(role) or {}
-            tasks = {**known.get("tasks", {}), **scores.get("tasks", {})}
-            results[role] = known | scores | ({"tasks": tasks} if tasks else {})
-    write_results(folder, results)
-    return results
-
-
-def prepare_data(cfg: DictConfig) -> tuple[DistillationData, DistillationData]:
-    """The examples in the student's tokens and in the teacher's: the same where they share them."""
-    task = task_class(cfg.data._target_)
-    check_requested(cfg.evaluate, task)
-    theirs, own = None, None
-    if task.has_tokenizer:
-        shared = cfg.loss.get("shared_vocabulary", True)
-        nodes = [one.teacher for one in each_teacher(cfg)]
-        theirs, own = load_tokenizers(nodes, cfg.student, shared, task.shares_tokenizer)
-    found = []
-    for tokenizer in [own] if own is theirs else [own, theirs]:
-        data: DistillationData = instantiate(cfg.data)
-        data.prepare(Store(cfg.paths.outputs), tokenizer)
-        log.info("%s", data.describe())
-        found.append(data)
-    return found[0], found[-1]
-
-
-def trainer_for(cfg: DictConfig, job: Job) -> Callable[..., L.Trainer]:
-    """What drives the teacher over the transfer set: each device takes shards of its own."""
-    return partial(make_trainer, cfg, job.folder)
-
-
-def check_inside(cfg: DictConfig, data: DistillationData, teacher_data: DistillationData) -> None:
-    """Raises ConfigError where a term inside the network does not fit these two models."""
-    for name, term in instantiate(cfg.loss).intermediate.items():
-        if teacher_data is not data:
-            raise ConfigError(
-                f"loss.{name}.weight={term.weight:g} compares the models token by token, and "
-                f"their tokenizers differ. Set loss.{name}.weight=0."
-            )
-        teacher = outline_model(each_teacher(cfg)[0].teacher, data)
-        term.attach(outline_student(cfg, data), teacher)
-        if hardware(plain_settings(cfg)).uses_fsdp and list(term.parameters()):
-            raise ConfigError(
-                f"loss.{name}.weight={term.weight:g} between models of different widths learns "
-                "matrices of its own, which trainer=fsdp does not share. Set trainer=ddp."
-            )
-
-
-def outline_student(cfg: DictConfig, data: DistillationData) -> PreTrainedModel:
-    """Without its weights. Raises ConfigError where it cannot be a part of its teacher."""
-    if cfg.student.initialize == "random":
-        return outline_model(cfg.student, data)
-    teacher = outline_model(each_teacher(cfg)[0].teacher, data)
-    return prune_teacher(teacher, cfg.student, [])
+    return evaluate_all(
+        *(run.evaluation, run.trainers, data, folder, student, teacher, run.seed, log_samples)
+    )

@@ -4,7 +4,7 @@ STAGES = {
     "distill": "pipeline.distill",
     "teacher": "pipeline.train_teacher",
     "transfer": "pipeline.run_transfer",
-    "evaluate": "pipeline.evaluate_again",
+    "evaluate": "reevaluation.evaluate_again",
     "export": "export.export.export",
     "report": "cli.sweep_stages.report",
     "dashboard": "cli.sweep_stages.dashboard",

@@ -7,11 +7,9 @@ from collections import namedtuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from lightning_distill.data.packing import Blocks, check_targets
 from lightning_distill.errors import ConfigError
-from lightning_distill.models.pretrained import check_reading
 from lightning_distill.planning.doctor import CHECKS
 
 
@@ -138,21 +136,6 @@ def test_a_vocabulary_of_the_same_size_with_other_ids_is_found(examine, pretrain
     assert wrong(found) == ["text"]
     assert "different vocabularies" in found["text"][1]
     assert set(left_out(found)) == set(CHECKS) - {"device", "tracker", "text"}
-
-
-def test_one_vocabulary_that_is_read_in_two_ways_is_found(folder, tmp_path):
-    own = AutoTokenizer.from_pretrained(folder)
-    other = tmp_path / "other"
-    own.save_pretrained(other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    del tokenizer["model"]["merges"][0]
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    theirs = AutoTokenizer.from_pretrained(other)
-    assert theirs.get_vocab() == own.get_vocab()
-    texts = ["a teacher student learns", "zzz"]
-    check_reading(own, own, texts)
-    with pytest.raises(ConfigError, match="read 1 of 2 texts differently, as 'a teacher"):
-        check_reading(theirs, own, texts)
 
 
 def blocks(targets):

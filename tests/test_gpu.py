@@ -2,6 +2,7 @@
 
 import json
 
+import lightning as L
 import pytest
 import torch
 
@@ -9,7 +10,6 @@ from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models import sizes
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.training.fit import make_trainer
 from lightning_distill.training.student import StudentModule
 from lightning_distill.transfer.online import Online
 
@@ -82,18 +82,18 @@ def test_a_step_that_is_not_logged_never_waits_for_the_gpu(make_data, tmp_path):
         lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
     )
-    from omegaconf import OmegaConf
-
-    node = {
-        "_target_": "lightning.Trainer",
-        "accelerator": "gpu",
-        "devices": 1,
-        "precision": "bf16-mixed",
-        "log_every_n_steps": 10,
-        "gradient_clip_val": 1.0,
-    }
-    trainer = make_trainer(
-        OmegaConf.create({"trainer": node}), tmp_path, "student", max_steps=12, limit_val_batches=0
+    trainer = L.Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision="bf16-mixed",
+        log_every_n_steps=10,
+        gradient_clip_val=1.0,
+        max_steps=12,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
     )
     try:
         trainer.fit(module, datamodule=data)

@@ -34,7 +34,7 @@ from lightning_distill.distributed.gpus import (
     visible_gpus,
 )
 from lightning_distill.errors import Refused, Stopped, unknown_name
-from lightning_distill.run import job_settings, make_job, resume_policy
+from lightning_distill.run.settings import job_settings, make_job, resume_policy
 from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
 from lightning_distill.sweeps.job_key import job_key

@@ -20,7 +20,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.distributed.launcher import launch
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
-from lightning_distill.run import hardware, plain_settings
+from lightning_distill.run.settings import hardware, plain_settings
 from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import Job
 

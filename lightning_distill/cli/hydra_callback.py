@@ -140,7 +140,7 @@ def compare_with_late_teachers(folder: Path, outputs: str) -> None:
         return
     for row in rows:
         if not row.results.get("teacher"):
-            from lightning_distill.pipeline import evaluate_run
+            from lightning_distill.reevaluation import evaluate_run
 
             log.info("%s ran before its teacher was there: comparing them now", row.name)
             evaluate_run(row.folder, outputs)

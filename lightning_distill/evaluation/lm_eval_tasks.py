@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.metrics.names import is_metric
 
 log = logging.getLogger(__name__)
@@ -89,17 +89,17 @@ class Tasks:
         return {name: numbers for name, numbers in named.items() if numbers}
 
 
-def load_tasks(asked: DictConfig) -> Tasks | None:
-    """The tasks of an `evaluate` node; None where it names none.
+def load_tasks(request: EvaluationRequest) -> Tasks | None:
+    """The requested tasks with their data; None where none are requested.
 
-    Raises ConfigError for names that do not exist and data that cannot be had.
+    Raises ConfigError for a task that does not exist or whose data cannot be loaded.
     """
-    names = asked.get("tasks")
-    if not names:
+    if not request.tasks:
         return None
-    path = asked.get("task_path")
-    more = (asked.get("limit"), asked.get("num_fewshot"), asked.get("batch_size", 8))
-    return _load(tuple(names), None if path is None else str(path), *more)
+    return _load(
+        *(request.tasks, request.task_path, request.limit, request.num_fewshot),
+        request.batch_size,
+    )
 
 
 @lru_cache(maxsize=1)  # for the other jobs of a sweep

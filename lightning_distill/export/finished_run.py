@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_distill.data.tasks.base import DistillationData, task_class
 from lightning_distill.errors import ConfigError
 from lightning_distill.export import task
-from lightning_distill.pipeline import prepare_data
-from lightning_distill.run import finished_run
+from lightning_distill.run.builder import build_run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.run.settings import finished_run
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord
 
@@ -55,7 +56,7 @@ class Run:
     @cached_property
     def data(self) -> DistillationData:
         """In the student's tokens."""
-        return prepare_data(self.cfg)[0]
+        return prepare_data(build_run(self.cfg))[0]
 
     @cached_property
     def choices(self) -> dict[str, str]:

@@ -6,7 +6,8 @@ beside: what is saved is a model like any other, and needs no peft.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,40 +20,47 @@ from lightning_distill.errors import unknown_name
 log = logging.getLogger(__name__)
 
 
-def wanted(role: Mapping[str, Any]) -> bool:
-    return bool((role.get("lora") or {}).get("rank"))
-
-
-def check(model: PreTrainedModel, role: Mapping[str, Any], name: str) -> None:
-    """Raises ConfigError where an adapter is asked for beside what is not there.
-
-    A model on the meta device is enough to find out. name: `teacher` or `student`.
+@dataclass(frozen=True)
+class LoRASettings:
+    """rank: of each adapter. alpha: an adapter's output is scaled by alpha / rank; None for
+    2 · rank. target_modules: names of linear layers; None for all. dropout: of an adapter's input.
     """
-    if wanted(role):
-        _places(model, role["lora"]["target_modules"], name)
+
+    rank: int
+    alpha: float | None = None
+    target_modules: Sequence[str] | None = None
+    dropout: float = 0.0
 
 
-def attach(model: PreTrainedModel, role: Mapping[str, Any], name: str, seed: int) -> None:
-    """Adapters as `role.lora` says, where it does; then they alone are trained.
+def check(model: PreTrainedModel, settings: LoRASettings | None, role: str) -> None:
+    """Raises ConfigError where `target_modules` names a layer that the model lacks.
 
-    They begin as zeros: the model says what it said before. Theirs are the only parameters that
-    require gradients afterwards, but for a classifier's head, which may be new; they are kept in 32
-    bits.
+    A model on the meta device will do. role: `teacher` or `student`.
     """
-    if not wanted(role):
+    if settings:
+        _places(model, settings.target_modules, role)
+
+
+def attach(model: PreTrainedModel, settings: LoRASettings | None, role: str, seed: int) -> None:
+    """Adds adapters and freezes the other weights; does nothing without settings.
+
+    Adapters start as zeros, so that the model's outputs stay what they were. A classifier's head,
+    which may be new, is trained as well. What is trained is kept in 32 bits.
+    """
+    if settings is None:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    lora = role["lora"]
-    places = _places(model, lora["target_modules"], name)
+    places = _places(model, settings.target_modules, role)
+    alpha: Any = 2 * settings.rank if settings.alpha is None else settings.alpha
     config = LoraConfig(
-        r=lora["rank"],
-        lora_alpha=2 * lora["rank"] if lora["alpha"] is None else lora["alpha"],
+        r=settings.rank,
+        lora_alpha=alpha,
         target_modules=places,
-        lora_dropout=lora["dropout"],
+        lora_dropout=settings.dropout,
         fan_in_fan_out=isinstance(model.get_submodule(places[0]), Conv1D),
     )
-    with torch.random.fork_rng([]):  # of the seed alone, whatever was random before
+    with torch.random.fork_rng([]):  # initialized by the seed alone
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for p in _head(model):
@@ -60,10 +68,10 @@ def attach(model: PreTrainedModel, role: Mapping[str, Any], name: str, seed: int
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-    count, whole = trainable(model), sum(p.numel() for p in model.parameters())
+    count, total = trainable(model), sum(p.numel() for p in model.parameters())
     log.info(
         "%s: %s trainable parameters, adapters of rank %s beside the %s of %s",
-        *(name, f"{count:,}", lora["rank"], f"{whole - count:,}"),
+        *(role, f"{count:,}", settings.rank, f"{total - count:,}"),
         ", ".join(sorted({place.rpartition(".")[2] for place in places})),
     )
 
@@ -93,7 +101,7 @@ def _head(model: PreTrainedModel) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in body]
 
 
-def _places(model: PreTrainedModel, asked: list[str] | None, name: str) -> list[str]:
+def _places(model: PreTrainedModel, asked: Sequence[str] | None, role: str) -> list[str]:
     """The full names of the layers that get one: `asked`, or all linear ones but the output.
 
     The experts of a mixture are no linear layers in transformers, and get none.
@@ -112,7 +120,7 @@ def _places(model: PreTrainedModel, asked: list[str] | None, name: str) -> list[
     for one in asked:
         if not any(_is_called(place, one) for place in known):
             names = {place.rpartition(".")[2] for place in known}
-            raise unknown_name(f"{name}.lora.target_modules", one, names)
+            raise unknown_name(f"{role}.lora.target_modules", one, names)
     return [place for place in known if any(_is_called(place, one) for one in asked)]
 
 

@@ -108,25 +108,6 @@ def saved(auto: Any, folder: Path, key: str = "name") -> Any:
     return loaded(auto, str(folder), key, trust_remote_code=False, **weights)
 
 
-def check_reading(
-    theirs: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, texts: list[str]
-) -> None:
-    """Raises ConfigError where a text has other ids to the teacher than to the student."""
-    if theirs.eos_token_id != own.eos_token_id:
-        raise ConfigError(
-            f"teacher.name ends a text with {theirs.eos_token!r}, student.name with "
-            f"{own.eos_token!r}. Choose loss=universal."
-        )
-    ids = [[t(x, add_special_tokens=False)["input_ids"] for t in (theirs, own)] for x in texts]
-    different = [text for text, (one, other) in zip(texts, ids, strict=True) if one != other]
-    if different:
-        raise ConfigError(
-            f"teacher.name and student.name have one vocabulary, and read {len(different)} of "
-            f"{len(texts)} texts differently, as {different[0][:40]!r}. The student would be "
-            "trained on the teacher's reading; give both one tokenizer.json."
-        )
-
-
 def fingerprint(name: str, revision: str | None) -> str:
     """Changes when the weights do: a hash of a local folder, or the hub's name and revision."""
     folder = Path(name).expanduser()

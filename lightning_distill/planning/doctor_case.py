@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models import pretrained
-from lightning_distill.models.build import build_model
-from lightning_distill.pipeline import prepare_data
 from lightning_distill.planning.plan import requirements
+from lightning_distill.run.builder import Run, build_run
+from lightning_distill.run.preparation import prepare_data
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job
 from lightning_distill.sweeps.resume import last_folder
@@ -33,8 +32,12 @@ class Case:
         self.cfg, self.job, self.store = cfg, job, Store(cfg.paths.outputs)
 
     @cached_property
+    def run(self) -> Run:
+        return build_run(self.cfg)
+
+    @cached_property
     def both(self) -> tuple[DistillationData, DistillationData]:
-        return prepare_data(self.cfg)
+        return prepare_data(self.run)
 
     @property
     def data(self) -> DistillationData:
@@ -42,21 +45,19 @@ class Case:
 
     @cached_property
     def objective(self) -> Objective:
-        found: Objective = instantiate(self.cfg.loss)
-        return found
+        return self.run.make_objective()
 
     @cached_property
     def transfer(self) -> Transfer:
-        found: Transfer = instantiate(self.cfg.transfer)
-        return found
+        return self.run.make_transfer()
 
     @cached_property
     def teacher(self) -> Teacher:
-        if "url" in self.cfg.teacher:
+        if self.run.teacher.is_api:
             raise LeftOutError(
                 "the teacher is behind a server, which tells nothing of held-out text"
             )
-        found = find_teacher(self.cfg, self.store, self.both[1])
+        found = find_teacher(self.run.teacher, self.run.trainers, self.store, self.both[1])
         if found is None:
             raise LeftOutError("the teacher is not there yet, stage=teacher trains it")
         return found
@@ -69,10 +70,10 @@ class Case:
             return "its finished student", pretrained.saved(
                 self.data.auto_class, folder / "student"
             )
-        if self.cfg.student.initialize == "teacher_layers":
+        if self.run.prunes_teacher:
             raise LeftOutError("the student is a part of its teacher")
-        L.seed_everything(self.cfg.seed, verbose=False)
-        model = build_model(self.cfg.student, self.data)
+        L.seed_everything(self.run.seed, verbose=False)
+        model = self.run.student.build(self.data)
         return "the student before training", model
 
     @cached_property

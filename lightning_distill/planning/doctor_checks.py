@@ -10,22 +10,18 @@ from hydra.core.hydra_config import HydraConfig
 from rich.filesize import decimal
 from torch import Tensor
 
-from lightning_distill.config.validation import each_teacher
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.errors import ConfigError
-from lightning_distill.evaluation.evaluate import evaluate
+from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.losses.objective import nll
-from lightning_distill.models.build import outline_model
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.models.pretrained import check_reading, load_tokenizer
-from lightning_distill.pipeline import check_inside
+from lightning_distill.models.spec import ModelSpec
 from lightning_distill.planning.doctor_case import Case, LeftOutError
 from lightning_distill.report.plan_table import total_memory
-from lightning_distill.run import hardware, plain_settings
+from lightning_distill.run.preparation import check_intermediate_losses
 from lightning_distill.tracking.wandb_run import has_key
-from lightning_distill.training.fit import make_trainer
 
 BATCHES = 4  # of the test split, on which teacher and student are compared
 TEXTS = 64  # that two tokenizers have to read alike
@@ -34,8 +30,8 @@ TEXTS = 64  # that two tokenizers have to read alike
 def settings(case: Case) -> str:
     """Loss, transfer and the models' shapes go together."""
     data, teacher_data = case.both
-    case.transfer.check(case.objective, data, teacher_data, len(each_teacher(case.cfg)))
-    check_inside(case.cfg, data, teacher_data)
+    case.transfer.check(case.objective, data, teacher_data, len(case.run.teacher.members))
+    check_intermediate_losses(case.run, data, teacher_data)
     choices = HydraConfig.get().runtime.choices
     return f"loss={choices['loss']} and transfer={choices['transfer']} go together"
 
@@ -51,48 +47,36 @@ def targets(case: Case) -> str:
 
 def tokenizers(case: Case) -> str:
     """Teacher and student give the same text the same ids."""
-    cfg, (data, teacher_data) = case.cfg, case.both
+    data, teacher_data = case.both
     if not data.has_tokenizer:
         raise LeftOutError("there is no text")
     if teacher_data is not data:
         return f"two, of {len(data.tokenizer):,} and {len(teacher_data.tokenizer):,} tokens"
-    nodes = {"teacher": each_teacher(cfg)[0].teacher, "student": cfg.student}
-    rows = [_rows(node, data) for node in nodes.values()]
-    named = {role: node for role, node in nodes.items() if "name" in node and "url" not in node}
-    if len(named) == 2:
-        theirs, own = (
-            load_tokenizer(n.name, n.revision, n.trust_remote_code) for n in named.values()
-        )
-        check_reading(theirs, own, _texts(data))
+    specs = (case.run.teacher.members[0].model, case.run.student)
+    rows = [_rows(spec, data) for spec in specs]
     padded = f", in {rows[0]:,} and {rows[1]:,} embedding rows" if len(set(rows)) > 1 else ""
     return f"one vocabulary of {len(data.tokenizer):,} tokens{padded}"
 
 
-def _texts(data: DistillationData) -> list[str]:
-    examples = data.examples("test")
-    count = min(len(examples), TEXTS)
-    return [str(data.tokenizer.decode(examples[i]["input_ids"])) for i in range(count)]
-
-
-def _rows(node: Any, data: DistillationData) -> int:
-    if "url" in node:
+def _rows(spec: ModelSpec, data: DistillationData) -> int:
+    if spec.source and spec.source.is_api:
         return len(data.tokenizer)
-    embeddings: Any = outline_model(node, data).get_input_embeddings()
+    embeddings: Any = spec.outline(data).get_input_embeddings()
     return int(embeddings.num_embeddings)
 
 
 def device(case: Case) -> str:
     """What `trainer=` asks for is there."""
-    trainer = make_trainer(case.cfg, case.job.folder, "")
+    trainer = case.run.trainers.trainer(case.job.folder, "")
     kind = trainer.strategy.root_device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
-    return f"{hardware(plain_settings(case.cfg)).num_devices} × {name}, {trainer.precision}"
+    return f"{case.run.trainers.hardware.num_devices} × {name}, {trainer.precision}"
 
 
 def teacher(case: Case) -> str:
     """It is better than chance, and than the student."""
     found, (name, student) = case.teacher, case.student
-    trainer = make_trainer(case.cfg, case.job.folder, "", limit_test_batches=BATCHES)
+    trainer = case.run.trainers.trainer(case.job.folder, "", limit_test_batches=BATCHES)
     scores = evaluate(trainer, case.data, student, found)
     theirs, own = scores["teacher"], scores["student"]
     assert theirs

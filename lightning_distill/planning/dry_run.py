@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 
 from lightning_distill.pipeline import distill
 from lightning_distill.planning.step_profiler import WARM
-from lightning_distill.run import hardware, plain_settings
+from lightning_distill.run.settings import hardware, plain_settings
 from lightning_distill.storage.artifacts import Artifact, Store
 from lightning_distill.sweeps.job import Job
 

@@ -13,21 +13,20 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lightning_distill.config.validation import each_teacher
-from lightning_distill.pipeline import prepare_data
 from lightning_distill.planning.dry_run import DryRun, profile_dry_run
 from lightning_distill.report.plan_table import PLAN, print_plan
-from lightning_distill.run import plain_settings, resume_policy
+from lightning_distill.run.builder import build_run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.run.settings import plain_settings, resume_policy
 from lightning_distill.storage.artifacts import Artifact, Store, key_of, write_atomic
 from lightning_distill.sweeps.job import Job, results_in
 from lightning_distill.sweeps.job_key import effective_settings
 from lightning_distill.sweeps.resume import job_status, last_folder
-from lightning_distill.tracking.loggers import Tracker
 from lightning_distill.training.checkpoint_io import newest, step_of
-from lightning_distill.training.teacher import obtain_teacher, trained_here
+from lightning_distill.training.teacher import Teacher, api_teacher, find_teacher, trained_teachers
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +62,10 @@ def _state(cfg: DictConfig, job: Job) -> tuple[str, int]:
 
 def requirements(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:
     """Bytes, seconds and so on of `steps` of the student, and of what must be there before."""
-    objective, transfer = instantiate(cfg.loss), instantiate(cfg.transfer)
-    store = Store(cfg.paths.outputs)
-    data, teacher_data = prepare_data(cfg)
-    teachers = trained_here(cfg, store, teacher_data)
+    run = build_run(cfg)
+    objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
+    data, teacher_data = prepare_data(run)
+    teachers = trained_teachers(run.teacher, run.trainers, store, teacher_data)
     trained = [one for one in teachers.values() if one]
     if len(trained) < len(teachers):
         trained = []
@@ -97,11 +96,14 @@ def requirements(cfg: DictConfig, job: Job, steps: int) -> dict[str, Any]:
         found["shared"] += _of_teachers(cfg, teachers, cost)
     units = transfer.units_to_prepare(data, teacher_data)
     if asked and units and cost.ahead:
-        node = effective_settings(plain_settings(cfg))["transfer"]
-        made_from = {"teachers": list(teachers), **node, "tokens": data.artifact.key}
+        node = effective_settings(run.settings)["transfer"]
+        made_from: Any = {"teachers": list(teachers), **node, "tokens": data.artifact.key}
         if len(trained) == len(teachers):
-            # Trains none: all are there.
-            teacher = obtain_teacher(cfg, store, teacher_data, Tracker(cfg, job), job.folder)
+            if run.teacher.is_api:
+                teacher: Teacher | None = api_teacher(run.teacher, teacher_data)
+            else:
+                teacher = find_teacher(run.teacher, run.trainers, store, teacher_data)
+            assert teacher
             made_from = transfer.made_from(data, teacher)
         ahead = cost.ahead
         found["shared"].append(

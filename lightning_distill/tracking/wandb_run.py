@@ -5,17 +5,16 @@ import netrc
 import os
 import secrets
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
-from hydra.core.hydra_config import HydraConfig
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.sweeps.job import Job
@@ -31,42 +30,71 @@ LONGEST_NAME = 128  # characters that W&B allows
 LONGEST_TAG = 64
 
 
-def student(cfg: DictConfig, job: Job) -> dict[str, Any]:
-    """What `wandb.init` is told of a student's run."""
-    settings = _resolved(cfg)
-    label = _label(cfg, job)
-    seed = _seed(job.overrides)
-    chosen = HydraConfig.get().runtime.choices
-    tags = [chosen["loss"], chosen["transfer"]]
-    tags += [f"student {chosen['student']}", f"teacher {chosen['teacher']}"]
-    if is_baseline(settings):
-        tags.append("baseline")
-    # Seeds of one job share `settings` and `name`, and are one line of a chart grouped by them.
-    known = {"key": job.key, "settings": job_key(settings | {"seed": 0}), "name": label}
-    return {
-        "job_type": "student",
-        "name": _cut(f"{label} {seed}" if seed else label),
-        "group": group_name(_agents_sweep() or job.group),
-        "tags": _tags(cfg, tags),
-        "config": settings | {"job": known},
-        "dir": str(_directory(job)),
-    }
+@dataclass(frozen=True)
+class Description:
+    """What `wandb.init` gets for the runs of one job.
+
+    settings: the resolved config. choices: the option of each config group. tags: the user's.
+    """
+
+    settings: dict[str, Any]
+    choices: dict[str, str]
+    is_sweep: bool
+    job: Job
+    tags: list[str]
+
+    def student(self) -> dict[str, Any]:
+        choices, job = self.choices, self.job
+        label, seed = self._label(), _seed(job.overrides)
+        tags = [choices["loss"], choices["transfer"]]
+        tags += [f"student {choices['student']}", f"teacher {choices['teacher']}"]
+        if is_baseline(self.settings):
+            tags.append("baseline")
+        # The seeds of one job share `settings` and `name`, by which a chart can group them.
+        key_of_seeds = job_key({**self.settings, "seed": 0})
+        known = {"key": job.key, "settings": key_of_seeds, "name": label}
+        return {
+            "job_type": "student",
+            "name": _cut(f"{label} {seed}" if seed else label),
+            "group": group_name(_agents_sweep() or job.group),
+            "tags": self._all_tags(tags),
+            "config": self.settings | {"job": known},
+            "dir": str(self._directory),
+        }
+
+    def teacher(self, key: str) -> dict[str, Any]:
+        """key: of the artifact that the teacher will be."""
+        name = f"teacher {self.choices['teacher']}"
+        return {
+            "job_type": "teacher",
+            "name": _cut(f"{name} {key[:8]}"),
+            "group": group_name(self.job.group),
+            "tags": self._all_tags([name]),
+            "config": self.settings | {"job": {"key": key, "settings": key, "name": name}},
+            "dir": str(self._directory),
+        }
+
+    def _label(self) -> str:
+        """What distinguishes a job from the others of its sweep, its seed aside."""
+        if _agents_sweep():
+            parameters = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
+            return short([o for o in self.job.overrides if _key(o) in parameters]) or self.job.name
+        if not self.is_sweep:
+            return self.job.name
+        command = OverridesParser.create().parse_overrides(list(self.settings["sweep"]["command"]))
+        fixed = {o.get_key_element() for o in command if not o.is_sweep_override()}
+        return short([o for o in self.job.overrides if _key(o) not in fixed]) or "job"
+
+    def _all_tags(self, tags: list[str]) -> list[str]:
+        return list(dict.fromkeys(tag[:LONGEST_TAG] for tag in [*tags, *self.tags]))
+
+    @property
+    def _directory(self) -> Path:
+        """One folder for all runs of a sweep: W&B's terminal viewer then shows them together."""
+        return self.job.folder.parent if self.is_sweep else self.job.folder
 
 
-def teacher(cfg: DictConfig, job: Job, key: str) -> dict[str, Any]:
-    """What `wandb.init` is told of a teacher's. key: of the artifact that it will be."""
-    name = f"teacher {HydraConfig.get().runtime.choices['teacher']}"
-    return {
-        "job_type": "teacher",
-        "name": _cut(f"{name} {key[:8]}"),
-        "group": group_name(job.group),
-        "tags": _tags(cfg, [name]),
-        "config": _resolved(cfg) | {"job": {"key": key, "settings": key, "name": name}},
-        "dir": str(_directory(job)),
-    }
-
-
-def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
+def start(make: Callable[[], Callable[..., Any]], described: dict[str, Any], id_file: Path) -> Any:
     """Starts the run that `logger.wandb` asks for: online with a key, offline without one or
     where the server cannot be reached. A run whose id is in this file goes on."""
     import wandb
@@ -81,7 +109,7 @@ def start(node: Any, described: dict[str, Any], id_file: Path) -> Any:
         if not os.environ.get("WANDB_FINISH_TIMEOUT"):
             settings.finish_timeout = FINISH_TIMEOUT
         try:
-            return instantiate(node, _partial_=True)(
+            return make()(
                 id=run_id,
                 resume="allow",
                 mode=mode,
@@ -193,18 +221,6 @@ def short(overrides: list[str]) -> str:
     return " ".join(named)
 
 
-def _label(cfg: DictConfig, job: Job) -> str:
-    """What sets a job apart from the others of its sweep, its seed aside."""
-    if _agents_sweep():
-        searched = OmegaConf.load(os.environ["WANDB_SWEEP_PARAM_PATH"])
-        return short([o for o in job.overrides if _key(o) in searched]) or job.name
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        return job.name
-    command = OverridesParser.create().parse_overrides(list(cfg.sweep.command))
-    fixed = {o.get_key_element() for o in command if not o.is_sweep_override()}
-    return short([o for o in job.overrides if _key(o) not in fixed]) or "job"
-
-
 def _cut(name: str) -> str:
     """Short enough for W&B; the seed, which is last, stays."""
     if len(name) <= LONGEST_NAME:
@@ -222,24 +238,6 @@ def _leaf(key: str) -> str:
 
 def _seed(overrides: list[str]) -> str | None:
     return next((o for o in overrides if o.startswith("seed=")), None)
-
-
-def _tags(cfg: DictConfig, ours: list[str]) -> list[str]:
-    given = cfg.logger.wandb.tags or []
-    wished = [given] if isinstance(given, str) else list(given)
-    return list(dict.fromkeys(str(tag)[:LONGEST_TAG] for tag in [*ours, *wished]))
-
-
-def _directory(job: Job) -> Path:
-    """One folder for all runs of a sweep, so that W&B's terminal viewer shows them together."""
-    alone = HydraConfig.get().mode != RunMode.MULTIRUN
-    return job.folder if alone else job.folder.parent
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}
 
 
 def _agents_sweep() -> str | None:

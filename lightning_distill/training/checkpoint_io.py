@@ -1,7 +1,7 @@
-"""A training's state on the disk: the last one, and until the end the one before it.
+"""Checkpoints on disk: `last.ckpt`, and until the training ends the one before it.
 
-A checkpoint is written under another name and read back before it takes the place of the last one,
-so a process that is killed, or a disk that is full, leaves one that can be gone on from.
+A checkpoint is written to a temporary file, verified, then renamed atomically. A killed process or
+a full disk therefore leaves a checkpoint to resume from.
 """
 
 import errno
@@ -21,18 +21,22 @@ from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LAST, BEFORE = "last.ckpt", "before.ckpt"
-DAMAGE = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError)  # as readers say it
+LAST, PREVIOUS = "last.ckpt", "before.ckpt"
+# What torch and zipfile raise for a damaged file.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Reads tensors and numbers alone, and writes as said above."""
+    """Writes atomically, and reads with `weights_only=True`."""
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        found: dict[str, Any] = torch.load(path, map_location, weights_only=True)
-        return found
+        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+        return checkpoint
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -43,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             _write(checkpoint, partial)
             if file.exists():
-                os.replace(file, file.with_name(BEFORE))
+                os.replace(file, file.with_name(PREVIOUS))
             os.replace(partial, file)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -51,23 +55,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _write(checkpoint: dict[str, Any], file: Path) -> None:
-    """Raises OSError where what is on the disk afterwards is not whole."""
+    """Raises OSError where the written file cannot be read back."""
     try:
         with file.open("wb") as stream:
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
-    except RuntimeError as error:  # as torch says it that a write has failed
+    except RuntimeError as error:  # how torch reports a failed write
         number = errno.EIO if shutil.disk_usage(file.parent).free else errno.ENOSPC
         raise OSError(number, os.strerror(number)) from error
-    if not is_whole(file):
-        raise OSError(errno.EIO, "what was written cannot be read back")
+    if not is_intact(file):
+        raise OSError(errno.EIO, "the written file cannot be read back")
 
 
-def is_whole(file: Path) -> bool:
-    """Whether it can be read, and all in it is as it was written, by torch's checksums.
+def is_intact(file: Path) -> bool:
+    """Whether a checkpoint can be read and matches its checksums.
 
-    Raises ConfigError where it is a pickle that could run any code.
+    Raises ConfigError for a pickle that could run code.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -77,33 +81,33 @@ def is_whole(file: Path) -> bool:
     except UnpicklingError as error:
         raise ConfigError(
             f"{file} holds more than tensors and numbers, and could run any code when it is read. "
-            "It is not from this command; remove it, and training starts anew."
+            "This command has not written it. Remove it; training then starts anew."
         ) from error
-    except (*DAMAGE, zipfile.BadZipFile, zlib.error):
+    except DAMAGE:
         return False
     return True
 
 
 def newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole."""
-    both = (folder / LAST, folder / BEFORE)
-    return next((file for file in both if file.exists() and is_whole(file)), None)
+    """The last checkpoint that is intact."""
+    files = (folder / LAST, folder / PREVIOUS)
+    return next((file for file in files if file.exists() and is_intact(file)), None)
 
 
-def settle(folder: Path) -> None:
-    """Makes the newest whole checkpoint the last one, and removes what is damaged."""
-    last, kept = folder / LAST, newest(folder)
-    if last.exists() and kept != last:
-        then = "going on from the one before it" if kept else "training starts anew"
-        log.warning("%s is damaged: %s", last, then)
-    if kept is None:
-        for file in (last, folder / BEFORE):
+def restore_newest(folder: Path) -> None:
+    """Makes the newest intact checkpoint the last one, and removes damaged ones."""
+    last, intact = folder / LAST, newest(folder)
+    if last.exists() and intact != last:
+        consequence = "resuming from the one before it" if intact else "training starts anew"
+        log.warning("%s is damaged: %s", last, consequence)
+    if intact is None:
+        for file in (last, folder / PREVIOUS):
             file.unlink(missing_ok=True)
-    elif kept != last:
-        os.replace(kept, last)
+    elif intact != last:
+        os.replace(intact, last)
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps were made before it."""
-    found: int = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"]
-    return found
+    """The number of optimizer steps before it."""
+    step: int = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"]
+    return step

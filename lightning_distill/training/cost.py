@@ -24,12 +24,12 @@ class Cost:
     @contextmanager
     def measure(self, module: Any) -> Iterator[None]:
         """Times the student's training, that of interrupted runs before this one included;
-        `module.tokens_of_all` counts its target tokens."""
+        `module.global_tokens_seen` counts its target tokens."""
         reset_peak()
         start = time.perf_counter()
         yield
         self.student_seconds = module.seconds_before + time.perf_counter() - start
-        self.student_tokens_per_second = module.tokens_of_all / self.student_seconds
+        self.student_tokens_per_second = module.global_tokens_seen / self.student_seconds
         self.peak_memory_mb = peak_mb()
         self.skipped_steps = module.guard.count
 

@@ -1,108 +1,144 @@
-"""A step without a finite loss and gradient is left out: it changes no weight and no moment of the
-optimizer. It is counted, and its examples are noted for a look."""
+"""Steps whose loss or gradient is NaN or Inf are skipped.
+
+A skipped step changes no weight and no state of the optimizer. It is counted, and the examples of
+its batch are written to `skipped.jsonl`.
+"""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_distill.distributed import process_group
+from lightning_distill.distributed.fsdp import local_tensor, uses_fsdp
 from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
-LONGEST = 100  # steps that are judged before the processor hears of it
+MAX_PENDING = 100  # checked steps whose result the CPU has not read yet
 
 
-class NonFiniteGuard:
-    """Of one training.
+class NonFiniteGuard(Callback):
+    """Checks each optimizer step of one training.
 
-    most: steps in a row that may be left out. file: where they are noted, a line each.
-    A fused optimizer is told on the device, so that no step waits for the processor; others have
-    their gradients taken away.
+    max_in_a_row: how many consecutive steps may be skipped; one more raises ConfigError.
+    file: where skipped steps are recorded, a JSON line each.
+
+    A fused optimizer gets the result as `found_inf`, on the device, so that no step synchronizes.
+    For other optimizers, the gradients of a skipped step are set to None.
+    With precision 16-mixed the GradScaler skips steps itself, so nothing is checked.
     """
 
     def __init__(self) -> None:
-        self.most, self.file = 0, Path(SKIPPED)
+        self.max_in_a_row, self.file = 0, Path(SKIPPED)
         self.count = self.in_a_row = 0
-        self._examples: list[Tensor] = []  # of the step that is being made
+        self._examples: list[Tensor] = []  # of the running step
         self._pending: list[tuple[int, Tensor, list[Tensor]]] = []
 
-    def note(self, batch: dict[str, Any]) -> None:
+    def reset(self) -> None:
+        """Discards the running step and the checks that are not flushed."""
+        self._examples, self._pending = [], []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int
+    ) -> None:
         if "block" in batch:
             self._examples.append(batch["block"])
 
-    def break_off(self) -> None:
-        """Forgets what is not settled."""
-        self._examples, self._pending = [], []
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.precision == "16-mixed":
+            return
+        step: Any = module.running_step
+        fused = not uses_fsdp(trainer) and bool(optimizer.defaults.get("fused"))
+        step.keep_if(
+            self.check(module.global_step + 1, optimizer, step.loss, step.full_norm, fused)
+        )
 
-    def judge(
-        self, step: int, optimizer: Optimizer, loss: Tensor, norm: Tensor, sharded: bool
+    def check(
+        self, step: int, optimizer: Optimizer, loss: Tensor, norm: Tensor, fused: bool
     ) -> Tensor:
-        """Whether the step counts, on the device. loss, norm: of all devices."""
-        good = loss.isfinite() & norm.isfinite()
-        fused = not sharded and optimizer.defaults.get("fused")
-        self._pending.append((step, torch.stack([good, loss, norm]), self._examples))
+        """Whether the step is finite: a boolean [], on the device.
+
+        loss, norm: [], over all devices. fused: whether the optimizer heeds `found_inf`.
+        """
+        finite = loss.isfinite() & norm.isfinite()
+        self._pending.append((step, torch.stack([finite, loss, norm]), self._examples))
         self._examples = []
         if fused:
-            optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
-        if fused and norm.device.type != "cpu" and len(self._pending) < LONGEST:
-            return good
-        if self.settle() and not fused:
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        if fused and norm.device.type != "cpu" and len(self._pending) < MAX_PENDING:
+            return finite
+        if self.flush() and not fused:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
-        return good
+        return finite
 
-    def settle(self) -> bool:
-        """Counts what was left out since the last time. Returns whether the last step was.
+    def flush(self) -> bool:
+        """Counts the skipped steps among those pending. Returns whether the last one was skipped.
 
-        Raises ConfigError where it was one too many.
+        Raises ConfigError where more than `max_in_a_row` consecutive steps were.
         """
         if not self._pending:
             return self.in_a_row > 0
         pending, self._pending = self._pending, []
-        judged = torch.stack([numbers for _, numbers, _ in pending]).tolist()
-        for (step, _, examples), (good, loss, norm) in zip(pending, judged, strict=True):
-            if good:
+        checks = torch.stack([numbers for _, numbers, _ in pending]).tolist()
+        for (step, _, examples), (finite, loss, norm) in zip(pending, checks, strict=True):
+            if finite:
                 self.in_a_row = 0
                 continue
             self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
-            self._write(step, loss, norm, examples)
-            if self.in_a_row > self.most:
-                raise self.diverged(step)
+            self._record(step, loss, norm, examples)
+            if self.in_a_row > self.max_in_a_row:
+                raise self._diverged(step)
         return self.in_a_row > 0
 
-    def _write(self, step: int, loss: float, norm: float, examples: list[Tensor]) -> None:
-        numbers = process_group.all_gather(
-            [n for batch in examples for n in batch.flatten().tolist()]
-        )
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Raises ConfigError where the training, which is one epoch, ends with NaN or Inf."""
+        self.flush()
+        broken = not all(local_tensor(p).isfinite().all() for p in module.parameters())
+        if process_group.any_rank(broken) or self.in_a_row > 1:
+            raise self._diverged(module.global_step)
+
+    def _record(self, step: int, loss: float, norm: float, examples: list[Tensor]) -> None:
+        own = [number for batch in examples for number in batch.flatten().tolist()]
+        numbers = process_group.all_gather(own)
         if not process_group.is_rank_zero():
             return
         log.warning(
-            "step %s is left out: its loss is %g, the norm of its gradient %g; its examples are "
-            "noted in %s", step, loss, norm, self.file,
-        )  # fmt: skip
-        known = {"step": step, "loss": str(loss), "gradient_norm": str(norm)}
-        line = json.dumps(known | {"examples": [n for own in numbers for n in own]})
+            "step %s is skipped: loss %g, gradient norm %g; its examples are recorded in %s",
+            *(step, loss, norm, self.file),
+        )
+        entry = {
+            "step": step,
+            "loss": str(loss),
+            "gradient_norm": str(norm),
+            "examples": [number for of_rank in numbers for number in of_rank],
+        }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as lines:
-            lines.write(f"{line}\n")
+            lines.write(f"{json.dumps(entry)}\n")
 
-    def diverged(self, step: int) -> ConfigError:
-        many = f"{self.in_a_row} steps in a row, up to" if self.in_a_row > 1 else "step"
-        what = f"Training diverged: no finite loss and gradient at {many} {step}"
+    def _diverged(self, step: int) -> ConfigError:
+        steps = (
+            f"in {self.in_a_row} consecutive steps, up to step" if self.in_a_row > 1 else "in step"
+        )
+        message = f"Training diverged: loss or gradient is NaN or Inf {steps} {step}"
         if self.in_a_row == step:
             return ConfigError(
-                f"{what}, from the first one on. What the teacher predicts, or the weights that "
-                f"training starts from, are no numbers; the examples are noted in {self.file}."
+                f"{message}, from the first step on. The teacher's predictions or the initial "
+                f"weights are NaN or Inf; the examples are recorded in {self.file}."
             )
         return ConfigError(
-            f"{what}; the examples are noted in {self.file}. Lower optimizer.lr "
+            f"{message}; the examples are recorded in {self.file}. Lower optimizer.lr "
             "(teacher.optimizer.lr of a teacher), or raise max_skipped_steps."
         )

@@ -1,40 +1,40 @@
-"""Optimizers and schedules are tried on a weight of their own, before anything is made for them."""
+"""Optimizers and schedules are tried on one weight before anything is trained."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 
-from lightning_distill.config.validation import each_teacher
 from lightning_distill.errors import ConfigError, first_line
 from lightning_distill.training.module import RUN_LENGTH
 
-# What constructors raise of values that they cannot use, and of arguments that they do not know.
+# What constructors raise for values and arguments that they do not take.
 REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
 
 
-def check_optimizers(cfg: DictConfig, student: bool = True) -> None:
-    """Raises ConfigError where what trains the teachers, or the student too, refuses its
-    settings."""
-    for one in each_teacher(cfg):
-        _check("teacher.", one.teacher, one.teacher.max_steps)
-    if student:
-        _check("", cfg, cfg.student.max_steps)
+def check_optimizer(
+    prefix: str,
+    optimizer: Callable[[], Callable[..., Any]],
+    schedule: Callable[[], Callable[..., Any]],
+    steps: int,
+    given: dict[str, dict[str, Any]],
+) -> None:
+    """Raises ConfigError where the optimizer or the schedule of a training refuses its settings.
 
-
-def _check(prefix: str, node: DictConfig, steps: int) -> None:
-    if not steps:  # it is not trained
+    prefix: of the keys, `teacher.` or empty. optimizer, schedule: make the partials that training
+    calls. steps: of the training; 0 skips the check. given: the settings of both, for the message.
+    """
+    if not steps:
         return
     group = "optimizer"
     try:
         weight = torch.nn.Parameter(torch.zeros(1, 1))
-        optimizer = instantiate(node.optimizer)([{"params": [weight]}])
+        tried = optimizer()([{"params": [weight]}])
         group = "schedule"
-        make: Any = instantiate(node.schedule)
-        known = inspect.signature(make).parameters
-        make(optimizer, **{name: steps for name in RUN_LENGTH if name in known})
+        make = schedule()
+        accepted = inspect.signature(make).parameters
+        make(tried, **{name: steps for name in RUN_LENGTH if name in accepted})
     except REFUSALS as error:
-        given = {key: value for key, value in node[group].items() if not key.startswith("_")}
-        raise ConfigError(f"{prefix}{group}={given}: {first_line(error)}.") from error
+        settings = {key: value for key, value in given[group].items() if not key.startswith("_")}
+        raise ConfigError(f"{prefix}{group}={settings}: {first_line(error)}.") from error

@@ -87,7 +87,7 @@ class Transfer:
         folder: of the run.
         """
         if teacher.data is not data:
-            self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.positions)
+            self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.max_positions)
         return 0.0
 
     def num_examples(self, examples: Examples) -> int:

@@ -209,11 +209,11 @@ class Cached(Transfer):
             save_heads(folder, heads_of(teacher.models))
         examples = data.transfer_set()
         writer = CacheWriter(
-            [teacher.served] if teacher.served else teacher.frozen(),
+            [teacher.api] if teacher.api else teacher.frozen(),
             self._codec(teacher.weights, data.num_classes, folder),
             examples,
             self.num_examples(examples),
-            None if teacher.served else data.examples("validation"),
+            None if teacher.api else data.examples("validation"),
             8 * data.batch_size,
             folder,
         )

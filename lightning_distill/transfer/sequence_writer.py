@@ -175,7 +175,7 @@ def write_sequences(
     folder: Path,
 ) -> None:
     """Writes the sequences that the folder lacks. source: the examples that prompts come from."""
-    positions = teacher.positions
+    positions = teacher.max_positions
     if positions and plan.length - 1 > positions:
         raise ConfigError(
             f"transfer.length={plan.length} is longer than the {positions} positions "

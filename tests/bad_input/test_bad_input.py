@@ -35,7 +35,7 @@ LEFT = {
 }
 # A tokenizer and tokens are whole, and what the mended command uses; so may be a teacher, and
 # what it was judged by.
-MADE = re.compile(r"(outputs/artifacts/(?:tokenizer|tokens|teacher|sight)/[0-9a-f]{16})/.*")
+MADE = re.compile(r"(outputs/artifacts/(?:tokenizer|tokens|teacher|teacher_check)/[0-9a-f]{16})/.*")
 
 
 def typed(command, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.loaders import HeldOutShard, RankShare, TrainSampler
-from lightning_distill.training.checkpoint_callback import queue_again
+from lightning_distill.training.checkpoint_callback import requeue_slurm_job
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 # Isolated documents mask some labels, so that ranks have unequal numbers of tokens.
@@ -149,7 +149,7 @@ def test_a_stopped_run_resumes_on_other_devices(
     run.process.terminate()  # the command only, which forwards the signal
     assert "stopped by SIGTERM at step" in run.wait(128 + signal.SIGTERM).said
     said = command(*LONG, *after, *where).stdout
-    assert "going on from step" in said
+    assert "resuming from step" in said
     for role, known in scores(undisturbed).items():
         assert scores(folder)[role] == pytest.approx(known, rel=1e-3), role
 
@@ -157,7 +157,7 @@ def test_a_stopped_run_resumes_on_other_devices(
 @pytest.mark.slow
 def test_fsdp_skips_a_step_with_a_nonfinite_loss(command):
     said = command("trainer=fsdp", *TWO, "optimizer.lr=1e30", expect=2)
-    assert "is left out: its loss is" in said.stdout
+    assert "is skipped: loss" in said.stdout
     assert "Training diverged" in said.stderr
 
 
@@ -276,13 +276,13 @@ def test_a_job_of_slurm_is_queued_again(tmp_path, monkeypatch, array):
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    queue_again()
+    requeue_slurm_job()
     assert not told.exists()  # no job of Slurm's
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     if array:
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "10")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    queue_again()
+    requeue_slurm_job()
     assert told.read_text().split() == ["requeue", "10_3" if array else "12"]
 
 

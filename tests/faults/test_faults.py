@@ -16,7 +16,7 @@ from forked import EVERY, STEPS, SWEEP, Place, check_whole, children, environmen
 from wandb_server import Server
 
 from lightning_distill.tracking import wandb_run
-from lightning_distill.training.checkpoint_io import BEFORE, LAST
+from lightning_distill.training.checkpoint_io import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +44,10 @@ def halfway(expected, tmp_path):
     shutil.rmtree(place.sweep / name)
     command = place.start()
     last = place.sweep / name / "checkpoints" / LAST
-    command.until(lambda: (last.parent / BEFORE).exists())
+    command.until(lambda: (last.parent / PREVIOUS).exists())
     command.signal(signal.SIGTERM)
     command.wait(128 + signal.SIGTERM)
-    assert (last.parent / BEFORE).exists()
+    assert (last.parent / PREVIOUS).exists()
     return place, last
 
 
@@ -87,7 +87,7 @@ def test_ctrl_c_once_keeps_the_step_and_twice_ends_at_once(place, expected):
         check_whole(place.outputs)
         assert ("stopped by SIGINT at step" in command.said) or presses == 2
         assert "Traceback" not in command.said
-    assert "going on from step" in place.run()
+    assert "resuming from step" in place.run()
     assert numbers(place.sweep) == expected[0]
 
 
@@ -121,11 +121,11 @@ def test_a_folder_that_is_read_only_is_named_and_left_as_it_is(place, disk):
 def test_a_checkpoint_cut_short_is_gone_behind(halfway, expected, which):
     place, last = halfway
     dice = random.Random(which)
-    for file in [last] if which == "the last one" else [last, last.with_name(BEFORE)]:
+    for file in [last] if which == "the last one" else [last, last.with_name(PREVIOUS)]:
         os.truncate(file, dice.randrange(file.stat().st_size))
     said = place.run()
     assert f"{LAST} is damaged" in said
-    assert ("going on from step" in said) == (which == "the last one")
+    assert ("resuming from step" in said) == (which == "the last one")
     assert numbers(place.sweep) == expected[0]
 
 
@@ -190,7 +190,7 @@ def test_a_loader_whose_worker_dies_is_named_and_gone_on_behind(place, expected)
     os.kill(children(command.process.pid)[0], signal.SIGKILL)
     command.wait(expect=1)
     assert "a process that brings examples (data.num_workers=1) was killed" in command.said
-    assert "going on from step" in place.run(*told)
+    assert "resuming from step" in place.run(*told)
     check_whole(place.outputs)
     found, wanted = (
         sorted(one.values(), key=lambda job: job["key"])

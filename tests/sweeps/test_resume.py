@@ -94,7 +94,7 @@ def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
         # No more of what the kill before had cut off is repeated than since the last checkpoint.
         (cut,) = [n for name, n in before.items() if n < 30 and "running" in said] or [None]
         if cut and cut >= EVERY:
-            (step,) = re.findall(r"student: going on from step (\d+)", said)
+            (step,) = re.findall(r"student: resuming from step (\d+)", said)
             assert cut - int(step) <= EVERY
     run(*asked, cwd="killed")
     whole = tmp_path / "whole" / "outputs" / "sweeps" / "all"
@@ -132,7 +132,7 @@ def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, 
         command.process.kill()  # its workers notice by themselves
         said += command.wait(expect=None).said
     said += run(*asked, cwd="killed")
-    assert "student: going on from step" in said
+    assert "student: resuming from step" in said
     whole = tmp_path / "whole" / "outputs" / "sweeps" / "all"
     assert len(numbers(whole)) == 2
     assert numbers(folder) == numbers(whole)

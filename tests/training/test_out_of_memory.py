@@ -66,11 +66,11 @@ def test_batches_that_do_not_fit_are_divided_and_the_run_is_the_same(run, whole,
 @pytest.mark.parametrize(
     ("settings", "card", "expected"),
     [
-        ([], "holds: 0", "teacher: a batch of 1 does not fit into the memory, at step 1. Set a"),
+        ([], "holds: 0", "teacher: a batch of 1 does not fit into memory, at step 1. Set a"),
         (
             ["checkpoint_every_n_steps=50"],
             "holds: 4, since: 7",
-            "student: a batch of 8 does not fit into the memory, at step 8. Set a smaller",
+            "student: a batch of 8 does not fit into memory, at step 8. Set a smaller",
         ),
     ],
 )

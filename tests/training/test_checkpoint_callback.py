@@ -32,7 +32,7 @@ class AskedAt(Callback):
 
     def on_before_zero_grad(self, trainer, *_):
         if trainer.global_step + 1 == self.step:
-            self.keeping.asked = signal.SIGTERM
+            self.keeping.received = signal.SIGTERM
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tm
     assert "The same command goes on from there" in said
     (tmp_path / "copy").mkdir()
     shutil.copytree(folder, tmp_path / "copy" / folder.name)
-    assert "going on from step" in in_process(*same).stdout
+    assert "resuming from step" in in_process(*same).stdout
     assert set(folder.parent.iterdir()) == {folder, undisturbed}
     assert student(folder) == student(undisturbed)
     shutil.rmtree(folder)
     shutil.move(tmp_path / "copy" / folder.name, folder.parent)
-    assert "going on from step" not in in_process(*same, "trainer.resume=never").stdout
+    assert "resuming from step" not in in_process(*same, "trainer.resume=never").stdout
     assert len(list(folder.parent.iterdir())) == 3
 
 

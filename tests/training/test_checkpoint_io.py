@@ -10,11 +10,11 @@ import torch
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.training.checkpoint_io import (
-    BEFORE,
     LAST,
+    PREVIOUS,
     AtomicCheckpointIO,
     newest,
-    settle,
+    restore_newest,
     step_of,
 )
 
@@ -55,7 +55,7 @@ def damage(file, how, dice):
 
 def test_the_one_before_is_kept(two):
     assert step_of(two / LAST) == 6
-    assert step_of(two / BEFORE) == 3
+    assert step_of(two / PREVIOUS) == 3
     assert newest(two) == two / LAST
     assert len(list(two.iterdir())) == 2
 
@@ -67,10 +67,10 @@ def test_of_one_truncated_at_any_byte_nothing_is_read(two, caplog):
         os.replace(two / LAST, two / "whole")
         (two / LAST).write_bytes((two / "whole").read_bytes())
         damage(two / LAST, "truncated", dice)
-        assert newest(two) == two / BEFORE
-        settle(two)
+        assert newest(two) == two / PREVIOUS
+        restore_newest(two)
         assert step_of(two / LAST) == 6
-    assert "last.ckpt is damaged: going on from the one before it" in caplog.text
+    assert "last.ckpt is damaged: resuming from the one before it" in caplog.text
 
 
 def test_a_flipped_bit_changes_nothing_that_is_read(two):
@@ -85,16 +85,16 @@ def test_a_flipped_bit_changes_nothing_that_is_read(two):
 
 
 def test_where_both_are_damaged_training_starts_anew(two, caplog):
-    for name in (LAST, BEFORE):
+    for name in (LAST, PREVIOUS):
         damage(two / name, "truncated", random.Random(0))
-    settle(two)
+    restore_newest(two)
     assert not any(two.iterdir())
     assert "training starts anew" in caplog.text
 
 
 def test_a_process_killed_between_two_renames_has_lost_nothing(two):
-    os.replace(two / LAST, two / BEFORE)
-    settle(two)
+    os.replace(two / LAST, two / PREVIOUS)
+    restore_newest(two)
     assert step_of(two / LAST) == 6
 
 
@@ -119,7 +119,7 @@ def test_one_that_would_run_code_is_refused(two, caplog):
     caplog.set_level(logging.INFO)
     torch.save(state(9) | {"callbacks": Mark(two / "ran")}, two / LAST)
     for read in (
-        settle,
+        restore_newest,
         newest,
         lambda folder: AtomicCheckpointIO().load_checkpoint(folder / LAST),
     ):

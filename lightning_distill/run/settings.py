@@ -1,4 +1,4 @@
-"""From the composed configuration to the plain objects that the rooms below work on."""
+"""What the command line needs of the composed config before torch is imported."""
 
 from pathlib import Path
 from typing import Any

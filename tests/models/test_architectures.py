@@ -189,5 +189,5 @@ def test_an_interrupted_run_ends_at_the_same_numbers(whole, run):
     interrupted = {"status": "running", "key": before["key"]}
     (folder / "results.json").write_text(json.dumps(interrupted))
     _, said = run(folder=folder)
-    assert "going on from step 4" in said
+    assert "resuming from step 4" in said
     assert results(folder)["student"] == before["student"]

@@ -1,4 +1,4 @@
-"""Steps that are no numbers are left out, counted and noted; too many of them end a training."""
+"""Steps with NaN or Inf are skipped, counted and recorded; too many of them end a training."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ OPTIMIZERS = {
 
 
 class Poison(Callback):
-    """Makes one number of the gradient infinite or no number, in some steps."""
+    """Sets one element of the gradient to NaN or Inf, in some steps."""
 
     def __init__(self, steps, value):
         self.steps, self.value = steps, value
@@ -46,7 +46,7 @@ def train(make_data, tmp_path):
             OPTIMIZERS[optimizer],
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         )
-        module.guard.most, module.guard.file = most, tmp_path / "skipped.jsonl"
+        module.guard.max_in_a_row, module.guard.file = most, tmp_path / "skipped.jsonl"
         trainer = L.Trainer(
             accelerator="cpu",
             max_steps=len(numbers) // settings.get("accumulate_grad_batches", 1),
@@ -70,7 +70,7 @@ def weights_of(module):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_that_is_no_number_is_as_if_it_had_not_been(train, tmp_path, optimizer, value):
+def test_a_skipped_step_changes_nothing(train, tmp_path, optimizer, value):
     poisoned, _ = train([0, 1, 2, 3, 4, 5], (3,), value, optimizer)
     without, _ = train([0, 1, 3, 4, 5], (), value, optimizer)
     assert poisoned.guard.count == 1
@@ -82,7 +82,7 @@ def test_a_step_that_is_no_number_is_as_if_it_had_not_been(train, tmp_path, opti
     assert json.loads(line)["examples"] == [2]
 
 
-def test_all_micro_batches_of_such_a_step_are_noted_and_left_out(train, tmp_path):
+def test_all_micro_batches_of_a_skipped_step_are_skipped_and_recorded(train, tmp_path):
     poisoned, trainer = train([0, 1, 2, 3, 4, 5], (2,), accumulate_grad_batches=2)
     without, _ = train([0, 1, 4, 5], accumulate_grad_batches=2)
     for name, value in weights_of(without).items():
@@ -92,22 +92,22 @@ def test_all_micro_batches_of_such_a_step_are_noted_and_left_out(train, tmp_path
     assert trainer.logged_metrics["train/loss"].isfinite()
 
 
-def test_as_many_in_a_row_as_allowed_are_left_out_and_one_more_ends_it(train):
+def test_more_consecutive_skipped_steps_than_allowed_end_the_training(train):
     apart, _ = train(range(8), (1, 2, 4, 5, 7))
     assert apart.guard.count == 5
-    with pytest.raises(ConfigError, match=r"at 3 steps in a row, up to 5; the examples are noted"):
+    with pytest.raises(ConfigError, match="in 3 consecutive steps, up to step 5; the examples"):
         train(range(8), (3, 4, 5))
-    with pytest.raises(ConfigError, match=r"at step 4; the examples are noted"):
+    with pytest.raises(ConfigError, match=r"in step 4; the examples are recorded"):
         train(range(8), (4,), most=0)
 
 
-def test_a_training_whose_end_is_no_number_has_not_ended_well(train):
-    with pytest.raises(ConfigError, match=r"at 2 steps in a row, up to 6"):
+def test_a_training_that_ends_with_nan_is_refused(train):
+    with pytest.raises(ConfigError, match=r"in 2 consecutive steps, up to step 6"):
         train(range(6), (5, 6))
 
 
 class Blind(Callback):
-    """Has a model say nothing that is a number during one step, whose loss is then none."""
+    """Makes a model output NaN during one step."""
 
     def __init__(self, step):
         self.step = step
@@ -122,7 +122,7 @@ class Blind(Callback):
             module.model.model.norm.weight.data.copy_(self.kept)
 
 
-def test_what_was_left_out_is_in_no_logged_average(train):
+def test_logged_means_leave_skipped_steps_out(train):
     _, with_it = train([0, 1, 2], callbacks=[Blind(2)], log_every_n_steps=3)
     _, without = train([0, 2], log_every_n_steps=2)
     for name in ("train/loss", "train/hard", "train/gradient_norm"):
@@ -130,7 +130,7 @@ def test_what_was_left_out_is_in_no_logged_average(train):
 
 
 @pytest.mark.slow
-def test_a_teacher_whose_logits_are_no_numbers_is_named(in_process, tmp_path):
+def test_a_teacher_with_nan_logits_is_named(in_process, tmp_path):
     outputs = f"paths.outputs={tmp_path / 'outputs'}"
     in_process("stage=teacher", outputs)
     (teacher,) = (tmp_path / "outputs" / "artifacts" / "teacher").glob("*/")
@@ -141,7 +141,7 @@ def test_a_teacher_whose_logits_are_no_numbers_is_named(in_process, tmp_path):
     broken = ["teacher=pretrained", f"teacher.name={tmp_path / 'broken'}", "teacher.max_steps=0"]
     folder = tmp_path / "run"
     done = in_process(*broken, outputs, f"hydra.run.dir={folder}", "max_skipped_steps=3", expect=2)
-    assert "no finite loss and gradient at 4 steps in a row, up to 4, from the first" in done.stderr
+    assert "NaN or Inf in 4 consecutive steps, up to step 4, from the first" in done.stderr
     lines = (folder / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     assert {json.loads(line)["loss"] for line in lines} == {"nan"}

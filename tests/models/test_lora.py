@@ -177,7 +177,7 @@ def test_the_checkpoint_holds_adapters_alone_and_is_gone_on_from(adapted, run):
     (folder / "results.json").write_text(json.dumps(interrupted))
     same = ("student.lora.rank=2", "loss.hidden.weight=1", "loss.relations.weight=1")
     _, again, said = run(*same, folder=folder)
-    assert "going on from step 8" in said
+    assert "resuming from step 8" in said
     assert again["student"] == results["student"]
 
 

@@ -1,22 +1,17 @@
+import json
+from functools import partial
+
 import pytest
 import torch
-from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained, sizes
-from lightning_distill.models.build import build_model, load_tokenizers
 from lightning_distill.models.inspection import count_parameters
-
-ROLE = {
-    "_target_": "lightning_distill.models.pretrained.load",
-    "revision": None,
-    "dtype": "float32",
-    "trust_remote_code": False,
-    "max_steps": 0,
-}
+from lightning_distill.models.spec import ModelSpec, PretrainedSource
+from lightning_distill.models.tokenizers import load_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +28,10 @@ def saved(tmp_path, tokenizer):
     return tmp_path
 
 
-def role(**settings):
-    return OmegaConf.create({**ROLE, **settings})
+def source(name, role="teacher"):
+    """A pretrained model, which is not trained further."""
+    make = partial(pretrained.load, name, None, "float32", False)
+    return ModelSpec(role, make, 0, PretrainedSource(name))
 
 
 def reader(tokenizer, sequence_length=32):
@@ -48,8 +45,8 @@ def load(name, tokenizer):
     return pretrained.load(str(name), None, "float32", False, reader(tokenizer))
 
 
-def size():
-    return OmegaConf.create({"_target_": "lightning_distill.models.sizes.build"})
+def size(role="student"):
+    return ModelSpec(role, sizes.build, 1)
 
 
 def test_the_embedding_enters_the_residual_stream_with_unit_variance(tokenizer):
@@ -79,17 +76,18 @@ def test_the_weights_follow_the_seed(tokenizer):
 
 
 def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
-    model = build_model(role(name=str(saved)), reader(tokenizer))
+    model = source(str(saved)).build(reader(tokenizer))
     theirs = GPT2LMHeadModel.from_pretrained(saved)
     assert type(model) is GPT2LMHeadModel
     assert torch.equal(model.transformer.wte.weight, theirs.transformer.wte.weight)
 
 
 def test_a_pretrained_model_brings_its_tokenizer(saved, tokenizer):
-    theirs, own = load_tokenizers([role(name=str(saved))], size(), shared=True)
-    assert theirs is own
-    assert own.get_vocab() == tokenizer.get_vocab()
-    assert load_tokenizers([size()], size(), shared=True) == (None, None)
+    loaded = load_tokenizers([source(str(saved))], size(), loss_shares=True)
+    assert loaded.teacher is loaded.student
+    assert loaded.student.get_vocab() == tokenizer.get_vocab()
+    trained = load_tokenizers([size("teacher")], size(), loss_shares=True)
+    assert (trained.teacher, trained.student) == (None, None)
 
 
 @pytest.fixture
@@ -99,19 +97,35 @@ def foreign(tmp_path_factory):
     train_tokenizer(["entirely other words"] * 3, 280).save_pretrained(folder)
     config = GPT2Config(vocab_size=280, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(folder)
-    return role(name=str(folder))
+    return str(folder)
 
 
 def test_different_vocabularies_are_refused_by_the_losses_that_need_one(saved, foreign):
     with pytest.raises(ConfigError, match=r"different vocabularies.*Choose loss=universal"):
-        load_tokenizers([role(name=str(saved))], foreign, shared=True)
-    theirs, own = load_tokenizers([role(name=str(saved))], foreign, shared=False)
-    assert len(theirs) != len(own)
+        load_tokenizers([source(str(saved))], source(foreign, "student"), loss_shares=True)
+    loaded = load_tokenizers([source(str(saved))], source(foreign, "student"), loss_shares=False)
+    assert len(loaded.teacher) != len(loaded.student)
+    assert not loaded.shared
 
 
 def test_several_teachers_must_share_a_vocabulary_whatever_the_loss(saved, foreign):
     with pytest.raises(ConfigError, match=r"teacher.members.*cannot be averaged"):
-        load_tokenizers([role(name=str(saved)), foreign], size(), shared=False)
+        load_tokenizers([source(str(saved)), source(foreign)], size(), loss_shares=False)
+
+
+def test_one_vocabulary_that_two_tokenizers_encode_differently_is_refused(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    AutoTokenizer.from_pretrained(saved).save_pretrained(other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    del tokenizer["model"]["merges"][0]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    texts = ["a text about soft targets", "zzz"]
+    same = load_tokenizers([source(str(saved))], source(str(saved), "student"), loss_shares=True)
+    same.check_encoding(texts)
+    loaded = load_tokenizers([source(str(saved))], source(str(other), "student"), loss_shares=True)
+    assert loaded.shared
+    with pytest.raises(ConfigError, match=r"encode 1 of 2 texts differently, as 'a text"):
+        loaded.check_encoding(texts)
 
 
 def test_changed_weights_change_the_fingerprint(saved):
@@ -140,15 +154,15 @@ def test_a_model_that_is_not_there_is_named(name, tokenizer):
 
 def test_a_role_without_a_name_is_told_what_to_give():
     with pytest.raises(ConfigError, match=r"teacher=pretrained needs teacher.name="):
-        load_tokenizers([role(name=None)], size(), shared=True)
+        load_tokenizers([source(None)], size(), loss_shares=True)
 
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
     other = train_tokenizer([f"word{i * i}" for i in range(2000)], 1000)
     with pytest.raises(ConfigError, match="do not belong together"):
-        build_model(role(name=str(saved)), reader(other))
+        source(str(saved)).build(reader(other))
 
 
 def test_blocks_longer_than_the_models_positions_are_refused(saved, tokenizer):
     with pytest.raises(ConfigError, match="sequence_length=2000 is longer than the 1024 positions"):
-        build_model(role(name=str(saved)), reader(tokenizer, 2000))
+        source(str(saved)).build(reader(tokenizer, 2000))

@@ -1,0 +1,84 @@
+"""Scores of what models generate: the task's own, lm-eval's tasks, and the speed."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation import generation_speed, lm_eval_tasks
+from lightning_distill.evaluation.request import EvaluationRequest
+from lightning_distill.training.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+
+def check_request(request: EvaluationRequest, task: type[DistillationData]) -> None:
+    """Raises ConfigError where the request cannot be met, before anything is trained."""
+    if (request.tasks or request.speed) and not task.is_generative:
+        raise ConfigError(
+            "evaluate.tasks and evaluate.speed need generative models, and those of this data are "
+            "not. Set evaluate.tasks=[] evaluate.speed=false."
+        )
+    lm_eval_tasks.load_tasks(request)
+
+
+def score_generation(
+    request: EvaluationRequest,
+    data: DistillationData,
+    student: PreTrainedModel | None,
+    teacher: Teacher | None,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """The scores of each role: the task's, and `tasks` and `speed` where requested.
+
+    Of an ensemble, its first model is scored. Empty for models that generate no text.
+    """
+    if not data.is_generative:
+        return {}
+    models, examples = {}, {}
+    if student is not None:
+        models["student"], examples["student"] = student, data
+    if teacher is not None:
+        models["teacher"], examples["teacher"] = teacher.models[0], teacher.data
+    tasks = lm_eval_tasks.load_tasks(request)
+    if tasks or request.speed:
+        if teacher and len(teacher.models) > 1:
+            log.info("evaluate: of %s teachers the first one is scored", len(teacher.models))
+        if teacher is None:
+            log.info("evaluate: there is no teacher here; the student alone is scored")
+    with _moved_to(device, list(models.values())):
+        scores = {
+            role: dict[str, Any](examples[role].score_generation(model))
+            for role, model in models.items()
+        }
+        if tasks:
+            shared = {"teacher": teacher.hash if teacher else None}
+            for role, model in models.items():
+                tokenizer = examples[role].tokenizer
+                scores[role]["tasks"] = tasks.scores(model, tokenizer, shared.get(role))
+            table = lm_eval_tasks.table({role: own["tasks"] for role, own in scores.items()})
+            log.info("evaluate.tasks\n%s", table)
+        if request.speed:
+            speeds = generation_speed.speeds(models)
+            log.info("evaluate.speed\n%s", generation_speed.compare(speeds))
+            for role, numbers in speeds.items():
+                scores[role]["speed"] = numbers
+    return scores
+
+
+@contextmanager
+def _moved_to(device: torch.device, models: list[PreTrainedModel]) -> Iterator[None]:
+    """Lightning leaves models on the CPU when it is done with them."""
+    moved = [(model, model.device) for model in models if model.device != device]
+    for model, _ in moved:
+        model.to(device)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for model, original in moved:
+            model.to(original)  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""Scores of models on held-out examples, from one pass over them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from lightning_distill.constants import IGNORED
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.distributed.fsdp import uses_fsdp
+from lightning_distill.losses.ensemble import mean_of
+from lightning_distill.metrics.quality import Likeness
+from lightning_distill.models.frozen import Frozen
+from lightning_distill.models.inspection import count_parameters
+from lightning_distill.models.sharding import shard
+from lightning_distill.training.teacher import Teacher
+
+POSITIONS = 512  # whose logits are held at a time
+
+
+class Evaluation(L.LightningModule):
+    """Runs student, teacher or both over the same batches; `trainer.test` drives it.
+
+    models: of each role, one or several whose probabilities are averaged by `weights`.
+    quality: makes the metrics of one role.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, list[Frozen]],
+        weights: list[float],
+        quality: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.models: Any = nn.ModuleDict({k: nn.ModuleList(m) for k, m in models.items()})
+        self.quality: Any = nn.ModuleDict({k: quality() for k in models})
+        self.likeness = Likeness() if len(models) == 2 else None
+        self.weights = weights
+        self.scores: dict[str, dict[str, Any]] = {}
+
+    def configure_model(self) -> None:
+        if uses_fsdp(self.trainer):
+            shard(self, [one.predict for models in self.models.values() for one in models])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        labels = batch["labels"].flatten()
+        outputs = {role: [model(batch) for model in models] for role, models in self.models.items()}
+        # A few positions at a time: the logits of a whole batch may not fit into memory.
+        for kept in (labels != IGNORED).nonzero()[:, 0].split(POSITIONS):
+            if not len(kept):  # padding that gives each rank as many examples
+                continue
+            log_probs = {}
+            for role, predictions in outputs.items():
+                each = [F.log_softmax(one.at(kept).logits(), dim=-1) for one in predictions]
+                log_probs[role] = mean_of(each, self.weights)
+                self.quality[role].update(log_probs[role], labels[kept])
+            if self.likeness:
+                self.likeness.update(log_probs["student"], log_probs["teacher"])
+
+    def on_test_epoch_end(self) -> None:
+        """Computes over all devices, while the metrics are still on them."""
+        self.scores = {role: quality.compute() for role, quality in self.quality.items()}
+        if self.likeness:
+            self.scores["student"] |= self.likeness.compute()
+
+
+def evaluate(
+    trainer: L.Trainer,
+    data: DistillationData,
+    student: PreTrainedModel | None,
+    teacher: Teacher | None,
+) -> dict[str, dict[str, Any] | None]:
+    """The scores of `teacher` and `student` on the test split; None for one that is None.
+
+    nll is in nats a prediction, each model in its own tokens. Agreement and KL between the two are
+    computed where they share their tokens.
+    """
+    scores: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
+    passes: list[tuple[DistillationData, dict[str, list[Frozen]]]] = []
+    if student is not None:
+        passes.append((data, {"student": [Frozen(student, data.num_classes)]}))
+    if teacher is not None:
+        if not passes or teacher.data is not data:
+            passes.append((teacher.data, {}))
+        passes[-1][1]["teacher"] = teacher.frozen()
+    for examples, models in passes:
+        weights = teacher.weights if teacher else [1.0]
+        evaluation = Evaluation(models, weights, examples.quality_metric)
+        trainer.test(evaluation, examples, verbose=False)
+        for role, own in evaluation.scores.items():
+            size = sum(count_parameters(one.model) for one in models[role])
+            scores[role] = {"parameters": size, **own}
+    return scores

@@ -1,0 +1,112 @@
+"""The tokenizers of teachers and student, and whether they agree."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.pretrained import load_tokenizer
+from lightning_distill.models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """teacher, student: None where all models are built from a size, and share a trained one.
+
+    shared: teacher and student have one vocabulary, and the teacher's tokenizer serves both.
+    loaded: those of all pretrained models, by the key that names them.
+    """
+
+    teacher: PreTrainedTokenizerBase | None
+    student: PreTrainedTokenizerBase | None
+    shared: bool
+    loaded: dict[str, PreTrainedTokenizerBase]
+
+    def check_encoding(self, texts: Sequence[str]) -> None:
+        """Raises ConfigError where tokenizers of one vocabulary encode a text differently.
+
+        The student would be trained on the ids of the teacher's tokenizer, and used with its own.
+        """
+        if not self.shared or len(self.loaded) < 2:
+            return
+        (reference, first), *others = self.loaded.items()
+        expected = [first(text, add_special_tokens=False)["input_ids"] for text in texts]
+        for name, tokenizer in others:
+            encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            pairs = zip(texts, expected, encoded, strict=True)
+            if different := [text for text, one, other in pairs if one != other]:
+                raise ConfigError(
+                    f"{reference} and {name} have one vocabulary, and their tokenizers encode "
+                    f"{len(different)} of {len(texts)} texts differently, as "
+                    f"{different[0][:40]!r}. Give both folders one tokenizer.json."
+                )
+            if tokenizer.eos_token_id != first.eos_token_id:
+                log.warning(
+                    "%s ends a text with %r, %s with %r: the student learns the former",
+                    *(reference, first.eos_token, name, tokenizer.eos_token),
+                )
+
+
+def load_tokenizers(
+    teachers: Sequence[ModelSpec], student: ModelSpec, loss_shares: bool, task_shares: bool = False
+) -> Tokenizers:
+    """A model built from a size takes over the tokenizer of the other.
+
+    loss_shares, task_shares: whether the loss, or the task, needs one vocabulary.
+    Raises ConfigError where one does and the vocabularies differ.
+    """
+    loaded = {}
+    for index, spec in enumerate(teachers):
+        if spec.source:
+            key = "teacher" if len(teachers) == 1 else f"teacher.members[{index}]"
+            loaded[f"{key}.name={spec.source.name}"] = _load(spec)
+    own = _load(student) if student.source else None
+    for key, other in loaded.items():
+        first_key, first = next(iter(loaded.items()))
+        if other.get_vocab() != first.get_vocab():
+            raise ConfigError(
+                f"{key} ({len(other)} tokens) and {first_key} ({len(first)} tokens) have different "
+                "vocabularies; their probabilities cannot be averaged."
+            )
+    teacher = next(iter(loaded.values()), own)
+    if student.source and own is not None:
+        loaded[f"student.name={student.source.name}"] = own
+    if teacher is None or own is None or teacher.get_vocab() == own.get_vocab():
+        return Tokenizers(teacher, teacher, True, loaded)
+    if loss_shares or task_shares:
+        raise _different_vocabularies(loaded, teachers[0], task_shares)
+    return Tokenizers(teacher, own, False, loaded)
+
+
+def _different_vocabularies(
+    loaded: dict[str, PreTrainedTokenizerBase], teacher: ModelSpec, task_shares: bool
+) -> ConfigError:
+    remedy = "Choose loss=universal, which needs no shared vocabulary."
+    if teacher.source and teacher.source.is_api:
+        remedy = "Choose a student with its tokenizer, or a size, as in student=s."
+    if task_shares:
+        remedy = "This task needs one: choose a student with the teacher's tokenizer."
+    (first_key, first), *_, (key, own) = loaded.items()
+    return ConfigError(
+        f"{first_key} ({len(first)} tokens) and {key} ({len(own)} tokens) have different "
+        f"vocabularies: the same id is not the same text. {remedy}"
+    )
+
+
+def _load(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    source = spec.source
+    assert source
+    if source.name is None:
+        raise ConfigError(
+            f"{spec.role}=pretrained needs {spec.role}.name=<a local folder or a name on the hub>."
+        )
+    try:
+        return load_tokenizer(source.name, source.revision, source.trust_remote_code)
+    except ConfigError as error:
+        hint = " Set teacher.tokenizer to a local folder or a name on the hub." * source.is_api
+        prefix = "" if source.is_api else f"{spec.role}."
+        raise ConfigError(f"{prefix}{error}{hint}") from error

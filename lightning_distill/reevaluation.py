@@ -1,0 +1,82 @@
+"""`stage=evaluate`: finished students, measured again."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lightning_distill.config import allowlist
+from lightning_distill.distributed import process_group
+from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation.evaluate import evaluate_all
+from lightning_distill.models import pretrained
+from lightning_distill.report.summarize import summarize
+from lightning_distill.run.builder import build_run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.run.settings import finished_run
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.sweeps.job import RESULTS, Job, results_in, write_results
+from lightning_distill.sweeps.job_key import HARDWARE
+from lightning_distill.sweeps.records import job_folders
+from lightning_distill.training.teacher import find_teacher
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
+    """The student of the finished run `evaluate.run`, or those of all finished jobs of a sweep."""
+    if cfg.evaluate.run in (None, ""):
+        raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run or a sweep>.")
+    folder = Path(str(cfg.evaluate.run))
+    jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
+    finished = [job for job in jobs if results_in(job).get("status") == "finished"]
+    if not finished:
+        return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
+    if unfinished := len(jobs) - len(finished):
+        log.info("evaluate.run: %s of %s jobs are unfinished and skipped", unfinished, len(jobs))
+    for one in finished:
+        log.info("evaluating %s", one)
+        evaluate_run(one, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
+    if process_group.is_rank_zero():
+        summarize(folder)
+    return None
+
+
+def evaluate_run(
+    folder: Path,
+    outputs: str,
+    evaluate: DictConfig | None = None,
+    trainer: DictConfig | None = None,
+) -> dict[str, Any]:
+    """Evaluates a finished run's student, and its teacher where that exists, and updates
+    results.json; scores that are not measured again stay.
+
+    evaluate: the `evaluate` node to use; the run's own if None. trainer: whose accelerator and
+    devices to use; the run's own if None.
+    """
+    cfg, results = finished_run("evaluate.run", folder)
+    cfg.paths.outputs = outputs
+    if evaluate is not None:
+        cfg.evaluate = evaluate
+    if trainer is not None:
+        for key in HARDWARE:
+            cfg.trainer[key] = trainer[key]
+    allowlist.check(cfg, f"evaluate.run={folder}: ")
+    run = build_run(cfg)
+    data, teacher_data = prepare_data(run)
+    weights = folder / "student"  # missing after stage=teacher
+    student = None
+    if weights.exists():
+        student = pretrained.saved(data.auto_class, weights, "evaluate.run")
+    teacher = find_teacher(run.teacher, run.trainers, Store(outputs), teacher_data)
+    if student is None and teacher is None:
+        raise ConfigError(f"evaluate.run={folder} has no student, and its teacher does not exist.")
+    scores = evaluate_all(run.evaluation, run.trainers, data, folder, student, teacher, run.seed)
+    for role, own in scores.items():
+        if own:  # the scores of a teacher that was removed stay
+            previous = results.get(role) or {}
+            tasks = {**previous.get("tasks", {}), **own.get("tasks", {})}
+            results[role] = previous | own | ({"tasks": tasks} if tasks else {})
+    write_results(folder, results)
+    return results

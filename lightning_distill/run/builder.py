@@ -1,0 +1,195 @@
+"""The composed config as plain, typed objects: the only place below the command line that knows
+its keys.
+
+A `Run` can be made by hand as well, in a notebook for one: nothing that uses it reads the config.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_distill.config.validation import each_teacher
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.distributed.topology import Hardware
+from lightning_distill.evaluation.request import EvaluationRequest
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models.lora import LoRASettings
+from lightning_distill.models.spec import ModelSpec, PretrainedSource
+from lightning_distill.run.settings import plain_settings
+from lightning_distill.tracking.loggers import LoggerFactory
+from lightning_distill.training.optimizers import check_optimizer
+from lightning_distill.training.teacher import TeacherMember, TeacherSpec
+from lightning_distill.training.trainer import TrainerFactory
+from lightning_distill.transfer.base import Transfer
+
+# What a role's node says of its training; the rest of it is what builds the model.
+TRAINING = {
+    *("max_steps", "seed", "optimizer", "schedule", "members", "weights", "device"),
+    *("initialize", "layers", "lora"),
+}
+# What of `trainer` is not an argument of `lightning.Trainer`.
+OURS = ("compile", "gradient_checkpointing", "matmul_precision", "resume", "callbacks", "plugins")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one job needs.
+
+    settings: the resolved config, for keys, trackers and the model card. choices: the option of
+    each config group. make_…: a new object at each call. prunes_teacher: the student starts from
+    a part of its teacher. shares_vocabulary: the loss needs one vocabulary.
+    """
+
+    settings: dict[str, Any]
+    choices: dict[str, str]
+    is_sweep: bool
+    seed: int
+    outputs: Path
+    task: type[DistillationData]
+    make_data: Callable[[], DistillationData]
+    make_objective: Callable[[], Objective]
+    make_transfer: Callable[[], Transfer]
+    shares_vocabulary: bool
+    teacher: TeacherSpec
+    student: ModelSpec
+    prunes_teacher: bool
+    optimizer: Callable[..., Any]
+    schedule: Callable[..., Any]
+    trainers: TrainerFactory
+    evaluation: EvaluationRequest
+    loggers: list[LoggerFactory]
+
+
+def build_run(cfg: DictConfig) -> Run:
+    """Raises ConfigError, or Hydra's InstantiationException, where a node cannot be built."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    return Run(
+        settings=plain_settings(cfg),
+        choices={k: str(v) for k, v in hydra.runtime.choices.items()} if hydra else {},
+        is_sweep=hydra is not None and hydra.mode == RunMode.MULTIRUN,
+        seed=cfg.seed,
+        outputs=Path(cfg.paths.outputs),
+        task=get_class(cfg.data._target_),
+        make_data=partial(instantiate, cfg.data),
+        make_objective=partial(instantiate, cfg.loss),
+        make_transfer=partial(instantiate, cfg.transfer),
+        shares_vocabulary=cfg.loss.get("shared_vocabulary", True),
+        teacher=_teacher(cfg),
+        student=_model("student", cfg.student),
+        prunes_teacher=cfg.student.initialize == "teacher_layers",
+        optimizer=instantiate(cfg.optimizer),
+        schedule=instantiate(cfg.schedule),
+        trainers=_trainers(cfg),
+        evaluation=evaluation_request(cfg.evaluate),
+        loggers=[_logger(node) for node in cfg.logger.values()],
+    )
+
+
+def check_optimizers(cfg: DictConfig, student: bool = True) -> None:
+    """Raises ConfigError where an optimizer or a schedule refuses its settings."""
+    for one in each_teacher(cfg):
+        _check_optimizer("teacher.", one.teacher, one.teacher.max_steps)
+    if student:
+        _check_optimizer("", cfg, cfg.student.max_steps)
+
+
+def _check_optimizer(prefix: str, node: DictConfig, steps: int) -> None:
+    make = {group: partial(instantiate, node[group]) for group in ("optimizer", "schedule")}
+    given = {group: dict(node[group]) for group in make}
+    check_optimizer(prefix, make["optimizer"], make["schedule"], steps, given)
+
+
+def evaluation_request(node: DictConfig) -> EvaluationRequest:
+    return EvaluationRequest(
+        tuple(node.tasks or ()),
+        None if node.task_path is None else str(node.task_path),
+        node.limit,
+        node.num_fewshot,
+        node.batch_size,
+        bool(node.speed),
+    )
+
+
+def _model(role: str, node: DictConfig) -> ModelSpec:
+    settings = plain_settings(node)
+    source, lora, is_api = None, settings.get("lora") or {}, "url" in settings
+    if "name" in settings:
+        name = settings["tokenizer"] or settings["name"] if is_api else settings["name"]
+        source = PretrainedSource(
+            name,
+            settings.get("revision"),
+            settings.get("trust_remote_code", False),
+            settings.get("attn_implementation"),
+            is_api,
+        )
+    return ModelSpec(
+        role,
+        partial(instantiate, {k: v for k, v in settings.items() if k not in TRAINING}),
+        settings["max_steps"],
+        source,
+        LoRASettings(**lora) if lora.get("rank") else None,
+        settings,
+    )
+
+
+def _teacher(cfg: DictConfig) -> TeacherSpec:
+    members = [_member(one.teacher) for one in each_teacher(cfg)]
+    weights = cfg.teacher.get("weights") or [1.0] * len(members)
+    return TeacherSpec(
+        members,
+        [float(weight) for weight in weights],
+        cfg.teacher.get("device"),
+        cfg.transfer.k if "url" in cfg.teacher else None,
+    )
+
+
+def _member(node: DictConfig) -> TeacherMember:
+    model = _model("teacher", node)
+    unused = {"members", "weights", "device"} | (set() if model.lora else {"lora"})
+    settings = {key: value for key, value in model.settings.items() if key not in unused}
+    return TeacherMember(
+        model,
+        node.seed if "seed" in node else 0,
+        instantiate(node.optimizer),
+        instantiate(node.schedule),
+        settings,
+    )
+
+
+def _trainers(cfg: DictConfig) -> TrainerFactory:
+    node = cfg.trainer
+    arguments = OmegaConf.masked_copy(node, [key for key in node if key not in OURS])
+    return TrainerFactory(
+        make=partial(instantiate, arguments),
+        hardware=Hardware.from_settings(plain_settings(cfg)),
+        batch_size=cfg.data.batch_size,
+        precision=node.precision,
+        accumulate_grad_batches=node.accumulate_grad_batches,
+        gradient_clip_val=node.get("gradient_clip_val"),
+        val_check_interval=node.get("val_check_interval"),
+        matmul_precision=node.get("matmul_precision", "highest"),
+        compile=bool(node.get("compile")),
+        gradient_checkpointing=bool(node.get("gradient_checkpointing")),
+        checkpoint_every_n_steps=cfg.checkpoint_every_n_steps,
+        checkpoint_every_n_minutes=cfg.checkpoint_every_n_minutes,
+        max_skipped_steps=cfg.max_skipped_steps,
+        callbacks=lambda: instantiate(node.get("callbacks") or []),
+        plugins=lambda: instantiate(node.get("plugins") or []),
+    )
+
+
+def _logger(node: DictConfig) -> LoggerFactory:
+    is_wandb = node["_target_"] == "wandb.init"
+    tags: Any = (node.get("tags") or []) if is_wandb else []
+    return LoggerFactory(
+        partial(instantiate, node, _partial_=True),
+        is_wandb,
+        [tags] if isinstance(tags, str) else [str(tag) for tag in tags],
+    )

@@ -1,0 +1,79 @@
+"""What a run needs before it trains: examples, and models that fit each other."""
+
+import logging
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.errors import ConfigError
+from lightning_distill.evaluation.generative import check_request
+from lightning_distill.models.pruning import prune_teacher
+from lightning_distill.models.tokenizers import load_tokenizers
+from lightning_distill.run.builder import Run
+from lightning_distill.storage.artifacts import Store
+
+log = logging.getLogger(__name__)
+
+TEXTS = 64  # on which the tokenizers of teacher and student are compared
+
+
+def prepare_data(run: Run) -> tuple[DistillationData, DistillationData]:
+    """The examples in the student's tokens and in the teacher's; one object where they share them.
+
+    Raises ConfigError where the loss or the task needs one tokenizer, and there are two.
+    """
+    check_request(run.evaluation, run.task)
+    if not run.task.has_tokenizer:
+        data = _prepared(run, None)
+        return data, data
+    models = [member.model for member in run.teacher.members]
+    tokenizers = load_tokenizers(
+        models, run.student, run.shares_vocabulary, run.task.shares_tokenizer
+    )
+    data = _prepared(run, tokenizers.student)
+    if not tokenizers.shared:
+        return data, _prepared(run, tokenizers.teacher)
+    if len(tokenizers.loaded) > 1:
+        tokenizers.check_encoding(_sample_texts(data))
+    return data, data
+
+
+def _prepared(run: Run, tokenizer: Any) -> DistillationData:
+    data = run.make_data()
+    data.prepare(Store(run.outputs), tokenizer)
+    log.info("%s", data.describe())
+    return data
+
+
+def check_intermediate_losses(
+    run: Run, data: DistillationData, teacher_data: DistillationData
+) -> None:
+    """Raises ConfigError where an intermediate-layer loss does not fit the two models."""
+    for name, term in run.make_objective().intermediate.items():
+        if teacher_data is not data:
+            raise ConfigError(
+                f"loss.{name}.weight={term.weight:g} compares the models token by token, and "
+                f"their tokenizers differ. Set loss.{name}.weight=0."
+            )
+        teacher = run.teacher.members[0].model.outline(data)
+        term.attach(outline_student(run, data), teacher)
+        if run.trainers.hardware.uses_fsdp and list(term.parameters()):
+            raise ConfigError(
+                f"loss.{name}.weight={term.weight:g} between models of different widths learns "
+                "a projection, which trainer=fsdp does not shard. Set trainer=ddp."
+            )
+
+
+def outline_student(run: Run, data: DistillationData) -> PreTrainedModel:
+    """On the meta device. Raises ConfigError where it cannot be a part of its teacher."""
+    if not run.prunes_teacher:
+        return run.student.outline(data)
+    teacher = run.teacher.members[0].model.outline(data)
+    return prune_teacher(teacher, run.student.settings, [])
+
+
+def _sample_texts(data: DistillationData) -> list[str]:
+    examples = data.examples("test")
+    count = min(len(examples), TEXTS)
+    return [str(data.tokenizer.decode(examples[i]["input_ids"])) for i in range(count)]
