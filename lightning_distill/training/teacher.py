@@ -196,7 +196,7 @@ def made_from(
         settings["name"] = pretrained.fingerprint(str(source.name), source.revision)
     devices = trainers.hardware.num_devices
     # Each device reads a part of a stream.
-    streams = {"devices": devices} if data. and devices > 1 else {}
+    streams = {"devices": devices} if data.is_streaming and devices > 1 else {}
     return {
         "teacher": settings,
         "tokens": data.artifact.key,
