@@ -16,10 +16,12 @@ def report(cfg: DictConfig, job: Job) -> None:
 
 
 def dashboard(cfg: DictConfig, job: Job) -> None:
+    sweep, outputs = str(cfg.dashboard.sweep or ""), Path(cfg.paths.outputs)
+    if not sweep:
+        raise ConfigError("stage=dashboard needs dashboard.sweep=<a sweep's folder, or its group>.")
     wandb = cfg.logger.get("wandb")
     if wandb is None:
         raise ConfigError("stage=dashboard needs logger=wandb, which names the project.")
-    sweep, outputs = str(cfg.dashboard.sweep or ""), Path(cfg.paths.outputs)
     save_dashboard(wandb, sweep, outputs, wandb.project, wandb.entity)
 
 

@@ -65,8 +65,6 @@ def save_dashboard(
 
 def _find_sweep(sweep: str, outputs: Path) -> tuple[Path | None, str]:
     """The folder, None if it is not on this machine, and the group that `dashboard.sweep` names."""
-    if not sweep:
-        raise ConfigError("stage=dashboard needs dashboard.sweep=<a sweep's folder, or its group>.")
     for folder in (Path(sweep), outputs / "sweeps" / sweep):
         if folder.is_dir():
             if not job_folders(folder):
