@@ -1,4 +1,4 @@
-"""Numbers that several rooms agree on."""
+"""Numbers that several packages share."""
 
-IGNORED = -100  # the label of a position at which nothing is predicted, as transformers has it
-LEAST = 1e-7  # probability of all tokens that are not listed: what 32 bits can tell from 1
+IGNORED = -100  # label of a position without a target, as in transformers
+LEAST = 1e-7  # smallest total probability of unlisted tokens: float32's resolution at 1

@@ -1,4 +1,4 @@
-"""What ends a command, and the sentences that say why."""
+"""The exceptions that end a command, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,18 +6,20 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A mistake that the user can mend. The message names the key, what was found and what to do.
+    """A mistake that the user can mend. The message names the key, its value and what to do.
 
     It ends the program with exit code 2 and no traceback.
     """
 
 
 class Refused(BaseException):
-    """Takes an explained error past Hydra, which would print all overrides in front of it."""
+    """An explained error. Not an Exception, since Hydra would print all overrides in front of it,
+    and turns the exceptions of callbacks into warnings."""
 
 
 class Stopped(BaseException):
-    """A signal has ended a run that can go on. Neither Hydra nor Lightning makes more of it."""
+    """A signal ended a run that can be resumed. Not an Exception, so that neither Hydra nor
+    Lightning handles it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -29,13 +31,12 @@ class Stopped(BaseException):
 
 
 def unknown_name(key: str, value: Any, names: Iterable[str]) -> ConfigError:
-    """For a value that is none of a few names."""
-    return ConfigError(f"{key}={value} does not exist.{_did_you_mean(str(value), list(names))}")
-
-
-def _did_you_mean(word: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(word, names, 1, 0.25)
-    return (f" Did you mean {near[0]}?" if near else "") + f" There is: {', '.join(sorted(names))}."
+    """The error for a value that is not one of the names, with the nearest of them."""
+    known = list(names)
+    nearest = difflib.get_close_matches(str(value), known, 1, 0.25)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    listed = ", ".join(sorted(known))
+    return ConfigError(f"{key}={value} does not exist.{hint} There is: {listed}.")
 
 
 def one_line(error: BaseException) -> str:

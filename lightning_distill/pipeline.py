@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=distill`: every step that is not done yet. Returns the content of results.json."""
-    allowlist.find(cfg)
+    allowlist.check_imports(cfg)
     check_optimizers(cfg)
     run = build_run(cfg)
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
@@ -99,7 +99,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
-    allowlist.find(cfg)
+    allowlist.check_imports(cfg)
     check_optimizers(cfg, student=False)
     run = build_run(cfg)
     _, data = prepare_data(run)
@@ -112,7 +112,7 @@ def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
 
 def run_transfer(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, whose artifacts students share."""
-    allowlist.find(cfg)
+    allowlist.check_imports(cfg)
     check_optimizers(cfg, student=False)
     run = build_run(cfg)
     transfer, store = run.make_transfer(), Store(run.outputs)

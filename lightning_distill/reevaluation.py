@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lightning_distill.config import allowlist
+from lightning_distill.config import untrusted
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import evaluate_all
@@ -62,7 +62,7 @@ def evaluate_run(
     if trainer is not None:
         for key in HARDWARE:
             cfg.trainer[key] = trainer[key]
-    allowlist.check(cfg, f"evaluate.run={folder}: ")
+    untrusted.check(cfg, f"evaluate.run={folder}: ")
     run = build_run(cfg)
     data, teacher_data = prepare_data(run)
     weights = folder / "student"  # missing after stage=teacher

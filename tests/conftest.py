@@ -21,7 +21,7 @@ from forked import Command, environment, write_documents
 from wandb_server import Server
 
 from lightning_distill.cli import app
-from lightning_distill.cli.hydra_callback import Summary
+from lightning_distill.cli.hydra_callback import SweepCallback
 from lightning_distill.data.sources.text import Text
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.storage.artifacts import Store
@@ -155,7 +155,7 @@ def in_process(text_file, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(tmp_path_factory.mktemp("cwd"))
             patch.setenv("HYDRA_FULL_ERROR", "0")
-            patch.setattr(Summary, "under_way", None)  # a command has a process of its own
+            patch.setattr(SweepCallback, "running", None)  # a command has a process of its own
             patch.setattr(sys, "argv", ["lightning-distill", *settings])
             try:
                 app.main()

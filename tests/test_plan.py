@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightning_distill.cli import app
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.planning.dry_run import Training
 from lightning_distill.planning.plan import cost_class
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import TINY
 
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.tracking import wandb_run, wandb_sync
 
 AT_ONCE = 60  # seconds that the machine may take to get as far

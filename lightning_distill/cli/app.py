@@ -19,10 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
-from lightning_distill.cli.hydra_callback import end_what_broke_off
-from lightning_distill.config import allowlist
+from lightning_distill.cli.hydra_callback import end_broken_sweep
+from lightning_distill.config import untrusted
+from lightning_distill.config.catalog import CONF
+from lightning_distill.config.help import describe, help_topics, list_stages
 from lightning_distill.config.hydra_plugins import prefer_own_configs
-from lightning_distill.config.messages import CONF, explain
+from lightning_distill.config.messages import explain
+from lightning_distill.config.stage_lookup import find_stage
+from lightning_distill.config.unknown_keys import check_overrides
 from lightning_distill.config.validation import check, check_secrets
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.gpus import (
@@ -33,9 +37,8 @@ from lightning_distill.distributed.gpus import (
     take_gpu,
     visible_gpus,
 )
-from lightning_distill.errors import Refused, Stopped, unknown_name
+from lightning_distill.errors import Refused, Stopped
 from lightning_distill.run.settings import job_settings, make_job, resume_policy
-from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
 from lightning_distill.sweeps.job_key import job_key
 from lightning_distill.sweeps.naming import job_name, sweep_name
@@ -65,12 +68,12 @@ def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
     return str(found or runs / new)
 
 
-# Another process of a sweep unpickles `job` by its name, which imports this module there too.
+# At import, because another process of a sweep unpickles `job`, which imports this module there.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-OmegaConf.register_new_resolver("oc.env", allowlist.environment, replace=True)
-# A list of OmegaConf's own, which `--cfg job --resolve` can show.
+OmegaConf.register_new_resolver("oc.env", untrusted.environment, replace=True)
+# As a ListConfig, which `--cfg job --resolve` can print.
 OmegaConf.register_new_resolver(
     "once", lambda v: OmegaConf.create(list(v or [])), replace=True, use_cache=True
 )
@@ -79,13 +82,14 @@ OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus())
 OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
 OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
 OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
 prefer_own_configs()
-allowlist.install(check_secrets)
+untrusted.install(check_secrets, check_overrides)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(cfg: DictConfig) -> float | list[float] | None:
-    """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimise them."""
+    """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimize them."""
     if not process_group.is_rank_zero():
         follow_rank_zero(cfg)
         return None
@@ -96,8 +100,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
     group = cfg.name if alone else Path(hydra_cfg.sweep.dir).name
     this = make_job(cfg, folder, name, group, list(hydra_cfg.overrides.task))
     try:
-        if cfg.stage not in STAGES:
-            raise unknown_name("stage", cfg.stage, STAGES)
+        find_stage(cfg.stage)
         if cfg.stage != "distill":
             results = run(cfg, this)
         elif alone:
@@ -111,7 +114,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
             raise Refused(reason) from error
         if alone:
             raise
-        # The other jobs go on; the end of the sweep says what failed, and exits accordingly.
+        # The other jobs of the sweep run; its end lists the failures, and sets the exit code.
         log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
         why = {"error": reason or repr(error), "user_error": reason is not None}
         write_results(folder, this.results("failed", **why))
@@ -120,8 +123,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
 
 
 def run(cfg: DictConfig, this: Job) -> Any:
-    """The function of `stage=`, imported when it is known to be needed."""
-    # Here, so that a mistake leaves alone what has finished.
+    """Checks the config and runs the stage. Not called for a job that has finished before."""
     check(cfg, problems_of_objectives(cfg.sweep.objectives))
     chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
     if HydraConfig.get().mode == RunMode.MULTIRUN and chosen in LAUNCHERS:
@@ -130,27 +132,30 @@ def run(cfg: DictConfig, this: Job) -> Any:
 
 
 def main() -> None:
-    """Exit code 0; 2 for what the user can mend, in a line or two; 1 for anything else."""
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    allowlist.allow_what_is_typed(sys.argv[1:])
+    """Exits with 0; with 2 and a line or two for a mistake of the user's; with 1 otherwise."""
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    untrusted.allow_typed_keys(sys.argv[1:])
     process_group.adopt_srun_environment()
     if not process_group.is_rank_zero():
         sys.argv += overrides_of_followers()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, instead of exiting with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, instead of exiting with 1
     try:
-        allowlist.check_flags(sys.argv[1:])
-        job()
+        untrusted.check_flags(sys.argv[1:])
+        if topics := help_topics(sys.argv[1:]):
+            print("\n\n".join(describe(topic) for topic in topics))
+        else:
+            job()
     except KeyboardInterrupt:
         sys.exit(130)
     except Stopped as stop:
         if process_group.is_rank_zero():
-            print("The same command goes on from there, in the same folder.", file=sys.stderr)
+            print("Run the same command again to resume in the same folder.", file=sys.stderr)
         sys.exit(stop.exit_code)
     except (Exception, Refused) as error:
         message = str(error) if isinstance(error, Refused) else explain(error)
-        if message is None and not full:
-            message = end_what_broke_off(error)
-        if full or message is None:
+        if message is None and not show_traceback:
+            message = end_broken_sweep(error)
+        if show_traceback or message is None:
             raise
         print(f"lightning-distill: {message}", file=sys.stderr)
         sys.exit(2)

@@ -16,20 +16,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.messages import explain
+from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.launcher import launch
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
 from lightning_distill.run.settings import hardware, plain_settings
-from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import Job
-
-DISTRIBUTED = ("distill", "teacher", "transfer", "evaluate")  # stages that use all devices
 
 
 def run_stage(cfg: DictConfig, job: Job) -> Any:
     """The results of the stage. Raises ConfigError for devices that this machine lacks."""
-    if cfg.stage not in DISTRIBUTED:
+    if not find_stage(cfg.stage).distributed:
         return stage_function(cfg.stage)(cfg, job)
     wanted = hardware(plain_settings(cfg))
     if problem := wanted.problem():  # said once, before there are several processes
@@ -55,7 +53,7 @@ def run_stage(cfg: DictConfig, job: Job) -> Any:
 def follow_rank_zero(cfg: DictConfig) -> None:
     """What the other ranks of torchrun and srun do: rank 0's job, if it comes to have one."""
     _set_up_logging(HydraConfig.get(), process_group.rank())
-    if cfg.stage not in DISTRIBUTED:
+    if not find_stage(cfg.stage).distributed:
         return
     process_group.init_process_group(hardware(plain_settings(cfg)))
     if (received := process_group.broadcast(None)) is not None:
@@ -72,10 +70,8 @@ def overrides_of_followers() -> list[str]:
 
 
 def stage_function(stage: str) -> Callable[[DictConfig, Job], Any]:
-    module, name = STAGES[stage].rsplit(".", 1)
-    function: Callable[[DictConfig, Job], Any] = getattr(
-        import_module(f"lightning_distill.{module}"), name
-    )
+    module, _, name = find_stage(stage).entry.rpartition(".")
+    function: Callable[[DictConfig, Job], Any] = getattr(import_module(module), name)
     return function
 
 

@@ -1,4 +1,4 @@
-"""The beginning and the end of a sweep, as Hydra tells of them, and what it ends in."""
+"""The Hydra callback that runs before and after the jobs of a sweep."""
 
 import logging
 import shutil
@@ -13,11 +13,11 @@ from omegaconf import DictConfig, flag_override
 
 from lightning_distill.config.hydra_plugins import check_plugins
 from lightning_distill.config.messages import explain
+from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.config.validation import check, check_sweep
 from lightning_distill.distributed import process_group
-from lightning_distill.errors import Refused, unknown_name
+from lightning_distill.errors import Refused
 from lightning_distill.report.summarize import summarize
-from lightning_distill.stages import LOOKING, STAGES
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.job import RESULTS, problems_of_objectives, results_in
@@ -26,18 +26,17 @@ from lightning_distill.sweeps.records import distinguishing_overrides, job_folde
 log = logging.getLogger(__name__)
 
 
-class Summary(Callback):
-    """Hydra calls it before it makes a folder, and when all jobs of a sweep have ended: table,
-    results.csv and report.html."""
+class SweepCallback(Callback):
+    """Refuses mistakes before Hydra makes a folder, and compares the jobs when a sweep ends."""
 
-    under_way: "tuple[Summary, DictConfig] | None" = None
+    running: "tuple[SweepCallback, DictConfig] | None" = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if process_group.is_rank_zero():
             _refuse_mistakes(config, check)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # What is wrong for all jobs is refused before each leaves a folder that failed.
+        # A mistake that all jobs share is refused once, before each leaves a failed job's folder.
         _refuse_mistakes(config, check_sweep)
         check_plugins(config)
         if process_group.is_distributed():
@@ -45,15 +44,15 @@ class Summary(Callback):
                 "torchrun and srun start the processes of one run, and a sweep starts those of "
                 "each job itself. Leave them out, or -m."
             )
-        if config.stage in LOOKING:
-            _look_from_outside(config)
-        # Resolved once, here; jobs inherit what is, so that all have the same.
+        if find_stage(config.stage).inspects_only:
+            _use_own_folder(config)
+        # Interpolations of the time are resolved once, here, so that all jobs have the same.
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
         self.command = config.sweep.command
-        Summary.under_way = self, config
+        SweepCallback.running = self, config
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        Summary.under_way = None
+        SweepCallback.running = None
         if config.stage == "plan":
             from lightning_distill.report.plan_table import print_plan
 
@@ -63,78 +62,83 @@ class Summary(Callback):
                 "the command sweeps over nothing, as glob(x*) and range(2, 1) do; see "
                 f"{self.folder / 'multirun.yaml'}."
             )
-        elif config.stage in ("distill", "teacher"):
+        elif find_stage(config.stage).makes_jobs:
             compare_with_late_teachers(self.folder, config.paths.outputs)
             summarize(self.folder)
-        now = {file.parent: results_in(file.parent) for file in self.folder.rglob(RESULTS)}
-        now = {f: found for f, found in now.items() if found.get("started") == self.started}
-        ended = {f: found for f, found in now.items() if found["status"] != "finished"}
-        names = dict(
-            zip(now, distinguishing_overrides([f["overrides"] for f in now.values()]), strict=True)
-        )
-        for folder, found in sorted(ended.items()):
+        self._exit_for_unfinished_jobs()
+
+    def jobs(self) -> dict[Path, dict[str, Any]]:
+        """The results of the jobs that this command has begun, by their folder."""
+        folders = (file.parent for file in self.folder.rglob(RESULTS))
+        results = {folder: results_in(folder) for folder in folders}
+        return {f: one for f, one in results.items() if one.get("started") == self.started}
+
+    def _exit_for_unfinished_jobs(self) -> None:
+        """Prints each job that did not finish. Exits with 2 if mistakes of the user's are the
+        reason for all, with 1 if not."""
+        jobs = self.jobs()
+        overrides = distinguishing_overrides([job["overrides"] for job in jobs.values()])
+        names = dict(zip(jobs, overrides, strict=True))
+        unfinished = {f: job for f, job in sorted(jobs.items()) if job["status"] != "finished"}
+        for folder, job in unfinished.items():
+            reason = job.get("error", "killed before its end").splitlines()[0]
             name = names[folder] or folder.name
-            why = found.get("error", "killed before its end").splitlines()[0]
-            print(f"{found['status']}: {name}: {why} ({folder / 'job.log'})")
-        if ended:
-            every = len(ended) == len(now) and all(f.get("user_error") for f in ended.values())
-            # Hydra turns a callback's exceptions into warnings, this one excepted.
-            sys.exit(2 if every else 1)
+            print(f"{job['status']}: {name}: {reason} ({folder / 'job.log'})")
+        if unfinished:
+            mistakes = len(unfinished) == len(jobs) and all(
+                job.get("user_error") for job in unfinished.values()
+            )
+            # Hydra turns other exceptions of a callback into warnings.
+            sys.exit(2 if mistakes else 1)
 
 
 def _refuse_mistakes(config: DictConfig, check: Callable[[DictConfig, list[str]], None]) -> None:
-    """Past Hydra, which turns a callback's other exceptions into warnings."""
+    """Raises Refused, since Hydra turns other exceptions of a callback into warnings."""
     try:
-        if config.stage not in STAGES:
-            raise unknown_name("stage", config.stage, STAGES)
+        find_stage(config.stage)
         check(config, problems_of_objectives(config.sweep.objectives))
     except Exception as error:
         if reason := explain(error):
             raise Refused(reason) from error
-        # No mistake of the user's: the job comes upon it, and says more.
+        # Not a mistake of the user's: the job meets it too, and shows the traceback.
 
 
-def _look_from_outside(config: DictConfig) -> None:
-    """Gives the stages that leave a sweep as it is a folder of their own."""
+def _use_own_folder(config: DictConfig) -> None:
+    """Makes a stage that inspects a sweep write elsewhere, and leave an Optuna study as it is."""
     folder = Path(config.paths.outputs) / config.stage / Path(config.hydra.sweep.dir).name
     shutil.rmtree(folder, ignore_errors=True)
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     with flag_override(config, "readonly", False):
         config.hydra.sweep.dir = str(folder)
-        if config.hydra.sweeper.get("storage"):  # a study is not to learn of these jobs
+        if config.hydra.sweeper.get("storage"):
             config.hydra.sweeper.storage = None
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
 
 
-def end_what_broke_off(error: BaseException) -> str | None:
-    """The summary of a sweep whose launcher gives up, as it does when a job's process is killed.
+def end_broken_sweep(error: BaseException) -> str | None:
+    """Ends a sweep whose launcher raised, as launchers do when the process of a job is killed.
 
-    Where no job began, as without a Slurm to ask, returns what to tell the user. None where no
-    sweep is under way.
+    Summarises the jobs that ran, and exits with 1. Returns the message for the user if no job
+    began (Slurm is not there, for example), and None if no sweep is running.
     """
-    if Summary.under_way is None:
+    if SweepCallback.running is None:
         return None
-    summary, config = Summary.under_way
+    sweep, config = SweepCallback.running
     index = Path(config.paths.outputs).resolve() / "artifacts" / "job"
     reason = shorten(str(error) or repr(error), 300)
-
-    def begun() -> list[dict[str, Any]]:
-        found = (results_in(file.parent) for file in summary.folder.rglob(RESULTS))
-        return [results for results in found if results.get("started") == summary.started]
-
-    for key in {results["key"] for results in begun() if results["status"] == "running"}:
+    for key in {job["key"] for job in sweep.jobs().values() if job["status"] == "running"}:
         with locked(index / f"{key}.lock", f"job {key}"):
-            pass  # some launchers leave the others running; then they are waited for
-    if not begun():
+            pass  # some launchers leave the other jobs running: wait for them
+    if not sweep.jobs():
         launcher = config.hydra.runtime.choices["hydra/launcher"]
         return None if launcher == "basic" else f"hydra/launcher={launcher}: {reason}"
-    print(f"the sweep broke off: {reason}\nThe same command goes on with what was not finished.")
-    summary.on_multirun_end(config)
+    print(f"The sweep broke off: {reason}\nRun the same command again to finish it.")
+    sweep.on_multirun_end(config)
     sys.exit(1)
 
 
 def compare_with_late_teachers(folder: Path, outputs: str) -> None:
-    """A baseline that ran before the sweep's teacher was there is measured against it now."""
+    """Evaluates baselines again that ran before the sweep's teacher existed."""
     rows = [r for r in compare_jobs(folder) if r.nll is not None and r.config]
     if not any(r.results.get("teacher") for r in rows):
         return
@@ -142,5 +146,5 @@ def compare_with_late_teachers(folder: Path, outputs: str) -> None:
         if not row.results.get("teacher"):
             from lightning_distill.reevaluation import evaluate_run
 
-            log.info("%s ran before its teacher was there: comparing them now", row.name)
+            log.info("%s ran before its teacher existed: comparing them now", row.name)
             evaluate_run(row.folder, outputs)

@@ -1,4 +1,4 @@
-"""Hydra's plugins, launchers and sweepers, under configs of ours."""
+"""Launchers and sweepers of Hydra's plugins, with config files of ours."""
 
 from pathlib import Path
 
@@ -6,27 +6,27 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.errors import Refused
 
 
 def prefer_own_configs() -> None:
-    """Takes the plugins' own configs away where conf/hydra has one of the same name.
+    """Removes the plugins' own configs where conf/hydra has one of the same name.
 
-    Hydra would merge ours into theirs, with a warning, and refuse the one that has defaults.
+    Hydra would merge the two, with a warning, and refuse one that has defaults.
     """
-    Plugins.instance()  # has them store their configs
+    Plugins.instance()  # stores the plugins' configs
     for file in CONF.glob("hydra/**/*.yaml"):
-        theirs = ConfigStore.instance().repo
+        node = ConfigStore.instance().repo
         for group in file.relative_to(CONF).parts[:-1]:
-            theirs = theirs.get(group, {})
-        theirs.pop(file.name, None)
+            node = node.get(group, {})
+        node.pop(file.name, None)
 
 
 def check_plugins(config: DictConfig) -> None:
-    """Refuses a launcher or sweeper that is not installed, and paths that it cannot find.
+    """Raises Refused for a launcher or sweeper that is not installed, or cannot find the outputs.
 
-    Their configs are ours, which are there regardless.
+    The config files of plugins are ours, and can be chosen without the plugin.
     """
     address = OmegaConf.select(config, "hydra.launcher.ray.init.address")
     if address and not Path(config.paths.outputs).is_absolute():

@@ -1,5 +1,4 @@
-"""What of the settings of pretrained and of served models does not go together, without importing
-any."""
+"""Checks of several keys together for pretrained models and for teachers behind a server."""
 
 import re
 from collections.abc import Iterator
@@ -9,65 +8,55 @@ from urllib.parse import urlsplit
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from lightning_distill.errors import unknown_name
-
-QUANTIZATION = ("int8", "int4")
-
 ADDRESS = "http://localhost:8000/v1"
 
 
 def problems_of_quantization(cfg: DictConfig) -> Iterator[str]:
-    if "quantization" in cfg.student:
-        yield (
-            f"student.quantization={cfg.student.quantization}: the weights of a student are "
-            "trained; only those of a frozen teacher can be quantized, by teacher.quantization"
-        )
-    kind = cfg.teacher.get("quantization")
+    kind, steps = cfg.teacher.get("quantization"), cfg.teacher.max_steps
     if kind is None:
         return
-    found, steps = f"teacher.quantization={kind}", cfg.teacher.max_steps
-    if kind not in QUANTIZATION:
-        yield str(unknown_name("teacher.quantization", kind, QUANTIZATION)).rstrip(".")
-    elif steps:
-        yield f"{found} is for a frozen teacher; set it to null, or teacher.max_steps={steps} to 0"
+    setting = f"teacher.quantization={kind}"
+    if steps:
+        yield (
+            f"{setting} is for a frozen teacher; set it to null, or teacher.max_steps={steps} to 0"
+        )
     elif cfg.student.initialize == "teacher_layers":
         yield (
-            f"{found} leaves no weights for student.initialize=teacher_layers to copy; set it to "
+            f"{setting} leaves no weights for student.initialize=teacher_layers to copy; set it to "
             "null"
         )
     elif find_spec("torchao") is None:
-        yield f"{found} needs torchao: pip install 'lightning_distill[quantization]'"
+        yield f"{setting} needs torchao: pip install 'lightning_distill[quantization]'"
 
 
-def problems_of_adapters(cfg: DictConfig) -> Iterator[str]:
+def problems_of_lora(cfg: DictConfig) -> Iterator[str]:
     for role in ("teacher", "student"):
         node, lora = cfg[role], cfg[role].get("lora")
         if not lora or not lora.rank:
             continue
-        found, dropout, places = f"{role}.lora.rank={lora.rank}", lora.dropout, lora.target_modules
+        setting = f"{role}.lora.rank={lora.rank}"
         if "name" not in node and node.get("initialize") != "teacher_layers":
             also = " or student.initialize=teacher_layers" if role == "student" else ""
             yield (
-                f"{found} leaves the {role}'s weights as they begin, which is random; set "
+                f"{setting} leaves the {role}'s weights at their random initial values; set "
                 f"{role}=pretrained{also}, or {role}.lora.rank=null"
             )
         elif not node.max_steps:
-            yield f"{found} with {role}.max_steps=0 has nothing to train; set one of them"
+            yield f"{setting} with {role}.max_steps=0 has nothing to train; set one of them"
         elif find_spec("peft") is None:
-            yield f"{found} needs peft: pip install 'lightning_distill[lora]'"
-        number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
-        if not (number and 0 <= dropout < 1):
-            yield f"{role}.lora.dropout={dropout} must be a number from 0 to below 1"
-        named = isinstance(places, list | ListConfig) and len(places) > 0
-        if places is not None and not (named and all(isinstance(one, str) for one in places)):
+            yield f"{setting} needs peft: pip install 'lightning_distill[lora]'"
+        modules = lora.target_modules
+        if isinstance(modules, list | ListConfig) and not (
+            modules and all(isinstance(one, str) for one in modules)
+        ):
             yield (
-                f"{role}.lora.target_modules={places} must be a list of names such as "
+                f"{role}.lora.target_modules={modules} must be a list of names such as "
                 "[q_proj, v_proj], or null for all linear layers"
             )
 
 
-def secrets_of_server(url: str, variable: str | None) -> Iterator[str]:
-    """Which of these holds a key, that is to stand in neither. It is not repeated."""
+def problems_of_secrets(url: str, variable: str | None) -> Iterator[str]:
+    """A key in the address, or in place of its variable's name. The message does not repeat it."""
     if "@" in url:
         yield (
             "teacher.url holds a user or a password; put the key into the environment variable "
@@ -83,16 +72,16 @@ def secrets_of_server(url: str, variable: str | None) -> Iterator[str]:
 
 
 def problems_of_server(teacher: DictConfig) -> Iterator[str]:
-    """Of where a served teacher is."""
+    """What is wrong with a server's address or its model's name."""
     url, variable = str(teacher.url), teacher.key_variable
-    yield from secrets_of_server(url, None if variable is None else str(variable))
+    yield from problems_of_secrets(url, None if variable is None else str(variable))
     try:
         parts = urlsplit(url)
         fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         parts, fits = urlsplit(""), False
     if "@" in url or "?" in url:
-        pass  # said already
+        pass  # reported by problems_of_secrets
     elif not fits or re.search(r"[\s#]", url):
         yield f"teacher.url={url} must be an address such as {ADDRESS}"
     elif parts.path.rstrip("/").endswith("/completions"):
@@ -101,8 +90,8 @@ def problems_of_server(teacher: DictConfig) -> Iterator[str]:
         yield f"teacher.name={teacher.name} must be a model of the server, by its name there"
 
 
-def problems_of_served(cfg: DictConfig) -> Iterator[str]:
-    """Of what is asked of a served teacher, which tells its largest probabilities alone."""
+def problems_of_api_teacher(cfg: DictConfig) -> Iterator[str]:
+    """What a server cannot do: it returns its largest probabilities, and nothing else."""
     only, loss = "with teacher=served", cfg.loss
     if not instantiate(cfg.transfer).accepts_top_k:
         yield (
@@ -123,6 +112,6 @@ def problems_of_served(cfg: DictConfig) -> Iterator[str]:
     for term in ("hidden", "relations"):
         weight = OmegaConf.select(cfg, f"loss.{term}.weight")
         if weight:
-            yield f"loss.{term}.weight={weight} {only} has nothing to look into: set it to 0"
+            yield f"loss.{term}.weight={weight} {only} has no hidden states: set it to 0"
     if loss.get("compares") == "logits" or not loss.get("shared_vocabulary", True):
         yield f"this loss {only} lacks its logits: set loss=forward_kl"

@@ -18,8 +18,14 @@ from transformers import PreTrainedModel
 class FSDP2Strategy(ModelParallelStrategy):
     """Over all devices of all machines; a checkpoint is one file, as a single device writes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, reshard_after_forward: bool = True) -> None:
+        """reshard_after_forward: whether each layer frees its full weights after the forward pass.
+
+        If False, they stay until the backward pass, and only gradients and optimizer state are
+        sharded all the time (ZeRO stage 2): more memory, less communication.
+        """
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.reshard_after_forward = reshard_after_forward
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

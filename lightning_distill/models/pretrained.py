@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_distill.config import allowlist
+from lightning_distill.config import untrusted
+from lightning_distill.config.allowlist import ALLOW
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.storage.artifacts import hash_of
 
@@ -156,10 +157,10 @@ def loaded(auto: Any, name: str, key: str = "name", **settings: Any) -> Any:
     what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"{key}={name}: there is no such folder.")
-    if settings["trust_remote_code"] and not allowlist.runs_code("trust_remote_code"):
+    if settings["trust_remote_code"] and not untrusted.may_run_code("trust_remote_code"):
         raise ConfigError(
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
-            f"if you trust the model, or allow it by {allowlist.ALLOW}=trust_remote_code."
+            f"if you trust the model, or allow it by {ALLOW}=trust_remote_code."
         )
     _refuse_parts_elsewhere(key, name, folder)
     try:

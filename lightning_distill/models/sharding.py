@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
+from lightning_distill.distributed.fsdp import FSDP2Strategy
 from lightning_distill.models.inspection import find_layers
 from lightning_distill.models.output_head import Predictor, forward
 from lightning_distill.models.pretrained import is_quantized
@@ -21,6 +22,8 @@ def shard(module: L.LightningModule, predictors: Sequence[Predictor]) -> None:
     output matrix, stay gathered until the backward pass, because the loss reads them in between.
     """
     mesh = module.device_mesh["data_parallel"]  # type: ignore[index]
+    strategy = module.trainer.strategy
+    frees = strategy.reshard_after_forward if isinstance(strategy, FSDP2Strategy) else True
     for predictor in predictors:
         model: Any = predictor.model
         if is_quantized(model):
@@ -28,7 +31,7 @@ def shard(module: L.LightningModule, predictors: Sequence[Predictor]) -> None:
         if not isinstance(model, FSDPModule):
             _, layers = find_layers(model) or ("", [])
             for layer in layers:
-                fully_shard(layer, mesh=mesh)
+                fully_shard(layer, mesh=mesh, reshard_after_forward=frees)
             fully_shard(model, mesh=mesh, reshard_after_forward=False)
             # FSDP gathers weights for registered methods alone, and ours is not `model.forward`.
             model.states_or_logits = MethodType(_forward(predictor.head is None), model)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning_distill.errors import ConfigError
-from lightning_distill.stages import LOOKING
+from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, job_folders
 
@@ -32,7 +32,8 @@ def summarize_named_sweep(sweep: str, outputs: Path) -> None:
     if not job_folders(folder):
         problem = "has no jobs" if folder.is_dir() else "is not a folder"
         others = (file.parent for file in outputs.rglob("multirun.yaml"))
-        sweeps = ", ".join(str(f) for f in sorted(others)[:10] if f.parent.name not in LOOKING)
+        inspections = {name for name, stage in STAGES.items() if stage.inspects_only}
+        sweeps = ", ".join(str(f) for f in sorted(others)[:10] if f.parent.name not in inspections)
         hint = f" Choose one of {sweeps}." if sweeps else ""
         raise ConfigError(f"report.sweep={folder} {problem}.{hint}")
     summarize(folder)

@@ -6,7 +6,8 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_distill.stages import LOOKING
+from lightning_distill.config.stage_lookup import find_stage
+from lightning_distill.errors import ConfigError
 from lightning_distill.sweeps.job import results_in
 
 MAX_LENGTH = 120  # characters; file systems take 255 bytes
@@ -46,7 +47,7 @@ def job_name(overrides: list[str], sweep_folder: Path, key: str) -> str:
 
 def affects_identity(key: str, value: Any = None) -> bool:
     """Whether an override distinguishes a job from another; evaluate.run is the job itself."""
-    if key == "stage" and value in LOOKING:
+    if key == "stage" and _inspects_only(value):
         return False
     return key == "evaluate.run" or key.split(".")[0] not in UNNAMED
 
@@ -57,3 +58,10 @@ def _folder_name(overrides: list[str]) -> str:
     if len(name) <= MAX_LENGTH:
         return name
     return f"{name[:MAX_LENGTH]}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _inspects_only(stage: Any) -> bool:
+    try:
+        return find_stage(stage).inspects_only
+    except ConfigError:  # the job refuses it
+        return False

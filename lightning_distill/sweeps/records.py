@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import RESULTS, check_results, read_results
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, is_baseline
 
 CONFIG = Path(".hydra") / "config.yaml"
 GROUPS = ("data", "student", "loss", "transfer", "optimizer", "schedule", "trainer")
-TRAINING_STAGES = ("distill", "teacher", "transfer")
 
 
 @dataclass
@@ -109,8 +109,8 @@ def job_folders(folder: Path) -> list[Path]:
 
 def _is_training_job(config: Path) -> bool:
     """`stage=report` and the like leave a config too."""
-    stage = re.search(r"^stage: (\w+)", config.read_text(errors="replace"), re.MULTILINE)
-    return stage is None or stage[1] in TRAINING_STAGES
+    stage = re.search(r"^stage: (\S+)", config.read_text(errors="replace"), re.MULTILINE)
+    return stage is None or stage[1] not in STAGES or STAGES[stage[1]].makes_jobs
 
 
 def distinguishing_overrides(jobs: list[list[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from lightning_distill.cli import app  # noqa: F401, which registers the resolvers
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

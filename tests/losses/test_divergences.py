@@ -13,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.nn.functional import softmax
 
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.divergences.adaptive_kl import adaptive_kl
 from lightning_distill.losses.divergences.alpha_beta import alpha_beta

@@ -343,7 +343,6 @@ def settings(server, folder, outputs):
         f"teacher.tokenizer={folder}",
         "teacher.max_steps=0",
         "teacher.retries=1",
-        "+teacher.backoff=0.01",
         f"paths.outputs={outputs}",
     ]
 

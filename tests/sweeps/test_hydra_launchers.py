@@ -12,7 +12,7 @@ import pytest
 import yaml
 from filelock import SoftFileLease
 
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.sweeps.job import read_results
 
 SLURM = """#!{python}
@@ -153,7 +153,7 @@ def killed(sweep, outputs, *launcher):
 def test_a_killed_process_is_reported_and_the_command_resumes(sweep, tmp_path):
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     said, _ = killed(sweep, tmp_path, *launcher)
-    assert "the sweep broke off: A worker process" in said
+    assert "The sweep broke off: A worker process" in said
     assert "killed before its end" in said
     sweep(*TWO, *launcher)
     assert [row["status"] for row in table(tmp_path)[0].values()] == ["finished"] * 2
@@ -165,7 +165,7 @@ def test_a_killed_process_is_reported_and_the_command_resumes(sweep, tmp_path):
 @needs("submitit_launcher")
 def test_with_submitit_a_killed_process_leaves_the_others_running(sweep, tmp_path):
     said, statuses = killed(sweep, tmp_path, "hydra/launcher=submitit_local")
-    assert "the sweep broke off: " in said
+    assert "The sweep broke off: " in said
     assert said.count("killed before its end") == 1
     assert statuses == ["finished", "running"]
 

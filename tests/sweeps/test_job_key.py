@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lightning_distill.cli import app
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.run.settings import job_settings
 from lightning_distill.storage.artifacts import key_of
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key

@@ -120,7 +120,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tm
     command.signal(signal.SIGINT)
     said = command.wait(130, timeout=60).said
     assert "stopped by SIGINT at step" in said
-    assert "The same command goes on from there" in said
+    assert "Run the same command again to resume" in said
     (tmp_path / "copy").mkdir()
     shutil.copytree(folder, tmp_path / "copy" / folder.name)
     assert "resuming from step" in in_process(*same).stdout

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.run.builder import OURS as OF_TRAINER
 from lightning_distill.run.builder import TRAINING
 

@@ -19,8 +19,8 @@ from conftest import write_job
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from lightning_distill.config import allowlist
-from lightning_distill.config.messages import CONF
+from lightning_distill.config import allowlist, untrusted
+from lightning_distill.config.catalog import CONF
 from lightning_distill.errors import ConfigError
 from lightning_distill.report.summarize import summarize
 
@@ -96,7 +96,7 @@ def test_a_file_calls_nothing_but_what_is_listed(stranger, call, mark, tmp_path,
 def refused(settings):
     """What is said of a composed configuration."""
     with pytest.raises(ConfigError) as error:
-        allowlist.check(OmegaConf.create(settings))
+        untrusted.check(OmegaConf.create(settings))
     return str(error.value)
 
 
@@ -148,7 +148,7 @@ def test_a_file_looks_nothing_up_but_what_is_listed(lookup, given):
 )
 def test_what_is_listed_leads_to_nothing_else(name):
     with pytest.raises(ConfigError, match="settings may not call this"):
-        allowlist._located(name)
+        allowlist.locate(name)
 
 
 def test_another_thing_under_a_listed_name_is_refused_before_anything_is_trained(
@@ -272,10 +272,10 @@ def test_the_environment_allows_more(in_process, monkeypatch, mark, tmp_path):
 
 def test_a_package_that_is_allowed_allows_no_other(monkeypatch):
     monkeypatch.setenv(ALLOW, f"{__name__},js")
-    assert allowlist._located(f"{__name__}.Mine.on_fit_start")
+    assert allowlist.locate(f"{__name__}.Mine.on_fit_start")
     for name in (f"{__name__}.os.makedirs", f"{__name__}s.Mine", "json.loads"):
         with pytest.raises(ConfigError, match="settings may not call this"):
-            allowlist._located(name)
+            allowlist.locate(name)
 
 
 def test_all_that_our_own_settings_call_is_listed():
@@ -284,7 +284,7 @@ def test_all_that_our_own_settings_call_is_listed():
     for file in files:
         settings = OmegaConf.load(file)
         allowlist.check_targets(OmegaConf.to_container(settings), f"{file}: ")
-        allowlist.find(settings)
+        allowlist.check_imports(settings)
 
 
 def test_hydras_pickles_of_settings_are_not_read(in_process, tmp_path, mark):

@@ -1,0 +1,79 @@
+"""The committed config files: groups, their options, and the keys of each."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+# In a wheel the config files lie inside the package, in a checkout beside it.
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+RECIPES = ("experiment", "sweep", "hydra")  # groups whose files set keys of other groups
+# Groups whose options are composed under other nodes than their own name.
+NODES = {
+    "model": ("teacher", "student"),
+    "optimizer": ("optimizer", "teacher.optimizer"),
+    "schedule": ("schedule", "teacher.schedule"),
+}
+
+
+class Committed(NamedTuple):
+    """The value of a key in one file. choice: `loss=jensen_shannon`, empty for config.yaml."""
+
+    choice: str
+    value: Any
+
+
+@cache
+def groups() -> dict[str, list[Path]]:
+    """Every config group, as `hydra/launcher`, with the files of its options."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(CONF.rglob("*/*.yaml")):
+        found.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file)
+    return found
+
+
+@cache
+def default_options() -> dict[str, str]:
+    """The option that each node has when the command chooses none: {"data": "python_docs"}."""
+    chosen = [one for one in _load(CONF / "config.yaml")["defaults"] if one != "_self_"]
+    return {str(k).rpartition("@")[2]: str(v) for one in chosen for k, v in one.items()}
+
+
+@cache
+def committed() -> dict[str, list[Committed]]:
+    """Every dotted key of config.yaml and of the options, with its values."""
+    found: dict[str, list[Committed]] = {}
+    for key, value in keys_of(_load(CONF / "config.yaml")):
+        found.setdefault(key, []).append(Committed("", value))
+    for group, files in groups().items():
+        if group.split("/")[0] in RECIPES:
+            continue
+        for node in NODES.get(group, (group,)):
+            for file in files:
+                for key, value in keys_of(_load(file), f"{node}."):
+                    found.setdefault(key, []).append(Committed(f"{node}={file.stem}", value))
+    return found
+
+
+def is_always_there(key: str) -> bool:
+    """Whether config.yaml has the key, whatever options are chosen."""
+    return any(not one.choice for one in committed().get(key, []))
+
+
+def keys_of(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a node's values and inner nodes, without those that Hydra reads itself."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key not in ("defaults", "_target_", "_partial_"):
+                yield f"{prefix}{key}", value
+                yield from keys_of(value, f"{prefix}{key}.")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """As the file has it: `???` and interpolations stay."""
+    settings = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}

@@ -1,0 +1,97 @@
+"""`--help TOPIC`: a group, a node or a key of the config, from its declaration."""
+
+import difflib
+import json
+import re
+from itertools import takewhile
+from pathlib import Path
+from textwrap import wrap
+
+from lightning_distill.config.catalog import committed, default_options, groups
+from lightning_distill.config.schema import SCHEMA
+from lightning_distill.errors import ConfigError
+from lightning_distill.stages import STAGES
+
+WIDTH = 80
+INDENT = 4
+
+
+def help_topics(arguments: list[str]) -> list[str]:
+    """The words beside --help that are neither flags nor overrides: `--help loss`."""
+    if not {"--help", "-h"} & set(arguments):
+        return []
+    return [word for word in arguments if not word.startswith("-") and "=" not in word]
+
+
+def describe(topic: str) -> str:
+    """The page of a group, node or key. Raises ConfigError for another word."""
+    keys = [key for key in SCHEMA if key.startswith(f"{topic}.")]
+    inner = [group for group in groups() if group.startswith(f"{topic}/")]
+    if topic not in SCHEMA and not (topic in groups() or keys or inner):
+        names = [*SCHEMA, *groups(), *{key.split(".")[-1]: None for key in SCHEMA}]
+        nearest = difflib.get_close_matches(topic, names, 1, 0.5)
+        # A bare name, as in `--help temperature`, is a key of some node.
+        full = [key for key in SCHEMA if nearest and key.split(".")[-1] == nearest[0]]
+        hint = f" Did you mean {' or '.join(full[:3] or nearest)}?" if nearest else ""
+        raise ConfigError(f"--help {topic}: there is no such group or key.{hint}")
+    blocks = []
+    if topic in groups():
+        entries = [_entry(file.stem, first_comment(file)) for file in groups()[topic]]
+        blocks.append("\n".join([f"{topic}=OPTION", *entries]))
+    for group in inner:
+        options = ", ".join(file.stem for file in groups()[group])
+        blocks.append("\n".join(wrap(f"{group}=OPTION: {options}", WIDTH)))
+    if topic in SCHEMA and topic not in groups():
+        blocks.append(_describe_key(topic))
+    if topic == "stage":
+        blocks.append("\n".join(_entry(name, stage.help) for name, stage in STAGES.items()))
+    if keys:
+        blocks.append("\n".join(_describe_key(key) for key in keys))
+    return "\n\n".join(blocks)
+
+
+def list_stages() -> str:
+    """The lines of --help about `stage=`."""
+    width = max(map(len, STAGES))
+    return "\n".join(f"    {name:{width}}  {stage.help}" for name, stage in STAGES.items())
+
+
+def first_comment(file: Path) -> str:
+    """What an option means: the first sentence of its file, after its command if it has one."""
+    lines = takewhile(
+        lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines()
+    )
+    commands = ("# @package", "# lightning-distill ")
+    text = " ".join(line.lstrip("# ") for line in lines if not line.startswith(commands))
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
+
+
+def _describe_key(key: str) -> str:
+    facts = [fact for fact in (SCHEMA[key].type_and_range(), _default(key)) if fact]
+    return _entry(key, SCHEMA[key].meaning, *(["; ".join(facts)] if facts else []))
+
+
+def _default(key: str) -> str:
+    """The value that the key has when the command does not set it, and the option it is of."""
+    values = {one.choice: one.value for one in committed().get(key, [])}
+    if not values or SCHEMA[key].type == "node":
+        return ""
+    chosen = [f"{node}={option}" for node, option in default_options().items()]
+    choice = next(one for one in (*chosen, "", *values) if one in values)
+    value = values[choice]
+    if value == "???":
+        return f"required by {choice}"
+    of = f" with {choice}" if choice and choice not in chosen else ""
+    shown = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return f"default {shown}{of}" if shown else ""
+
+
+def _entry(name: str, *lines: str) -> str:
+    """A name, with indented lines below it."""
+    margin = " " * (2 + INDENT)
+    below = [
+        part
+        for line in lines
+        for part in wrap(line, WIDTH, initial_indent=margin, subsequent_indent=margin)
+    ]
+    return "\n".join([f"  {name}", *below])
