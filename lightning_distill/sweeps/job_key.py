@@ -1,6 +1,6 @@
 """The key of a job: a hash of every setting that can change its numbers.
 
-Two jobs with one key would give the same results, so that the second takes over the first's.
+Two jobs with one key would give the same results, so that the second reuses those of the first.
 """
 
 from pathlib import Path
