@@ -192,7 +192,7 @@ class Cached(Transfer):
             self.folder,
             "" if seconds else " (reused)",
             content.get("bytes_per_token"),
-            "" if not isinstance(kl, float) else f", KL(stored ‖ true) {kl:.4f} on held-out blocks",
+            f", KL(stored ‖ true) {kl:.4f} on held-out blocks" if isinstance(kl, float) else "",
         )
         self.codec = self._codec(teacher.weights, data.num_classes, self.folder)
         return seconds
