@@ -38,6 +38,7 @@ from lightning_distill.distributed.gpus import (
     visible_gpus,
 )
 from lightning_distill.errors import Refused, Stopped
+from lightning_distill.metrics.declarations import directions
 from lightning_distill.run.settings import job_settings, make_job, resume_policy
 from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
 from lightning_distill.sweeps.job_key import job_key
@@ -77,7 +78,7 @@ OmegaConf.register_new_resolver("oc.env", untrusted.environment, replace=True)
 OmegaConf.register_new_resolver(
     "once", lambda v: OmegaConf.create(list(v or [])), replace=True, use_cache=True
 )
-OmegaConf.register_new_resolver("minimize", lambda names: ["minimize"] * len(names), replace=True)
+OmegaConf.register_new_resolver("directions", directions, replace=True)
 OmegaConf.register_new_resolver("visible_gpus", lambda: ",".join(visible_gpus()), replace=True)
 OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
 OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
@@ -124,7 +125,8 @@ def job(cfg: DictConfig) -> float | list[float] | None:
 
 def run(cfg: DictConfig, this: Job) -> Any:
     """Checks the config and runs the stage. Not called for a job that has finished before."""
-    check(cfg, problems_of_objectives(cfg.sweep.objectives))
+    task = str(OmegaConf.select(cfg, "data._target_"))
+    check(cfg, problems_of_objectives(cfg.sweep.objectives, task))
     chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
     if HydraConfig.get().mode == RunMode.MULTIRUN and chosen in LAUNCHERS:
         take_gpu(cfg.sweep.jobs_per_gpu)

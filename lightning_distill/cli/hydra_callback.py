@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from lightning_distill.config.hydra_plugins import check_plugins
 from lightning_distill.config.messages import explain
@@ -96,7 +96,8 @@ def _refuse_mistakes(config: DictConfig, check: Callable[[DictConfig, list[str]]
     """Raises Refused, since Hydra turns other exceptions of a callback into warnings."""
     try:
         find_stage(config.stage)
-        check(config, problems_of_objectives(config.sweep.objectives))
+        task = str(OmegaConf.select(config, "data._target_"))
+        check(config, problems_of_objectives(config.sweep.objectives, task))
     except Exception as error:
         if reason := explain(error):
             raise Refused(reason) from error

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_distill.config.validation import each_teacher
 from lightning_distill.export import task
 from lightning_distill.export.finished_run import Run
+from lightning_distill.metrics.declarations import AGREEMENT, BITS_PER_BYTE, ECE, KL, NLL, TASK
 from lightning_distill.report.formatting import millions
 from lightning_distill.sweeps.job_key import is_baseline
 from lightning_distill.sweeps.records import flatten
@@ -23,12 +24,10 @@ from lightning_distill.sweeps.records import flatten
 PACKAGES = ("lightning_distill", "torch", "lightning", "transformers", "tokenizers", "datasets")
 SCORES = {  # of results.json: heading and format
     "parameters": ("parameters", ",d"),
-    "nll": ("nll", ".3f"),
-    "perplexity": ("perplexity", ".1f"),
-    "bits_per_byte": ("bits per byte", ".3f"),
-    "calibration_error": ("ECE", ".3f"),
-    "teacher_agreement": ("agreement", ".2f"),
-    "teacher_kl": ("KL(p ‖ q)", ".3f"),
+    **{
+        metric.key: (metric.label, f".{metric.digits}f")
+        for metric in (NLL, *TASK[:1], BITS_PER_BYTE, ECE, AGREEMENT, KL)
+    },
 }
 SETTINGS = ("loss", "transfer", "optimizer", "schedule")
 

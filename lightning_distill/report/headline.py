@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from lightning_distill.report.formatting import short_name
-from lightning_distill.report.tables import TASK_SCORES, teachers, training_seconds
+from lightning_distill.report.tables import task_scores, teachers, training_seconds
 from lightning_distill.sweeps.comparison import (
     Ranking,
     SeedGroup,
@@ -47,7 +47,7 @@ def headline(jobs: list[JobRecord]) -> dict[str, Any]:
         return {"ranking": None, "teacher": found[0][0] if found else None}
     best = ranking.best
     scores = [
-        (heading, Estimate.of(best.scores(key), digits)) for key, heading, digits in TASK_SCORES
+        (one.label, Estimate.of(best.scores(one.key), one.digits)) for one in task_scores(jobs)
     ]
     return {
         "ranking": ranking,
@@ -86,15 +86,15 @@ def seeds_table(jobs: list[JobRecord]) -> dict[str, Any] | None:
     groups = group_by_setting(jobs)
     if all(len(group.jobs) < 2 for group in groups):
         return None
-    scores = [one for one in TASK_SCORES if any(group.scores(one[0]) for group in groups)]
-    names = [heading for _, heading, _ in scores]
+    scores = [one for one in task_scores(jobs) if any(group.scores(one.key) for group in groups)]
+    names = [one.label for one in scores]
     rows = [
         (
             group_name(group),
             [
                 Estimate.of(group.scores("nll"), 3),
                 Estimate.of(group.gaps_closed(), 0, 100, " %"),
-                *(Estimate.of(group.scores(key), digits) for key, _, digits in scores),
+                *(Estimate.of(group.scores(one.key), one.digits) for one in scores),
                 Estimate.of(group.scores("teacher_agreement"), 2),
                 Estimate(str(len(group.jobs))),
                 Estimate(training_seconds(group.jobs)),

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from lightning_distill.metrics.declarations import AGREEMENT, NLL
 from lightning_distill.metrics.names import is_metric
 from lightning_distill.report.formatting import duration, short_name
-from lightning_distill.report.tables import TASK_SCORES, csv_rows, teachers
+from lightning_distill.report.tables import csv_rows, task_scores, teachers
 from lightning_distill.sweeps.comparison import (
     group_by_setting,
     measure_of,
@@ -17,16 +18,6 @@ from lightning_distill.sweeps.comparison import (
     variance_explained,
 )
 from lightning_distill.sweeps.records import JobRecord
-
-MEANING = {
-    "perplexity": "exp(nll)",
-    "accuracy": "share of examples whose class is the likeliest",
-    "f1": "mean of the classes' F1",
-    "corrected_omitted_accuracy": "recall of the omitted class, with its bias corrected",
-    "bleu": "of the generated text, against the references (sacrebleu)",
-    "chrf": "of the generated text, against the references (sacrebleu)",
-    "rouge_l": "of the generated text, against the references",
-}
 
 
 @dataclass(frozen=True)
@@ -45,13 +36,11 @@ class Column:
 
 
 COLUMNS = (
-    Column("student.nll", "nll", 3, "nats, on the held-out test split"),
-    *(Column(f"student.{key}", name, digits, MEANING[key]) for key, name, digits in TASK_SCORES),
     Column("gap_closed", "gap closed", 1, "(baseline − student) / (baseline − teacher)", 100, " %"),
     Column("gap_closed_best_baseline", "… of best", 1, "from the best baseline", 100, " %"),
     Column("gain_over_baseline", "over baseline", 3, "nll gained over plain training"),
     Column("gain_over_label_smoothing", "over smoothing", 3, "nll gained over label smoothing"),
-    Column("student.teacher_agreement", "agreement", 3, "share of equal top-1 predictions"),
+    Column("student.teacher_agreement", AGREEMENT.label, 3, AGREEMENT.meaning),
     Column("student.teacher_kl", "KL(p ‖ q)", 3, "from the teacher's distribution"),
     Column("student.calibration_error", "ECE", 3, "expected calibration error"),
     Column("student.parameters", "size, M", 3, "millions of parameters of the student", 1e-6),
@@ -80,7 +69,13 @@ def jobs_table(jobs: list[JobRecord]) -> dict[str, Any]:
     rows = list(zip(jobs, csv_rows(jobs), strict=True))
     rows.sort(key=lambda row: math.inf if row[0].nll is None else row[0].nll)
     values = [record for _, record in rows]
-    columns = [one for one in (*COLUMNS, *_lm_eval_columns(values)) if _is_informative(one, values)]
+    metrics = (NLL, *task_scores(jobs))
+    scores = [Column(f"student.{m.key}", m.label, m.digits, m.meaning) for m in metrics]
+    columns = [
+        one
+        for one in (*scores, *COLUMNS, *_lm_eval_columns(values))
+        if _is_informative(one, values)
+    ]
     keys = list(jobs[0].swept)
     labels = [(key, short_name(f"{key}=", keys).rstrip("="), key) for key in keys]
     labels = labels or [("job", "job", "the folder")]

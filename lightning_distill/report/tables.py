@@ -8,28 +8,16 @@ from typing import Any
 
 from rich.table import Table
 
+from lightning_distill.metrics.declarations import AGREEMENT, ECE, NLL, Metric, task_metrics
 from lightning_distill.report.formatting import mean_and_deviation, millions, print_table
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.sweeps.comparison import group_by_setting
 from lightning_distill.sweeps.records import JobRecord, flatten, varying_settings
 
-# Scores that only some tasks have: key, heading, digits.
-TASK_SCORES = (
-    ("perplexity", "perplexity", 1),
-    ("accuracy", "accuracy", 3),
-    ("f1", "F1", 3),
-    ("corrected_omitted_accuracy", "omitted class", 3),
-    ("bleu", "BLEU", 1),
-    ("chrf", "chrF", 1),
-    ("rouge_l", "ROUGE-L", 3),
-)
-SCORES = (
-    ("nll", "nll", 3),
-    *TASK_SCORES,
-    ("teacher_agreement", "agreement", 2),
-    ("calibration_error", "ECE", 3),
-)
-HEADINGS = ("job", "size", *(name for _, name, _ in SCORES), "gap closed", "… of best", "seconds")
+
+def task_scores(jobs: list[JobRecord]) -> tuple[Metric, ...]:
+    """The metrics that only some tasks have: the package's, and those that the jobs declare."""
+    return task_metrics(str(job.config["data"].get("_target_")) for job in jobs if job.config)
 
 
 def csv_rows(jobs: list[JobRecord]) -> list[dict[str, Any]]:
@@ -76,35 +64,45 @@ def table_cells(jobs: list[JobRecord]) -> list[tuple[str, ...]]:
 
     Columns of task scores that are empty are left out.
     """
+    optional = task_scores(jobs)
+    scores = (NLL, *optional, AGREEMENT, ECE)
+    names = (one.label for one in scores)
+    headings = ("job", "size", *names, "gap closed", "… of best", "seconds")
     lines = []
     for teacher, seconds in teachers(jobs):
         text = f"{seconds:.0f}" if seconds else "reused"
-        lines.append(_cells("teacher", [teacher], [[], []], text))
+        lines.append(_cells("teacher", [teacher], [[], []], text, scores))
     for group in group_by_setting(jobs):
         seeds = f" ({len(group.jobs)} seeds)" if len(group.jobs) > 1 else ""
         students = [job.results["student"] for job in group.jobs]
         best = [job.gap_closed_best_baseline for job in group.jobs]
         gaps = [group.gaps_closed(), [gap for gap in best if gap is not None]]
-        lines.append(_cells(group.name + seeds, students, gaps, training_seconds(group.jobs)))
+        lines.append(
+            _cells(group.name + seeds, students, gaps, training_seconds(group.jobs), scores)
+        )
     for job in jobs:
         if job.failure_reason and job.nll is None:
-            lines.append((job.name, job.results["status"], *[""] * (len(HEADINGS) - 2)))
-    optional = {heading for _, heading, _ in TASK_SCORES}
+            lines.append((job.name, job.results["status"], *[""] * (len(headings) - 2)))
+    labels = {one.label for one in optional}
     kept = [
         i
-        for i, heading in enumerate(HEADINGS)
-        if heading not in optional or any(line[i] for line in lines)
+        for i, heading in enumerate(headings)
+        if heading not in labels or any(line[i] for line in lines)
     ]
-    return [tuple(line[i] for i in kept) for line in [HEADINGS, *lines]]
+    return [tuple(line[i] for i in kept) for line in [headings, *lines]]
 
 
 def _cells(
-    name: str, models: list[dict[str, Any]], gaps: list[list[float]], seconds: str
+    name: str,
+    models: list[dict[str, Any]],
+    gaps: list[list[float]],
+    seconds: str,
+    scores: tuple[Metric, ...],
 ) -> tuple[str, ...]:
     return (
         name,
         millions(models[0]["parameters"]),
-        *(mean_and_deviation([m.get(key) for m in models], digits) for key, _, digits in SCORES),
+        *(mean_and_deviation([m.get(one.key) for m in models], one.digits) for one in scores),
         *(mean_and_deviation([100 * gap for gap in one], 0, " %") for one in gaps),
         seconds,
     )

@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import unknown_name
+from lightning_distill.metrics.declarations import objective_metrics
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.training.cost import Cost
 
@@ -102,35 +103,27 @@ def _is_numeric(value: Any) -> bool:
 
 
 def objectives(results: dict[str, Any], names: Sequence[str]) -> float | list[float] | None:
-    """The values that a sweeper minimizes, by their dotted names.
+    """The values that a sweeper optimizes, by their dotted names.
 
     None, a failed trial, where one is missing, NaN or Inf: NaN would end an Optuna study.
     """
     values = []
     for name in names:
-        group, _, key = name.partition(".")
-        value = (results.get(group) or {}).get(key)
+        value: Any = results
+        for part in name.split("."):
+            value = (value or {}).get(part)
         if value is None or not math.isfinite(value):
             return None
         values.append(float(value))
     return values if len(values) > 1 else values[0]
 
 
-def objective_names() -> list[str]:
-    """The dotted names of all numbers in results.json."""
-    model = ("parameters", "nll", "perplexity", "bits_per_byte", "calibration_error")
-    groups = {
-        "student": (*model, "teacher_agreement", "teacher_kl"),
-        "teacher": model,
-        "cost": tuple(field.name for field in fields(Cost)),
-    }
-    return [f"{group}.{key}" for group, keys in groups.items() for key in keys]
-
-
-def problems_of_objectives(names: Any) -> list[str]:
-    """What is wrong with the setting sweep.objectives."""
+def problems_of_objectives(names: Any, task: str = "") -> list[str]:
+    """What is wrong with the setting sweep.objectives. task: the class of `data=`."""
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         return [f"sweep.objectives={names} must be a list, as in [student.nll]"]
-    known = objective_names()
+    known = set(objective_metrics())
+    if not set(names) <= known:
+        known = set(objective_metrics(task))
     unknown = [name for name in names if name not in known]
     return [str(unknown_name("sweep.objectives", name, known)).rstrip(".") for name in unknown]

@@ -24,6 +24,7 @@ from lightning_distill.data.loaders import (
     worker_start_method,
 )
 from lightning_distill.data.splits import evenly_spaced
+from lightning_distill.metrics.declarations import Metric
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Artifact, Store
 
@@ -44,6 +45,8 @@ class DistillationData(L.LightningDataModule):
     auto_class: ClassVar[Any]  # the transformers class that loads its models
     model_kind: ClassVar[str] = "model"  # what such a model is called, in a sentence
     hub_task: ClassVar[str | None] = None  # the Hugging Face hub's name of the task
+    # What quality_metric and score_generation return beside the metrics of the package.
+    metrics: ClassVar[tuple[Metric, ...]] = ()
     has_tokenizer: ClassVar[bool] = True
     shares_tokenizer: ClassVar[bool] = True  # teacher and student read the same batch
     is_generative: ClassVar[bool] = False  # its models generate text
