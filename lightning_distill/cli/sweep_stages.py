@@ -1,7 +1,9 @@
 """The stages on finished runs and sweeps: `stage=report`, `stage=dashboard` and `stage=sync`."""
 
+from functools import partial
 from pathlib import Path
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lightning_distill.errors import ConfigError
@@ -22,7 +24,8 @@ def dashboard(cfg: DictConfig, job: Job) -> None:
     wandb = cfg.logger.get("wandb")
     if wandb is None:
         raise ConfigError("stage=dashboard needs logger=wandb, which names the project.")
-    save_dashboard(wandb, sweep, outputs, wandb.project, wandb.entity)
+    make_init = partial(instantiate, wandb, _partial_=True)
+    save_dashboard(make_init, sweep, outputs, wandb.project, wandb.entity)
 
 
 def sync(cfg: DictConfig, job: Job) -> None:

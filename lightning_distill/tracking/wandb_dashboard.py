@@ -5,6 +5,7 @@ between jobs, such as the gap closed, are in a table that is logged by a small r
 """
 
 import unicodedata
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,15 @@ MAX_SETTINGS = 6  # axes of the parallel coordinates, besides nll
 
 
 def save_dashboard(
-    wandb_init: Any, sweep: str, outputs: Path, project: str, entity: str | None
+    make_init: Callable[[], Callable[..., Any]],
+    sweep: str,
+    outputs: Path,
+    project: str,
+    entity: str | None,
 ) -> None:
     """Save a workspace and a report of the sweep (a folder or a group) of `dashboard.sweep`.
 
-    wandb_init: as `wandb_run.start` takes it. entity: None is the default entity of the W&B key.
+    make_init: as `wandb_run.start` takes it. entity: None is the default entity of the W&B key.
     Raises ConfigError if there is no such sweep, package, key or server.
     """
     folder, group = _find_sweep(sweep, outputs)
@@ -55,7 +60,7 @@ def save_dashboard(
     try:
         entity = str(entity or wandb.Api(timeout=30).default_entity)
         if folder:
-            log_results(wandb_init, folder, group, jobs)
+            log_results(make_init, folder, group, jobs)
         workspace(entity, project, group, jobs).save()
         report(entity, project, group, jobs).save()
     except Exception as error:  # W&B raises many types: for a key, a server, a project of others
@@ -75,12 +80,14 @@ def _find_sweep(sweep: str, outputs: Path) -> tuple[Path | None, str]:
     return None, wandb_run.group_name(sweep)
 
 
-def log_results(wandb_init: Any, folder: Path, group: str, jobs: list[JobRecord]) -> None:
+def log_results(
+    make_init: Callable[[], Callable[..., Any]], folder: Path, group: str, jobs: list[JobRecord]
+) -> None:
     """Log the sweep's jobs as a table, in one run that later calls resume."""
     import wandb
 
     described = {"job_type": RESULTS, "name": RESULTS, "group": group, "dir": str(folder)}
-    run = wandb_run.start(wandb_init, described, folder / "wandb" / "results_id")
+    run = wandb_run.start(make_init, described, folder / "wandb" / "results_id")
     rows = [_table_row(job) for job in jobs if job.nll is not None]
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
     data = [[row.get(column) for column in columns] for row in rows]

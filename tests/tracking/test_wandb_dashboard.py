@@ -3,8 +3,10 @@
 import itertools
 import json
 import re
+from functools import partial
 
 import pytest
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lightning_distill.sweeps.comparison import compare_jobs
@@ -35,7 +37,9 @@ def sweep(command, tmp_path_factory):
     node = OmegaConf.create({"_target_": "wandb.init", "project": "p", "entity": None})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        wandb_dashboard.log_results(node, folder, "small", compare_jobs(folder))
+        wandb_dashboard.log_results(
+            partial(instantiate, node, _partial_=True), folder, "small", compare_jobs(folder)
+        )
     return folder
 
 
