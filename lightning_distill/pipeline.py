@@ -53,19 +53,20 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     data, teacher_data = prepare_data(run)
     check_intermediate_losses(run, data, teacher_data)
     L.seed_everything(run.seed, verbose=False)
-    student = outline_student(run, data) if run.prunes_teacher else run.student.build(data)
+    pruning = run.student.pruning
+    student = outline_student(run, data) if pruning else run.student.build(data)
     lora.check(student, run.student.lora, "student")
     transfer.check(objective, data, teacher_data, len(run.teacher.members))
 
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
-    teacher = _teacher(run, job, store, teacher_data, needs_teacher or run.prunes_teacher)
-    if teacher and run.prunes_teacher:
+    teacher = _teacher(run, job, store, teacher_data, needs_teacher or bool(pruning))
+    if teacher and pruning:
         batches = data.loader(data.examples("train"), data.batch_size)
-        student = prune_teacher(teacher.models[0], run.student.settings, batches)
+        student = prune_teacher(teacher.models[0], pruning, batches)
     lora.attach(student, run.student.lora, "student", run.seed)
     make_trainer = partial(run.trainers.trainer, job.folder)
     if teacher and needs_teacher and not teacher.api:
-        pretrained = student if run.prunes_teacher or run.student.source else None
+        pretrained = student if pruning or run.student.source else None
         check_teacher_quality(teacher, pretrained, data, store, make_trainer)
 
     start_results(job)

@@ -68,7 +68,7 @@ def evaluate_run(
     weights = folder / "student"  # missing after stage=teacher
     student = None
     if weights.exists():
-        student = pretrained.saved(data.auto_class, weights, "evaluate.run")
+        student = pretrained.load_saved(data.auto_class, weights, "evaluate.run")
     teacher = find_teacher(run.teacher, run.trainers, Store(outputs), teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher does not exist.")

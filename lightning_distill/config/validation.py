@@ -168,6 +168,11 @@ def _problems_of_initialization(cfg: DictConfig) -> Iterator[str]:
             "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
             "brings its own; choose a size, as in student=s, or student.initialize=random"
         )
+    elif cfg.student.initialize == "teacher_layers" and "num_hidden_layers" not in cfg.student:
+        yield (
+            "student.initialize=teacher_layers needs a size, as in student=s, which says how much "
+            "of the teacher to keep; choose one, or student.initialize=random"
+        )
 
 
 def _problems_of_heads(cfg: DictConfig) -> Iterator[str]:

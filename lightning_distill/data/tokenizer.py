@@ -57,7 +57,9 @@ def obtain_tokenizer(
 
     tokenizer = pretrained_tokenizer
     if tokenizer is None:
-        tokenizer = pretrained.saved(AutoTokenizer, store.get("tokenizer", made_from, make).folder)
+        tokenizer = pretrained.load_saved(
+            AutoTokenizer, store.get("tokenizer", made_from, make).folder
+        )
     for name in required:
         if getattr(tokenizer, name) is None:
             raise ConfigError(

@@ -71,7 +71,7 @@ def _unsharded(
     if teacher and uses_fsdp(trainer):
         teacher.release()
     if isinstance(student, FSDPModule):
-        full: PreTrainedModel = pretrained.saved(data.auto_class, folder / "student")
+        full: PreTrainedModel = pretrained.load_saved(data.auto_class, folder / "student")
         return full
     return student
 

@@ -45,7 +45,7 @@ def check(run: Run, settings: DictConfig) -> None:
                 "convert_hf_to_gguf.py, or null."
             )
         return
-    config = pretrained.saved(AutoConfig, run.student)
+    config = pretrained.load_saved(AutoConfig, run.student)
     name = (config.architectures or ["?"])[0]
     other = "Set export.converter to llama.cpp's convert_hf_to_gguf.py."
     if name not in ARCHITECTURES:

@@ -30,12 +30,14 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 
 def load(task: type[DistillationData], folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = pretrained.saved(task.auto_class, folder, "export.run")
+    model: PreTrainedModel = pretrained.load_saved(task.auto_class, folder, "export.run")
     return model.eval()
 
 
 def load_tokenizer(task: type[DistillationData], folder: Path) -> PreTrainedTokenizerBase | None:
-    return pretrained.saved(AutoTokenizer, folder, "export.run") if task.has_tokenizer else None
+    return (
+        pretrained.load_saved(AutoTokenizer, folder, "export.run") if task.has_tokenizer else None
+    )
 
 
 def kind(task: type[DistillationData]) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Models that somebody else trained, from a local folder or the hub."""
+"""Pretrained models and tokenizers, from a local folder or the hub."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ from lightning_distill.config.allowlist import ALLOW
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.storage.artifacts import hash_of
 
-# What decides, beside its weights, what a model predicts.
-DESCRIBED_BY = ("config.json", "tokenizer.json")
+# The files that decide, with its weights, what a model predicts.
+FINGERPRINTED = ("config.json", "tokenizer.json")
 
-# What is said to be missing if it cannot be loaded.
-WHAT: dict[Any, str] = {AutoTokenizer: "tokenizer", AutoConfig: "config.json"}
+# What error messages say could not be loaded; by default the weights.
+DESCRIPTIONS: dict[Any, str] = {AutoTokenizer: "tokenizer", AutoConfig: "config.json"}
 
 
 def load(
@@ -36,44 +36,42 @@ def load(
     attn_implementation: str | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """By the data's class, from safetensors only: a pickle can run any code when it is read.
+    """A pretrained model of the auto class of `data`, the task, in training mode.
 
-    quantization: `int8` or `int4`, which is done once the weights are there as they are.
-
-    Of a mixture of experts, the loss that balances its router is no part of our objective: its
-    experts can come to be used less evenly than they were.
+    Weights are read from safetensors only, as a pickle can run any code. quantization: `int8` or
+    `int4`, applied to the loaded weights. The auxiliary load-balancing loss of a mixture of experts
+    is not part of our objective: training may use its experts less evenly.
     """
-    attention = _attention(attn_implementation)
-    if attention:  # refused before the weights are read
+    if attn_implementation:  # refused before the weights are read
         with torch.device("meta"):
-            outline(name, revision, trust_remote_code, data, attn_implementation)
-    model: PreTrainedModel = loaded(
+            build_outline(name, revision, trust_remote_code, data, attn_implementation)
+    model: PreTrainedModel = from_pretrained(
         data.auto_class,
         name,
         revision=revision,
-        dtype=_dtype(name, dtype),
+        dtype=_checked_dtype(name, dtype),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-        **attention,
+        **_attention(attn_implementation),
     )
     if quantization:
         from lightning_distill.models.quantization import quantize
 
         quantize(model, quantization)
-    return model.train()  # as a model from a size begins; transformers' dropout is then on
+    return model.train()
 
 
-def outline(
+def build_outline(
     name: str,
     revision: str | None,
     trust_remote_code: bool,
     data: Any,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """The architecture alone, from its config."""
-    told: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = loaded(AutoConfig, name, **told)
-    attention = _attention(attn_implementation)
+    """The architecture, built from the config alone; the weights are not read."""
+    config = from_pretrained(
+        AutoConfig, name, revision=revision, trust_remote_code=trust_remote_code
+    )
     if "/" in (attn_implementation or "") and not trust_remote_code:
         raise ConfigError(
             f"attn_implementation={attn_implementation}, for name={name}, is code from the hub, "
@@ -81,10 +79,10 @@ def outline(
         )
     try:
         model: PreTrainedModel = data.auto_class.from_config(
-            config, trust_remote_code=trust_remote_code, **attention
+            config, trust_remote_code=trust_remote_code, **_attention(attn_implementation)
         )
     except (ValueError, ImportError) as error:
-        if not attention:
+        if not attn_implementation:
             raise
         reason = one_line(error)
         raise ConfigError(
@@ -96,28 +94,33 @@ def outline(
 def load_tokenizer(
     name: str, revision: str | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    told: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = loaded(AutoTokenizer, name, **told)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # of a model's type, made of nothing
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(
+        AutoTokenizer, name, revision=revision, trust_remote_code=trust_remote_code
+    )
+    # Without tokenizer.json, transformers makes an empty tokenizer of the model's type.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ConfigError(f"name={name}: it holds no tokenizer (tokenizer.json).")
     return tokenizer
 
 
-def saved(auto: Any, folder: Path, key: str = "name") -> Any:
-    """A model, tokenizer or config that this program has left in a folder, or seems to have."""
-    weights = {} if auto in WHAT else {"use_safetensors": True}
-    return loaded(auto, str(folder), key, trust_remote_code=False, **weights)
+def load_saved(auto_class: Any, folder: Path, key: str = "name") -> Any:
+    """A model, tokenizer or config from a folder that this program wrote; remote code is not run.
+
+    key: the config key that names the folder, for error messages.
+    """
+    weights = {} if auto_class in DESCRIPTIONS else {"use_safetensors": True}
+    return from_pretrained(auto_class, str(folder), key, trust_remote_code=False, **weights)
 
 
 def fingerprint(name: str, revision: str | None) -> str:
-    """Changes when the weights do: a hash of a local folder, or the hub's name and revision."""
+    """Identifies the weights: a hash of a local folder's files, or the hub's `name@revision`."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return f"{name}@{revision or 'main'}"
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"name={name}: it holds no weights (model.safetensors).")
-    files = [*weights, *(folder / f for f in DESCRIBED_BY if (folder / f).exists())]
+    files = [*weights, *(folder / file for file in FINGERPRINTED if (folder / file).exists())]
     return hashlib.sha256(" ".join(hash_of(f) for f in files).encode()).hexdigest()[:16]
 
 
@@ -125,36 +128,12 @@ def is_quantized(model: nn.Module) -> bool:
     return any(type(p) is not nn.Parameter for p in model.parameters())
 
 
-def _attention(implementation: str | None) -> dict[str, str]:
-    return {} if implementation is None else {"attn_implementation": implementation}
+def from_pretrained(auto_class: Any, name: str, key: str = "name", **settings: Any) -> Any:
+    """`auto_class.from_pretrained`. Raises ConfigError where that fails.
 
-
-def _dtype(name: str, dtype: str) -> str:
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ConfigError(
-            f"dtype={dtype}, for name={name}, must be float32, bfloat16, float16 or auto."
-        )
-    return dtype
-
-
-def _refuse_parts_elsewhere(key: str, name: str, folder: Path) -> None:
-    """Raises ConfigError where the index of weights in several files leads out of their folder."""
-    for index in folder.glob("*.index.json"):
-        try:
-            parts = {str(part) for part in json.loads(index.read_text())["weight_map"].values()}
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise ConfigError(f"{key}={name}: {index.name} is no index of weights.") from None
-        if elsewhere := sorted(part for part in parts if Path(part).name != part):
-            raise ConfigError(
-                f"{key}={name}: {index.name} names {elsewhere[0]}, which is not in its folder."
-            )
-
-
-def loaded(auto: Any, name: str, key: str = "name", **settings: Any) -> Any:
-    """What transformers makes of a folder or a name on the hub, which `key` gives. Raises
-    ConfigError where it cannot."""
+    name: a local folder or a name on the hub. key: the config key that gives it.
+    """
     folder = Path(name).expanduser()
-    what = WHAT.get(auto, "weights (model.safetensors)")
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise ConfigError(f"{key}={name}: there is no such folder.")
     if settings["trust_remote_code"] and not untrusted.may_run_code("trust_remote_code"):
@@ -162,9 +141,36 @@ def loaded(auto: Any, name: str, key: str = "name", **settings: Any) -> Any:
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
             f"if you trust the model, or allow it by {ALLOW}=trust_remote_code."
         )
-    _refuse_parts_elsewhere(key, name, folder)
+    _check_weight_index(key, name, folder)
     try:
-        return auto.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
+        return auto_class.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        reason = one_line(error)
-        raise ConfigError(f"{key}={name}: its {what} cannot be loaded: {reason}") from error
+        what = DESCRIPTIONS.get(auto_class, "weights (model.safetensors)")
+        raise ConfigError(
+            f"{key}={name}: its {what} cannot be loaded: {one_line(error)}"
+        ) from error
+
+
+def _check_weight_index(key: str, name: str, folder: Path) -> None:
+    """Raises ConfigError where an index of sharded weights names a file outside its folder."""
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = {str(shard) for shard in json.loads(index.read_text())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ConfigError(f"{key}={name}: {index.name} is no index of weights.") from None
+        if outside := sorted(shard for shard in shards if Path(shard).name != shard):
+            raise ConfigError(
+                f"{key}={name}: {index.name} names {outside[0]}, which is not in its folder."
+            )
+
+
+def _attention(implementation: str | None) -> dict[str, str]:
+    return {} if implementation is None else {"attn_implementation": implementation}
+
+
+def _checked_dtype(name: str, dtype: str) -> str:
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(
+            f"dtype={dtype}, for name={name}, must be float32, bfloat16, float16 or auto."
+        )
+    return dtype

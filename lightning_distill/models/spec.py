@@ -9,13 +9,14 @@ from transformers import PreTrainedModel
 
 from lightning_distill.models import pretrained
 from lightning_distill.models.lora import LoRASettings
+from lightning_distill.models.pruning import PruningSettings
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
     """Where a pretrained model and its tokenizer come from.
 
-    name: a local folder or a name on the hub. is_api: the model is behind a server, and only its
+    name: a local folder or a name on the hub. is_api: the model is behind an API, and only its
     tokenizer is loaded.
     """
 
@@ -28,11 +29,12 @@ class PretrainedSource:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What one role of a run asks for: `teacher` or `student`.
+    """A teacher or a student, as a run requests it. role: `teacher` or `student`.
 
     make: builds or loads the model, called with `data=`, the task. max_steps: optimizer steps of
-    its training; 0 leaves it as it is. source: None for a model that is built from a size.
-    settings: of the role's config node, for pruning and for artifact keys.
+    its training; 0 for a model that is not trained here. source: None for a model that is built
+    from a size. pruning: the part of its teacher that a student starts from; None for any other
+    start. settings: the role's config node, for artifact keys.
     """
 
     role: str
@@ -40,15 +42,16 @@ class ModelSpec:
     max_steps: int
     source: PretrainedSource | None = None
     lora: LoRASettings | None = None
+    pruning: PruningSettings | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """For messages."""
         return (self.source and self.source.name) or "The model"
 
     def build(self, data: Any) -> PreTrainedModel:
-        """A new model, or a loaded one. Raises ConfigError where it does not fit the data."""
+        """Builds or loads the model. Raises ConfigError where it does not fit the data."""
         model: PreTrainedModel = self.make(data=data)
         if self.source:
             data.adapt_model(model, self.source.name, bool(self.max_steps))
@@ -61,7 +64,7 @@ class ModelSpec:
             if self.source is None:
                 return self.make(data=data)
             source = self.source
-            model = pretrained.outline(
+            model = pretrained.build_outline(
                 *(str(source.name), source.revision, source.trust_remote_code, data),
                 source.attn_implementation,
             )

@@ -1,4 +1,4 @@
-"""Small image classifiers from a few numbers: transformers' ViT and ConvNeXt."""
+"""Small image classifiers: transformers' ViT and ConvNeXt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,14 @@ from lightning_distill.models.sizes import Size
 
 
 def vit(size: Size, image: tuple[int, int, int], labels: dict[str, Any]) -> PreTrainedModel:
-    """What `student=s` is for images: at least 16 patches. image: C, H, W. labels: of the config.
+    """The ViT (Dosovitskiy et al. 2020) that `student=s` stands for; matrices have std 1 / √width.
 
-    Raises ConfigError where the image cannot be cut into square patches.
+    image: C, H, W. labels: the entries of the config for them. The patch is the largest power of 2
+    up to 16 that divides both sides and fits the shorter one at least four times.
     """
     channels, height, width = image
-    fitting = [p for p in (1, 2, 4, 8, 16) if not height % p and not width % p]
-    patch = max(p for p in fitting if p <= max(1, min(height, width) // 4))
+    divisors = [p for p in (1, 2, 4, 8, 16) if not height % p and not width % p]
+    patch = max(p for p in divisors if p <= max(1, min(height, width) // 4))
     config = ViTConfig(
         hidden_size=size.hidden_size,
         num_hidden_layers=size.num_hidden_layers,
@@ -39,17 +40,17 @@ def vit(size: Size, image: tuple[int, int, int], labels: dict[str, Any]) -> PreT
 
 
 def convnet(hidden_sizes: Sequence[int], depths: Sequence[int], data: Any) -> PreTrainedModel:
-    """A ConvNeXt (Liu et al. 2022) that begins at full resolution and halves it at each stage.
+    """A ConvNeXt (Liu et al. 2022) that starts at full resolution and halves it at each stage.
 
-    Layer norm instead of batch norm: what it says of an image does not depend on the others of the
-    batch, so micro-batches and devices change nothing.
-    hidden_sizes, depths: channels and blocks of each stage.
+    hidden_sizes, depths: channels and blocks of each stage. Its layer norms, unlike batch norms,
+    make the outputs independent of the micro-batch size and of the number of devices.
     """
     if data.auto_class is not AutoModelForImageClassification:
         raise ConfigError("convnet is a model for images; choose a size, as in student=s.")
     if len(hidden_sizes) != len(depths) or not depths:
         raise ConfigError(
-            f"hidden_sizes={list(hidden_sizes)} and depths={list(depths)} must name as many stages."
+            f"hidden_sizes={list(hidden_sizes)} and depths={list(depths)} must have one entry per "
+            "stage."
         )
     config = ConvNextConfig(
         num_channels=data.image_size[0],
@@ -58,7 +59,7 @@ def convnet(hidden_sizes: Sequence[int], depths: Sequence[int], data: Any) -> Pr
         num_stages=len(depths),
         hidden_sizes=list(hidden_sizes),
         depths=list(depths),
-        layer_scale_init_value=1.0,  # made small, the few blocks of a small net learn slowly
+        layer_scale_init_value=1.0,  # with transformers' 1e-6, a few blocks learn slowly
         **data.label_settings,
     )
     return ConvNextForImageClassification(config)

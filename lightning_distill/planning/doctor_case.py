@@ -67,10 +67,10 @@ class Case:
         """What this job begins with, or has led to."""
         folder = last_folder(Path(self.cfg.paths.outputs), self.job)
         if folder and (folder / "student").exists():
-            return "its finished student", pretrained.saved(
+            return "its finished student", pretrained.load_saved(
                 self.data.auto_class, folder / "student"
             )
-        if self.run.prunes_teacher:
+        if self.run.student.pruning:
             raise LeftOutError("the student is a part of its teacher")
         L.seed_everything(self.run.seed, verbose=False)
         model = self.run.student.build(self.data)

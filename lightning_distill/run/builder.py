@@ -21,6 +21,7 @@ from lightning_distill.distributed.topology import Hardware
 from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.lora import LoRASettings
+from lightning_distill.models.pruning import PruningSettings
 from lightning_distill.models.spec import ModelSpec, PretrainedSource
 from lightning_distill.run.settings import plain_settings
 from lightning_distill.tracking.loggers import LoggerFactory
@@ -43,8 +44,8 @@ class Run:
     """Everything that one job needs.
 
     settings: the resolved config, for keys, trackers and the model card. choices: the option of
-    each config group. make_…: a new object at each call. prunes_teacher: the student starts from
-    a part of its teacher. shares_vocabulary: the loss needs one vocabulary.
+    each config group. make_…: a new object at each call. shares_vocabulary: the loss needs one
+    vocabulary.
     """
 
     settings: dict[str, Any]
@@ -59,7 +60,6 @@ class Run:
     shares_vocabulary: bool
     teacher: TeacherSpec
     student: ModelSpec
-    prunes_teacher: bool
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any]
     trainers: TrainerFactory
@@ -83,7 +83,6 @@ def build_run(cfg: DictConfig) -> Run:
         shares_vocabulary=cfg.loss.get("shared_vocabulary", True),
         teacher=_teacher(cfg),
         student=_model("student", cfg.student),
-        prunes_teacher=cfg.student.initialize == "teacher_layers",
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
         trainers=_trainers(cfg),
@@ -135,7 +134,17 @@ def _model(role: str, node: DictConfig) -> ModelSpec:
         settings["max_steps"],
         source,
         LoRASettings(**lora) if lora.get("rank") else None,
+        _pruning(settings) if settings.get("initialize") == "teacher_layers" else None,
         settings,
+    )
+
+
+def _pruning(settings: dict[str, Any]) -> PruningSettings:
+    return PruningSettings(
+        settings["num_hidden_layers"],
+        settings["hidden_size"],
+        settings["num_attention_heads"],
+        settings["layers"],
     )
 
 

@@ -67,10 +67,10 @@ def check_intermediate_losses(
 
 def outline_student(run: Run, data: DistillationData) -> PreTrainedModel:
     """On the meta device. Raises ConfigError where it cannot be a part of its teacher."""
-    if not run.prunes_teacher:
+    if run.student.pruning is None:
         return run.student.outline(data)
     teacher = run.teacher.members[0].model.outline(data)
-    return prune_teacher(teacher, run.student.settings, [])
+    return prune_teacher(teacher, run.student.pruning, [])
 
 
 def _sample_texts(data: DistillationData) -> list[str]:

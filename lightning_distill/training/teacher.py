@@ -234,7 +234,7 @@ def _train(
 
 
 def _trained(artifact: Artifact, data: DistillationData) -> Obtained:
-    load = partial(pretrained.saved, data.auto_class, artifact.folder)
+    load = partial(pretrained.load_saved, data.auto_class, artifact.folder)
     return load, pretrained.fingerprint(str(artifact.folder), None), artifact.seconds
 
 

@@ -172,7 +172,7 @@ REFUSED = [
     (["data.path=/no/folder"], "data.path=/no/folder is no folder."),
     (["data.channels=2"], "data.channels=2 must be 1 or 3."),
     (["transfer=sequence"], "transfer=sequence needs models that generate text"),
-    (["student=convnet", "student.depths=[1]"], "must name as many stages"),
+    (["student=convnet", "student.depths=[1]"], "must have one entry per stage"),
     (["loss.hidden.weight=1", "teacher=convnet"], "loss.hidden"),
 ]
 

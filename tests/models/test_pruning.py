@@ -33,7 +33,8 @@ from transformers import (
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.models.inspection import find_layers
-from lightning_distill.models.pruning import _importance, prune_teacher
+from lightning_distill.models.pruning import PruningSettings, prune_teacher
+from lightning_distill.models.width_pruning import activation_importance
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 4, 32, 4, 40
 SIZE = {
@@ -76,7 +77,7 @@ SHORTENED = NARROWED | {
 
 
 def make(name):
-    """A teacher all of whose weights are random, biases and gains too; in 64 bits."""
+    """A float64 teacher whose weights are all random, biases and gains included."""
     kind, config = SHORTENED[name]
     model = kind(config).double().eval()
     with torch.no_grad():
@@ -85,13 +86,8 @@ def make(name):
     return model
 
 
-def role(count=LAYERS, width=WIDTH, heads=HEADS, layers="uniform"):
-    return {
-        "num_hidden_layers": count,
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "layers": layers,
-    }
+def pruning(count=LAYERS, width=WIDTH, heads=HEADS, layers="uniform"):
+    return PruningSettings(count, width, heads, layers)
 
 
 @pytest.fixture
@@ -105,59 +101,59 @@ def logits(model, batch):
     return model.eval()(input_ids=batch["input_ids"], use_cache=False).logits
 
 
-def same(found, expected):
-    """As far as the norms and rotations tell, which transformers computes in 32 bits."""
-    torch.testing.assert_close(found, expected, rtol=1.3e-6, atol=1e-5)
+def assert_same(actual, expected):
+    """Up to float32: transformers computes norms and rotations in it."""
+    torch.testing.assert_close(actual, expected, rtol=1.3e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SHORTENED)
-def test_with_the_teachers_own_numbers_the_student_is_the_teacher(name, batch):
+def test_a_student_of_the_teachers_size_is_a_copy_of_the_teacher(name, batch):
     teacher = make(name)
-    assert torch.equal(logits(prune_teacher(teacher, role(), []), batch), logits(teacher, batch))
+    assert torch.equal(logits(prune_teacher(teacher, pruning(), []), batch), logits(teacher, batch))
 
 
 @pytest.mark.parametrize("name", SHORTENED)
-def test_listed_layers_are_the_teacher_without_the_others(name, batch):
+def test_a_student_of_listed_layers_equals_the_teacher_with_the_others_bypassed(name, batch):
     teacher = make(name)
-    student = prune_teacher(teacher, role(2, layers=[2, 3]), [])
-    for number in (1, 4):
-        bypassed = find_layers(teacher)[1][number - 1]
+    student = prune_teacher(teacher, pruning(2, layers=[2, 3]), [])
+    for layer in (1, 4):
+        bypassed = find_layers(teacher)[1][layer - 1]
         bypassed.register_forward_hook(lambda _, args, output: args[0])
     assert torch.equal(logits(student, batch), logits(teacher, batch))
 
 
 @pytest.mark.parametrize("size", [{"count": 2}, {"count": 3, "width": 16, "heads": 2}], ids=str)
 @pytest.mark.parametrize("name", SHORTENED)
-def test_the_student_reloads_and_writes_with_its_cache_what_it_writes_without(
+def test_the_student_reloads_and_generates_the_same_with_and_without_its_cache(
     name, size, batch, tmp_path
 ):
     if name not in NARROWED and "width" in size:
-        pytest.skip("only its layers can be left out")
-    student = prune_teacher(make(name), role(**size, layers="last"), [batch])
+        pytest.skip("only its layers can be pruned")
+    student = prune_teacher(make(name), pruning(**size, layers="last"), [batch])
     student.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    same(logits(again, batch), logits(student, batch))
+    assert_same(logits(again, batch), logits(student, batch))
     ids = batch["input_ids"]
-    asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
-    cached, plain = (again.generate(ids, use_cache=cache, **asked) for cache in (True, False))
+    arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
+    cached, plain = (again.generate(ids, use_cache=cache, **arguments) for cache in (True, False))
     assert torch.equal(cached, plain)
 
 
 @pytest.mark.parametrize("name", NARROWED)
-def test_channels_heads_and_neurons_that_do_nothing_can_be_left_out(name, batch):
+def test_removing_inactive_channels_heads_and_neurons_changes_nothing(name, batch):
     teacher = make(name)
     config = teacher.config
-    lost = torch.randperm(WIDTH)[: WIDTH // 2]
+    inactive = torch.randperm(WIDTH)[: WIDTH // 2]
     with torch.no_grad():
-        teacher.get_input_embeddings().weight[:, lost] = 0
+        teacher.get_input_embeddings().weight[:, inactive] = 0
         for layer in teacher.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             group = int(torch.randint(2, ()))  # of two, which share a key and a value each
             parameters = [
                 (attention.v_proj, slice(group * attention.head_dim, None)),
                 (mlp.up_proj, torch.randperm(config.intermediate_size)[24:]),
-                (attention.o_proj, lost),
-                (mlp.down_proj, lost),
+                (attention.o_proj, inactive),
+                (mlp.down_proj, inactive),
             ]
             if group == 0:
                 parameters[0] = (attention.v_proj, slice(0, attention.head_dim))
@@ -165,16 +161,16 @@ def test_channels_heads_and_neurons_that_do_nothing_can_be_left_out(name, batch)
                 linear.weight[rows] = 0
                 if linear.bias is not None:
                     linear.bias[rows] = 0
-    student = prune_teacher(teacher, role(width=WIDTH // 2, heads=2), [batch])
+    student = prune_teacher(teacher, pruning(width=WIDTH // 2, heads=2), [batch])
     assert student.config.intermediate_size == 24
-    same(logits(student, batch), logits(teacher, batch))
+    assert_same(logits(student, batch), logits(teacher, batch))
 
 
-def test_a_channel_counts_by_its_mean_over_time_and_its_norm_over_the_batch(batch):
+def test_importance_is_the_mean_over_time_and_the_norm_over_the_batch(batch):
     teacher = make("llama")
     states = teacher.model(batch["input_ids"]).last_hidden_state
     rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(3)]
-    found = _importance(teacher, rows)["model.norm"]
+    found = activation_importance(teacher, rows)["model.norm"]
     torch.testing.assert_close(found.double(), states.abs().mean(1).norm(dim=0))
 
 
@@ -190,17 +186,17 @@ def test_a_channel_counts_by_its_mean_over_time_and_its_norm_over_the_batch(batc
     ],
     ids=str,
 )
-def test_which_layers_are_taken(layers, count, expected):
+def test_layers_are_chosen_by_position(layers, count, expected):
     teacher = make("llama")
     for number, layer in enumerate(teacher.model.layers, 1):
         torch.nn.init.constant_(layer.input_layernorm.weight, number)
-    student = prune_teacher(teacher, role(count, layers=layers), [])
-    assert [int(own.input_layernorm.weight[0]) for own in student.model.layers] == expected
+    student = prune_teacher(teacher, pruning(count, layers=layers), [])
+    assert [int(layer.input_layernorm.weight[0]) for layer in student.model.layers] == expected
 
 
-def test_the_copy_learns_and_the_teacher_does_not():
+def test_the_student_is_trainable_and_shares_no_memory_with_its_teacher():
     teacher = make("llama").bfloat16().requires_grad_(False)
-    student = prune_teacher(teacher, role(2), [])
+    student = prune_teacher(teacher, pruning(2), [])
     assert student.dtype == torch.bfloat16
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -211,7 +207,7 @@ def test_the_copy_learns_and_the_teacher_does_not():
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "message"),
+    ("name", "arguments", "message"),
     [
         ("llama", {"count": 5}, "student.num_hidden_layers=5 is more than the teacher's 4"),
         ("llama", {"width": 64}, "student.hidden_size=64 is more than the teacher's 32"),
@@ -223,32 +219,36 @@ def test_the_copy_learns_and_the_teacher_does_not():
         ("llama", {"layers": [0, 4], "count": 2}, "layers 1 to 4, there is no 0"),
         ("llama", {"layers": [1, "b"], "count": 2}, "layers 1 to 4, there is no b"),
         ("llama", {"layers": [4, 1], "count": 2}, "must name each layer once, in their order"),
-        ("gpt2", {"width": 16}, "of a GPT2LMHeadModel only layers can be left out; set student.hi"),
-        ("mamba", {"width": 16, "heads": 7}, "only layers can be left out"),
+        (
+            "gpt2",
+            {"width": 16},
+            "the layers of a GPT2LMHeadModel can be pruned; set student.hi",
+        ),
+        ("mamba", {"width": 16, "heads": 7}, "only the layers of a"),
         ("gemma2", {"heads": 2}, "set student.hidden_size=32 and student.num_attention_heads=4"),
     ],
     ids=str,
 )
-def test_what_the_teacher_has_no_such_part_of_is_refused_on_its_outline(name, asked, message):
+def test_a_part_that_the_teacher_lacks_is_refused_from_its_outline(name, arguments, message):
     kind, config = SHORTENED[name]
     with torch.device("meta"):
         teacher = kind(config)
     with pytest.raises(ConfigError) as refused:
-        prune_teacher(teacher, role(**asked), [])
+        prune_teacher(teacher, pruning(**arguments), [])
     assert message in str(refused.value)
 
 
-def test_all_that_does_not_fit_is_told_at_once():
+def test_one_error_names_all_that_does_not_fit():
     with pytest.raises(ConfigError, match=r"num_hidden_layers=5.*hidden_size=64.*heads=5"):
-        prune_teacher(make("llama"), role(5, 64, 5), [])
+        prune_teacher(make("llama"), pruning(5, 64, 5), [])
 
 
-def test_an_outline_of_the_student_has_its_shapes(batch):
+def test_the_outline_of_a_student_has_the_shapes_of_the_student(batch):
     kind, config = SHORTENED["qwen3"]
     with torch.device("meta"):
         teacher = kind(config)
-    outline = prune_teacher(teacher, role(2, 16, 2), [])
-    student = prune_teacher(make("qwen3"), role(2, 16, 2), [batch])
+    outline = prune_teacher(teacher, pruning(2, 16, 2), [])
+    student = prune_teacher(make("qwen3"), pruning(2, 16, 2), [batch])
     assert outline.device.type == "meta"
     assert {k: v.shape for k, v in outline.state_dict().items()} == {
         k: v.shape for k, v in student.state_dict().items()
@@ -257,23 +257,25 @@ def test_an_outline_of_the_student_has_its_shapes(batch):
 
 def test_an_embedding_scaled_by_its_width_is_not_narrowed():
     teacher = GemmaForCausalLM(GemmaConfig(**SIZE))
-    with pytest.raises(ConfigError, match="only layers can be left out"):
-        prune_teacher(teacher, role(width=16), [])
+    with pytest.raises(ConfigError, match="only the layers of a"):
+        prune_teacher(teacher, pruning(width=16), [])
 
 
-def test_a_layer_in_the_place_of_another_kind_is_refused():
+def test_a_layer_of_another_kind_than_its_position_needs_is_refused():
     config = Qwen3MoeConfig(
         **SIZE, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, decoder_sparse_step=2
     )
     teacher = Qwen3MoeForCausalLM(config)
-    prune_teacher(teacher, role(2, layers=[1, 4]), [])
+    prune_teacher(teacher, pruning(2, layers=[1, 4]), [])
     with pytest.raises(ConfigError, match="layer 2 cannot be the student's layer 1"):
-        prune_teacher(teacher, role(2, layers=[2, 4]), [])
+        prune_teacher(teacher, pruning(2, layers=[2, 4]), [])
 
 
 @pytest.mark.slow
-def test_without_steps_to_speak_of_a_start_from_the_teacher_is_near_it(in_process, tmp_path):
-    found = {}
+def test_before_training_a_pruned_student_is_closer_to_its_teacher_than_random(
+    in_process, tmp_path
+):
+    results = {}
     for start in ("random", "teacher_layers"):
         in_process(
             f"student.initialize={start}", "student.hidden_size=32", "student.num_hidden_layers=1",
@@ -281,16 +283,16 @@ def test_without_steps_to_speak_of_a_start_from_the_teacher_is_near_it(in_proces
             "schedule=constant", "optimizer.lr=1e-5",
             f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path / start}",
         )  # fmt: skip
-        found[start] = json.loads((tmp_path / start / "results.json").read_text())
-    copied = found["teacher_layers"]
-    assert copied["teacher"]["nll"] < 5  # trained, although alpha is 0
-    assert copied["cost"]["teacher_seconds"] > 0
-    assert copied["student"]["nll"] < copied["teacher"]["nll"] + 0.5
-    assert found["random"]["student"]["nll"] > copied["teacher"]["nll"] + 0.5
+        results[start] = json.loads((tmp_path / start / "results.json").read_text())
+    pruned = results["teacher_layers"]
+    assert pruned["teacher"]["nll"] < 5  # trained, although alpha is 0
+    assert pruned["cost"]["teacher_seconds"] > 0
+    assert pruned["student"]["nll"] < pruned["teacher"]["nll"] + 0.5
+    assert results["random"]["student"]["nll"] > pruned["teacher"]["nll"] + 0.5
 
 
 @pytest.mark.slow
-def test_a_narrower_copy_is_distilled_with_terms_inside_the_network(in_process, tmp_path):
+def test_a_narrower_student_is_distilled_with_a_hidden_state_loss(in_process, tmp_path):
     in_process(
         "student.initialize=teacher_layers", "student.layers=[2]", "student.num_hidden_layers=1",
         "student.num_attention_heads=1", "loss.hidden.weight=1", f"paths.outputs={tmp_path}",
@@ -302,7 +304,7 @@ def test_a_narrower_copy_is_distilled_with_terms_inside_the_network(in_process, 
 
 
 @pytest.mark.slow
-def test_a_part_that_the_teacher_lacks_is_refused_before_it_is_trained(in_process, tmp_path):
+def test_a_part_that_the_teacher_lacks_is_refused_before_training_it(in_process, tmp_path):
     done = in_process(
         "student.initialize=teacher_layers", "student.num_hidden_layers=9",
         f"paths.outputs={tmp_path}", expect=2,
@@ -335,21 +337,21 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_encoder_without_some_layers_is_the_teacher_without_them(name, batch, tmp_path):
+def test_a_pruned_encoder_equals_the_teacher_with_the_other_layers_bypassed(name, batch, tmp_path):
     kind, config = ENCODERS[name]
     teacher = kind(config).double().eval()
-    student = prune_teacher(teacher, role(2, layers=[1, 3]), []).eval()
-    for number in (2, 4):
-        bypassed = find_layers(teacher)[1][number - 1]
+    student = prune_teacher(teacher, pruning(2, layers=[1, 3]), []).eval()
+    for layer in (2, 4):
+        bypassed = find_layers(teacher)[1][layer - 1]
         bypassed.register_forward_hook(lambda _, args, output: args[0])
     found = student(input_ids=batch["input_ids"]).logits
     assert torch.equal(found, teacher(input_ids=batch["input_ids"]).logits)
     student.save_pretrained(tmp_path)
     again = kind.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    same(again(input_ids=batch["input_ids"]).logits, found)
+    assert_same(again(input_ids=batch["input_ids"]).logits, found)
 
 
-def test_of_an_encoder_only_layers_can_be_left_out():
+def test_the_width_of_an_encoder_cannot_be_pruned():
     kind, config = ENCODERS["modernbert"]
-    with pytest.raises(ConfigError, match="of a ModernBertForMaskedLM only layers can be left out"):
-        prune_teacher(kind(config), role(width=16), [])
+    with pytest.raises(ConfigError, match="the layers of a ModernBertForMaskedLM can be pruned"):
+        prune_teacher(kind(config), pruning(width=16), [])
