@@ -1,128 +1,171 @@
-"""`stage=export`: a finished run's student, as files that other programs read.
+"""`stage=export`: the student of a finished run, for other programs.
 
-All is written into `<folder>.partial/` and renamed when complete: what has the final name is whole.
-A folder that holds anything else than what an export left there is never written over.
+The export is written to `<folder>.partial/` and renamed when complete, so an export is complete or
+absent. A folder with files that no export wrote, or that were changed since, is never overwritten.
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from lightning_distill.data.tasks.base import task_class
 from lightning_distill.errors import ConfigError, unknown_name
+from lightning_distill.export import gguf, hub, huggingface, onnx
+from lightning_distill.export.card import model_card
+from lightning_distill.export.finished_run import FinishedRun
+from lightning_distill.export.format import ExportSettings, Format
+from lightning_distill.run.builder import build_run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.run.settings import finished_run, plain_settings
 from lightning_distill.storage.artifacts import MANIFEST, find_damage, read_manifest, write_manifest
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.job import Job
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("huggingface", "gguf", "onnx")  # each a module with `NEEDS`, `check` and `write`
-CHATTY = ("gguf", "torch.onnx", "onnxscript", "onnx_ir")
+FORMATS = {format.name: format for format in (huggingface.FORMAT, gguf.FORMAT, onnx.FORMAT)}
 
 
 def export(cfg: DictConfig, job: Job) -> None:
-    """`stage=export export.run=<its folder>`. Raises ConfigError before anything is written."""
-    settings = cfg.export
-    if settings.run is None:
+    """`stage=export export.run=<folder>`.
+
+    Raises ConfigError before anything is written if the run, the folder or a format is unsuitable.
+    """
+    node = cfg.export
+    if node.run is None:
         raise ConfigError("stage=export needs export.run=<the folder of a finished run>.")
-    formats = _formats(settings.formats)
-    from lightning_distill.export import card, hub
-    from lightning_distill.export.finished_run import Run
-
-    run = Run.read(Path(settings.run), cfg.paths.outputs)
-    folder = run.folder / "export" if settings.folder is None else Path(settings.folder)
-    _check_ours(folder)
-    for one in formats:
-        one.check(run, settings)
-    if settings.push is not None:
-        hub.check(settings.push)
-
-    with locked(folder.with_name(f"{folder.name}.lock"), f"the export {folder}") as held:
-        _check_ours(folder)
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # that a killed export left
-        partial.mkdir(parents=True)
-        try:
-            for one in formats:
-                with _quiet():
-                    one.write(run, partial, settings)
-            (partial / "README.md").write_text(card.write(run, settings), encoding="utf-8")
-            made_from = {"run": str(run.folder), "key": run.results["key"]}
-            write_manifest(partial, "export", made_from, {"formats": list(settings.formats)})
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        held()
-        _replace(partial, folder)
-    files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-    log.info("%s: %s", folder, ", ".join(file for file in files if file != MANIFEST))
-    if settings.push is not None:
-        log.info("pushed to %s", hub.push(folder, settings.push, settings.private))
+    if not isinstance(node.formats, ListConfig) or not node.formats:
+        raise ConfigError(f"export.formats={node.formats} must be a list, such as [huggingface].")
+    settings = ExportSettings(
+        formats=tuple(dict.fromkeys(map(str, node.formats))),
+        converter=None if node.converter is None else Path(node.converter),
+        license=node.license,
+        push=node.push,
+        private=node.private,
+    )
+    formats = select_formats(settings.formats)
+    run = read_run(Path(node.run), cfg.paths.outputs)
+    folder = run.folder / "export" if node.folder is None else Path(node.folder)
+    export_run(run, folder, formats, settings)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the libraries say of each step of their own."""
-    loggers = [logging.getLogger(name) for name in CHATTY]
-    before = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for one, level in zip(loggers, before, strict=True):
-            one.setLevel(level)
+def read_run(folder: Path, outputs: str) -> FinishedRun:
+    """outputs: where to look for the data's artifacts, in place of the run's own `paths.outputs`.
+
+    Raises ConfigError if the folder is not that of a finished run with a student.
+    """
+    cfg, results = finished_run("export.run", folder)
+    if not (folder / "student" / "config.json").exists():
+        raise ConfigError(
+            f"export.run={folder} has no student; name a run of stage=distill, not of "
+            "stage=teacher or stage=transfer."
+        )
+    cfg.paths.outputs = outputs
+    return FinishedRun(
+        folder=folder,
+        settings=plain_settings(cfg),
+        results=results,
+        task=task_class(cfg.data._target_),
+        load_data=lambda: prepare_data(build_run(cfg))[0],
+    )
 
 
-def _formats(names: object) -> list[ModuleType]:
-    if not isinstance(names, list | ListConfig) or not names:
-        raise ConfigError(f"export.formats={names} must be a list, as in [huggingface].")
+def select_formats(names: Sequence[str]) -> list[Format]:
+    """Raises ConfigError if a name is unknown or the packages of its format are not installed."""
     for name in names:
         if name not in FORMATS:
             raise unknown_name("export.formats", name, FORMATS)
-    found = [import_module(f"lightning_distill.export.{name}") for name in dict.fromkeys(names)]
-    for name, one in zip(dict.fromkeys(names), found, strict=True):
-        if missing := [package for package in one.NEEDS if find_spec(package) is None]:
+        if missing := [package for package in FORMATS[name].requires if find_spec(package) is None]:
             raise ConfigError(
                 f"export.formats={name} needs {', '.join(missing)}: "
                 f"pip install 'lightning_distill[{name}]'."
             )
-    return found
+    return [FORMATS[name] for name in names]
 
 
-def _check_ours(folder: Path) -> None:
-    """Raises ConfigError where writing the folder anew would take something of the user's."""
+def export_run(
+    run: FinishedRun, folder: Path, formats: list[Format], settings: ExportSettings
+) -> None:
+    """Writes the formats and the model card to `folder`, and uploads it to `settings.push`."""
+    _check_replaceable(folder)
+    for format in formats:
+        format.check(run, settings)
+    if settings.push is not None:
+        hub.check_repository(settings.push)
+    with locked(folder.with_name(f"{folder.name}.lock"), f"the export {folder}") as check_lock:
+        _check_replaceable(folder)
+        with _partial_folder(folder) as partial:
+            _write(run, partial, formats, settings)
+            check_lock()
+            _replace(partial, folder)
+    files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+    log.info("%s: %s", folder, ", ".join(file for file in files if file != MANIFEST))
+    if settings.push is not None:
+        log.info("pushed to %s", hub.upload(folder, settings.push, settings.private))
+
+
+def _write(run: FinishedRun, folder: Path, formats: list[Format], settings: ExportSettings) -> None:
+    for format in formats:
+        with _silenced(format.silenced):
+            format.write(run, folder, settings)
+    (folder / "README.md").write_text(model_card(run, settings), encoding="utf-8")
+    made_from: dict[str, Any] = {"run": str(run.folder), "key": run.results["key"]}
+    write_manifest(folder, "export", made_from, {"formats": list(settings.formats)})
+
+
+@contextmanager
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """A new `<folder>.partial`, removed if an exception is raised."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _silenced(names: Sequence[str]) -> Iterator[None]:
+    """Hides messages of these loggers below level ERROR."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises ConfigError if replacing the folder would lose files of the user."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ConfigError(f"export.folder={folder} is a file; choose another name.")
-    there = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
-    if not there:
+    files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    if not files:
         return
-    changed = find_damage(folder)
-    if MANIFEST in changed:
+    damaged = set(find_damage(folder))
+    if MANIFEST in damaged:
         raise ConfigError(
-            f"export.folder={folder} holds files that are not an export's; choose another folder."
+            f"export.folder={folder} holds files that no export wrote; choose another folder."
         )
-    own = ours(folder)
-    theirs = sorted((there - own) | (set(changed) & there))
-    if theirs:
+    exported = {*read_manifest(folder)["files"], MANIFEST}
+    if changed := sorted((files - exported) | (damaged & files)):
         raise ConfigError(
-            f"export.folder={folder} holds what was added or changed since it was exported "
-            f"({', '.join(theirs[:5])}); move it away, or choose another folder."
+            f"export.folder={folder} holds files that were added or changed since it was exported "
+            f"({', '.join(changed[:5])}); move it away, or choose another folder."
         )
-
-
-def ours(folder: Path) -> set[str]:
-    """The files that an export left, by their names in the folder."""
-    return {*read_manifest(folder)["files"], MANIFEST}
 
 
 def _replace(partial: Path, folder: Path) -> None:

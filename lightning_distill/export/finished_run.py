@@ -1,77 +1,65 @@
-"""A finished run, as its folder tells of it."""
+"""A finished run, read from its folder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data.tasks.base import DistillationData, task_class
-from lightning_distill.errors import ConfigError
-from lightning_distill.export import task
-from lightning_distill.run.builder import build_run
-from lightning_distill.run.preparation import prepare_data
-from lightning_distill.run.settings import finished_run
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.models import pretrained
 from lightning_distill.sweeps.comparison import compare_jobs
-from lightning_distill.sweeps.records import JobRecord
+from lightning_distill.sweeps.records import JobRecord, read_yaml
 
 
 @dataclass(frozen=True)
-class Run:
-    """cfg: its own settings, with `paths.outputs` of the export's."""
+class FinishedRun:
+    """settings: the run's resolved config. results: of results.json.
+    load_data: returns the run's examples in the student's tokens.
+    """
 
     folder: Path
-    cfg: DictConfig
+    settings: dict[str, Any]
     results: dict[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path, outputs: str) -> "Run":
-        """Raises ConfigError where the folder is no finished run with a student."""
-        cfg, results = finished_run("export.run", folder)
-        if not (folder / "student" / "config.json").exists():
-            raise ConfigError(
-                f"export.run={folder} has no student, as runs of stage=teacher and stage=transfer "
-                "have none."
-            )
-        cfg.paths.outputs = outputs
-        return cls(folder, cfg, results)
+    task: type[DistillationData]
+    load_data: Callable[[], DistillationData]
 
     @property
-    def student(self) -> Path:
+    def student_folder(self) -> Path:
         return self.folder / "student"
 
-    @property
-    def task(self) -> type[DistillationData]:
-        return task_class(self.cfg.data._target_)
-
-    def load(self) -> PreTrainedModel:
-        """Anew at each call, so that what a format does to it reaches no other."""
-        return task.load(self.task, self.student)
+    def load_student(self) -> PreTrainedModel:
+        """A new copy at each call, because a format may modify it."""
+        auto_class = self.task.auto_class
+        model: PreTrainedModel = pretrained.load_saved(
+            auto_class, self.student_folder, "export.run"
+        )
+        return model.eval()
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return task.load_tokenizer(self.task, self.student)
-
-    @cached_property
-    def data(self) -> DistillationData:
-        """In the student's tokens."""
-        return prepare_data(build_run(self.cfg))[0]
+        if not self.task.has_tokenizer:
+            return None
+        tokenizer: PreTrainedTokenizerBase = pretrained.load_saved(
+            AutoTokenizer, self.student_folder, "export.run"
+        )
+        return tokenizer
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """What was chosen of each group of `conf/`, where Hydra's note of it is there."""
+        """The option of each config group; empty if Hydra's record of them is missing."""
+        record = read_yaml(self.folder / ".hydra" / "hydra.yaml")
         try:
-            noted = OmegaConf.load(self.folder / ".hydra" / "hydra.yaml")
-        except OSError:
+            choices = record["hydra"]["runtime"]["choices"]
+        except (TypeError, KeyError):
             return {}
-        found = OmegaConf.select(noted, "hydra.runtime.choices") or {}
-        return {str(group): str(choice) for group, choice in found.items()}
+        return {str(group): str(choice) for group, choice in choices.items()}
 
     @cached_property
-    def row(self) -> JobRecord | None:
-        """The run beside the other jobs of its sweep; None for a run of its own."""
-        here = self.folder.resolve()
-        sweep = next((f for f in here.parents if (f / "multirun.yaml").exists()), None)
-        rows = compare_jobs(sweep) if sweep else []
-        return next((row for row in rows if row.folder.resolve() == here), None)
+    def record(self) -> JobRecord | None:
+        """The run, compared with the other jobs of its sweep; None outside a sweep."""
+        folder = self.folder.resolve()
+        sweep = next((f for f in folder.parents if (f / "multirun.yaml").exists()), None)
+        jobs = compare_jobs(sweep) if sweep else []
+        return next((job for job in jobs if job.folder.resolve() == folder), None)

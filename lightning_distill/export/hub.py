@@ -1,4 +1,4 @@
-"""The finished folder, on the Hugging Face hub."""
+"""Upload to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -9,35 +9,38 @@ from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.storage.artifacts import MANIFEST
 
 
-def check(name: str) -> None:
-    """Raises ConfigError, before anything is written, where it could not be pushed to."""
+def check_repository(name: str) -> None:
+    """Raises ConfigError if the name is not valid or this machine is not logged in."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        reason = one_line(error)
         raise ConfigError(
-            f"export.push={name} is no name of a model on the hub, as in me/my-student: {reason}"
+            f"export.push={name} is not the name of a model on the hub, such as me/my-student: "
+            f"{one_line(error)}"
         ) from error
     if not get_token():
         raise ConfigError(f"export.push={name} needs a login: `hf auth login`, or set HF_TOKEN.")
 
 
-def push(folder: Path, name: str, private: bool) -> str:
-    """Uploads the folder. Returns where it is. private: where the model is not there yet."""
+def upload(folder: Path, name: str, private: bool) -> str:
+    """Uploads the folder and returns its URL. private: of a repository that is created now.
+
+    Raises ConfigError, without the token, if the hub rejects it.
+    """
     token = get_token() or ""
     try:
         api = HfApi()
-        repo = api.create_repo(name, private=private, exist_ok=True)
+        repository = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo.repo_id,
+            repo_id=repository.repo_id,
             folder_path=folder,
-            commit_message="A student of lightning_distill",
+            commit_message="Upload a student of lightning_distill",
             ignore_patterns=[MANIFEST],
         )
-    except Exception as error:  # a token refused, a hub away, a model of others: of many kinds
-        said = " ".join((str(error) or repr(error)).split())
-        said = said.replace(token, "***") if token else said
+    except Exception as error:  # the hub's client raises many types
+        message = one_line(error) or repr(error)
+        message = message.replace(token, "***") if token else message
         raise ConfigError(
-            f"export.push={name}: the hub did not take {folder}, which is complete: {said[:300]}"
+            f"export.push={name}: the hub rejected {folder}, which is complete: {message[:300]}"
         ) from error
-    return str(repo)
+    return str(repository)

@@ -1,29 +1,28 @@
-"""A folder for `from_pretrained`, vLLM and whatever else reads transformers' files."""
+"""A folder for `from_pretrained`, vLLM and other programs that read transformers' files."""
 
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
-from lightning_distill.export import task
-from lightning_distill.export.finished_run import Run
-
-NEEDS: tuple[str, ...] = ()
-# What vLLM's loader asks for.
-FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+from lightning_distill.export.finished_run import FinishedRun
+from lightning_distill.export.format import ExportSettings, Format
+from lightning_distill.models import pretrained
 
 
-def check(run: Run, settings: DictConfig) -> None:
-    """Every student that was saved can be saved again."""
+def check(run: FinishedRun, settings: ExportSettings) -> None:
+    """Every student is supported."""
 
 
-def write(run: Run, folder: Path, settings: DictConfig) -> None:
-    """config, safetensors and tokenizer; loaded again, its weights are the student's."""
-    model, tokenizer = run.load(), run.load_tokenizer()
+def write(run: FinishedRun, folder: Path, settings: ExportSettings) -> None:
+    """Writes config, safetensors and tokenizer, and compares the saved weights with the student."""
+    model, tokenizer = run.load_student(), run.load_tokenizer()
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    kept = task.load(run.task, folder).state_dict()
+    saved = pretrained.load_saved(run.task.auto_class, folder, "export.run").state_dict()
     for name, weight in model.state_dict().items():
-        if not torch.equal(kept[name], weight):
-            raise RuntimeError(f"{folder} is not what was saved: {name} differs")
+        if not torch.equal(saved[name], weight):
+            raise RuntimeError(f"the weight {name} in {folder} differs from the student's")
+
+
+FORMAT = Format("huggingface", check, write)

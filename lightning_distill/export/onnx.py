@@ -1,6 +1,6 @@
-"""A graph for onnxruntime and what else runs ONNX, checked to give the student's outputs.
+"""An ONNX graph, whose outputs are compared with the student's.
 
-Computed in float32, whatever the student was saved in: the weights are the same numbers.
+The graph computes in float32, whatever precision the student was saved in.
 """
 
 import logging
@@ -8,92 +8,100 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_distill.errors import ConfigError
-from lightning_distill.export import task
-from lightning_distill.export.finished_run import Run
+from lightning_distill.errors import ConfigError, first_line
+from lightning_distill.export.example_inputs import example_batches, valid_positions
+from lightning_distill.export.finished_run import FinishedRun
+from lightning_distill.export.format import ExportSettings, Format
 
 log = logging.getLogger(__name__)
 
-NEEDS = ("onnx", "onnxruntime", "onnxscript")
-TOLERANCE = 1e-4  # of the largest output
-LARGEST = 1_500_000_000  # bytes of weights in the file itself; an ONNX file ends at 2 GiB
+OUTPUT = "logits"
+TOLERANCE = 1e-4  # relative to the largest output
+MAX_INLINE_BYTES = 1_500_000_000  # larger weights go to a second file; an ONNX file has ≤ 2 GiB
 
 
-def check(run: Run, settings: DictConfig) -> None:
-    """Raises ConfigError for encoder-decoders; whether torch can export a student is known when it
-    has."""
+def check(run: FinishedRun, settings: ExportSettings) -> None:
+    """Raises ConfigError for encoder-decoders. Other models are known to fail only in `write`."""
     if run.task.is_generative and not run.task.continues_prompt:
         raise ConfigError(
-            "export.formats=onnx: an encoder-decoder is more than one graph, which optimum makes "
-            "(optimum-cli export onnx). Leave onnx out."
+            "export.formats=onnx: an encoder-decoder needs more than one graph, which optimum "
+            "exports (optimum-cli export onnx). Leave onnx out."
         )
 
 
-def write(run: Run, folder: Path, settings: DictConfig) -> None:
-    """`onnx/`: model.onnx, its config and tokenizer. Raises ConfigError where it is not the
-    student."""
-    model, tokenizer = run.load(), run.load_tokenizer()
-    prepare(model)
-    examples = task.examples(model, run.data)
-    there = folder / "onnx"
-    there.mkdir()
-    model.config.save_pretrained(there)
+def write(run: FinishedRun, folder: Path, settings: ExportSettings) -> None:
+    """Writes model.onnx, config and tokenizer to `onnx/`.
+
+    Raises ConfigError if torch cannot export the student, or the graph's outputs differ.
+    """
+    model, tokenizer = run.load_student(), run.load_tokenizer()
+    make_exportable(model)
+    batches = example_batches(model, run.load_data())
+    subfolder = folder / "onnx"
+    subfolder.mkdir()
+    model.config.save_pretrained(subfolder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(there)
-    trace(model, examples[0], there / "model.onnx")
-    require_same(model, there / "model.onnx", examples)
+        tokenizer.save_pretrained(subfolder)
+    export_graph(model, batches[0], subfolder / "model.onnx")
+    require_equal_outputs(model, subfolder / "model.onnx", batches)
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """Changes how the model computes, in place, and not what."""
+def make_exportable(model: PreTrainedModel) -> None:
+    """Replaces operations that ONNX lacks, in place; the model computes the same function."""
     model.float()
-    # What transformers takes for a mixture of experts otherwise is no operator of ONNX.
-    model.set_experts_implementation("batched_mm")
+    model.set_experts_implementation("batched_mm")  # the default of mixtures has no ONNX operator
 
 
-def require_same(model: PreTrainedModel, file: Path, examples: list[dict[str, Tensor]]) -> None:
-    """Raises ConfigError with the numbers where the graph gives anything else than the model."""
-    largest, worst = compare(model, file, examples)
-    if not worst <= TOLERANCE * largest:
+def require_equal_outputs(
+    model: PreTrainedModel, file: Path, batches: list[dict[str, Tensor]]
+) -> None:
+    """Raises ConfigError if an output differs by more than TOLERANCE."""
+    largest, difference = compare_outputs(model, file, batches)
+    if not difference <= TOLERANCE * largest:
         raise ConfigError(
-            f"export.formats=onnx: onnxruntime's {task.OUTPUT} differ from the student's by up to "
-            f"{worst:.2g}, where the largest is {largest:.2g} and {TOLERANCE:g} of that is allowed."
+            f"export.formats=onnx: onnxruntime's {OUTPUT} differ from the student's by up to "
+            f"{difference:.2g}, where the largest is {largest:.2g} and {TOLERANCE:g} of that is "
+            "allowed. Leave onnx out."
         )
-    said = "onnxruntime's %s differ by at most %.1g, the largest being %.2g"
-    log.info(said, task.OUTPUT, worst, largest)
+    log.info(
+        "onnxruntime's %s differ by at most %.1g; the largest is %.2g", OUTPUT, difference, largest
+    )
 
 
-def trace(model: Any, example: dict[str, Tensor], file: Path) -> None:
-    """example: each [B, T], of which both stay open in the graph, or [B, C, H, W]."""
-    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
-    sizes = tuple({0: batch, 1: time} if x.ndim == 2 else {0: batch} for x in example.values())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+def export_graph(model: Any, batch: dict[str, Tensor], file: Path) -> None:
+    """Writes the graph. Raises ConfigError if torch cannot export the model.
+
+    batch: inputs [B, T] with variable B and T, or [B, C, H, W] with variable B.
+    """
+    batch_size, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    dynamic_shapes = tuple(
+        {0: batch_size, 1: time} if x.ndim == 2 else {0: batch_size} for x in batch.values()
+    )
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     try:
         program = torch.onnx.export(
-            Output(model, list(example)),
-            tuple(example.values()),
-            input_names=list(example),
-            output_names=[task.OUTPUT],
-            dynamic_shapes={"inputs": sizes},
+            LogitsOnly(model, list(batch)),
+            tuple(batch.values()),
+            input_names=list(batch),
+            output_names=[OUTPUT],
+            dynamic_shapes={"inputs": dynamic_shapes},
             dynamo=True,
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        why = str(error.__cause__ or error).strip() or repr(error.__cause__)
         raise ConfigError(
             f"export.formats=onnx: torch.onnx cannot export {type(model).__name__}: "
-            f"{why.splitlines()[0]}"
+            f"{first_line(error.__cause__ or error)}"
         ) from error
     assert program is not None
-    program.save(file, external_data=weights > LARGEST)
+    program.save(file, external_data=num_bytes > MAX_INLINE_BYTES)
 
 
-class Output(nn.Module):
-    """The student as a function of tensors to a tensor, which is what a graph is."""
+class LogitsOnly(nn.Module):
+    """A model as a function of tensors to its logits, without keyword arguments."""
 
     def __init__(self, model: Any, names: list[str]) -> None:
         super().__init__()
@@ -101,31 +109,43 @@ class Output(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         batch = dict(zip(self.names, inputs, strict=True))
-        told = {"use_cache": False} if self.model.can_generate() else {}
-        return getattr(self.model(**batch, **told), task.OUTPUT)
+        options = {"use_cache": False} if self.model.can_generate() else {}
+        logits: Tensor = getattr(self.model(**batch, **options), OUTPUT)
+        return logits
 
 
-def compare(model: Any, file: Path, examples: list[dict[str, Tensor]]) -> tuple[float, float]:
-    """The largest output, and the largest difference of onnxruntime's to it."""
+def compare_outputs(
+    model: Any, file: Path, batches: list[dict[str, Tensor]]
+) -> tuple[float, float]:
+    """The largest absolute output of the model, and the largest difference of onnxruntime's."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    largest = worst = 0.0
-    for batch in examples:
+    largest = largest_difference = 0.0
+    for batch in batches:
         with torch.no_grad():
-            whole = Output(model, list(batch))(*batch.values())
-        kept = task.kept(batch, whole)
-        expected = whole[kept]
+            outputs = LogitsOnly(model, list(batch))(*batch.values())
         arrays = {name: value.numpy() for name, value in batch.items()}
         try:
-            (found,) = session.run([task.OUTPUT], arrays)
-        except Exception as error:  # onnxruntime has kinds of its own, with no common parent
-            size = " × ".join(map(str, next(iter(arrays.values())).shape))
+            (array,) = session.run([OUTPUT], arrays)
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            shape = " × ".join(map(str, next(iter(arrays.values())).shape))
             raise ConfigError(
-                f"export.formats=onnx: the graph of {type(model).__name__} does not read a batch "
-                f"of {size}: {str(error).strip().splitlines()[0]}"
+                f"export.formats=onnx: the graph of {type(model).__name__} rejects a batch of "
+                f"shape {shape}: {first_line(error)}"
             ) from error
-        difference = (torch.from_numpy(found)[kept] - expected).abs()
+        valid = valid_positions(batch, outputs)
+        expected = outputs[valid]
+        difference = (torch.from_numpy(array)[valid] - expected).abs()
         largest = max(largest, float(expected.abs().max()))
-        worst = max(worst, float(difference.nan_to_num(torch.inf).max()))
-    return largest, worst
+        largest_difference = max(largest_difference, float(difference.nan_to_num(torch.inf).max()))
+    return largest, largest_difference
+
+
+FORMAT = Format(
+    "onnx",
+    check,
+    write,
+    requires=("onnx", "onnxruntime", "onnxscript"),
+    silenced=("torch.onnx", "onnxscript", "onnx_ir"),
+)

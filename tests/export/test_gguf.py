@@ -1,10 +1,9 @@
-"""The GGUF file against three readers that are not ours: gguf's, transformers' and, where it is
-installed, llama.cpp itself; and against llama.cpp's arithmetic written out."""
+"""The GGUF file as gguf, transformers and llama.cpp (if installed) read it, and llama.cpp's
+arithmetic on it, written out."""
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -17,16 +16,16 @@ from transformers import (
     Qwen3Config,
 )
 
+from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
-from lightning_distill.export import gguf as ours
+from lightning_distill.export import gguf as gguf_export
 from lightning_distill.export import gguf_tokenizer
-from lightning_distill.export.finished_run import Run
+from lightning_distill.export.finished_run import FinishedRun
+from lightning_distill.export.format import ExportSettings
 
 gguf = pytest.importorskip("gguf")
 
-CFG = {"name": "tiny", "data": {"_target_": "lightning_distill.data.tasks.causal_lm.CausalLM"}}
-SETTINGS = OmegaConf.create({"converter": None})
 TEXT = "Hello there, it's 12345 small\n\n  words; naïve café 你好!  \t done"
 SIZE = {
     "vocab_size": 320,
@@ -74,7 +73,7 @@ def tokenizer():
 
 @pytest.fixture
 def export(tmp_path, tokenizer):
-    """Saves a model as a run's student, and returns it with the file that is made of it."""
+    """Saves a model as a run's student, exports it, and returns both model and file."""
 
     def write(config, tokenizer=tokenizer, dtype=torch.float32):
         model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
@@ -83,9 +82,9 @@ def export(tmp_path, tokenizer):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         model.save_pretrained(tmp_path / "student")
         tokenizer.save_pretrained(tmp_path / "student")
-        run = Run(tmp_path, OmegaConf.create(CFG), {})
-        ours.check(run, SETTINGS)
-        ours.write(run, tmp_path, SETTINGS)
+        run = FinishedRun(tmp_path, {"name": "tiny"}, {}, CausalLM, CausalLM)
+        gguf_export.check(run, ExportSettings())
+        gguf_export.write(run, tmp_path, ExportSettings())
         (file,) = tmp_path.glob("*.gguf")
         return model, file
 
@@ -103,14 +102,14 @@ def logits(model, ids):
         return model(input_ids=ids).logits
 
 
-def as_llama_cpp_does(file, ids):
+def llama_cpp_logits(file, ids):
     """The logits [T, V] of llama.cpp's `llama` and `granite` graphs, from the file alone.
 
-    Rotary positions turn the neighbours 2i and 2i + 1 of a head.
+    The rotary embedding rotates channel 2i of a head together with 2i + 1.
     """
-    fields, found = read(file)
+    fields, tensors = read(file)
     name = fields["general.architecture"]
-    w = {key: torch.from_numpy(np.array(tensor.data)) for key, tensor in found.items()}
+    w = {key: torch.from_numpy(np.array(tensor.data)) for key, tensor in tensors.items()}
     get = {key.removeprefix(f"{name}."): value for key, value in fields.items()}
     heads, shared = get["attention.head_count"], get["attention.head_count_kv"]
     width, T = get["attention.key_length"], len(ids)
@@ -126,13 +125,13 @@ def as_llama_cpp_does(file, ids):
     def linear(x, key):
         return x @ w[f"{key}.weight"].T + w.get(f"{key}.bias", torch.zeros(()))
 
-    def turn(x):  # [H, T, d]
+    def rotate(x):  # [H, T, d]
         even, odd = x[..., ::2], x[..., 1::2]
-        turned = (
+        rotated = (
             even * angles.cos() - odd * angles.sin(),
             even * angles.sin() + odd * angles.cos(),
         )
-        return torch.stack(turned, -1).flatten(-2)
+        return torch.stack(rotated, -1).flatten(-2)
 
     x = w["token_embd.weight"][ids] * get.get("embedding_scale", 1.0)
     residual = get.get("residual_scale", 1.0)
@@ -140,8 +139,8 @@ def as_llama_cpp_does(file, ids):
         b = f"blk.{layer}"
         h = norm(x, f"{b}.attn_norm")
         q, k, v = (linear(h, f"{b}.attn_{one}").view(T, -1, width).transpose(0, 1) for one in "qkv")
-        k, v = (one.repeat_interleave(heads // shared, 0) for one in (turn(k), v))
-        scores = turn(q) @ k.mT * scale
+        k, v = (one.repeat_interleave(heads // shared, 0) for one in (rotate(k), v))
+        scores = rotate(q) @ k.mT * scale
         scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
         attended = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
         x = x + residual * linear(attended, f"{b}.attn_output")
@@ -153,12 +152,14 @@ def as_llama_cpp_does(file, ids):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2"])
-def test_transformers_reads_the_file_as_the_same_model(export, name):
+def test_transformers_loads_the_same_model_from_the_file(export, name):
     model, file = export(CONFIGS[name])
-    unread = {"head_dim": 16} if name == "qwen3" else {}  # of what the file says
-    again = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **unread).eval()
+    options = {"head_dim": 16} if name == "qwen3" else {}  # transformers ignores the file's
+    loaded = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, **options
+    ).eval()
     ids = torch.randint(0, 320, (2, 20))
-    assert torch.allclose(logits(again, ids), logits(model, ids), atol=1e-5)
+    assert torch.allclose(logits(loaded, ids), logits(model, ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith(("llama", "gran"))])
@@ -166,52 +167,52 @@ def test_llama_cpps_arithmetic_on_the_file_gives_the_models_logits(export, name)
     model, file = export(CONFIGS[name])
     ids = torch.randint(0, 320, (40,))
     expected = logits(model, ids[None])[0]
-    assert torch.allclose(as_llama_cpp_does(file, ids), expected, atol=1e-4 * expected.abs().max())
+    assert torch.allclose(llama_cpp_logits(file, ids), expected, atol=1e-4 * expected.abs().max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_weight_is_in_the_file_once_and_exactly(export, name):
-    """Up to the order of its elements, which differs where llama.cpp's does."""
+def test_the_file_has_every_weight_once_and_exactly(export, name):
+    """Except for the order of its elements, which may be llama.cpp's."""
     model, file = export(CONFIGS[name])
-    _, found = read(file)
-    there = sorted(tuple(np.sort(np.ravel(one.data)).tolist()) for one in found.values())
-    own = sorted(tuple(w.detach().flatten().sort()[0].tolist()) for w in model.parameters())
+    _, tensors = read(file)
+    stored = sorted(tuple(np.sort(np.ravel(one.data)).tolist()) for one in tensors.values())
+    weights = sorted(tuple(w.detach().flatten().sort()[0].tolist()) for w in model.parameters())
     factors = 1 if name == "llama, scaled positions" else 0
-    assert len(there) == len(own) + factors
-    assert set(own) <= set(there)
+    assert len(stored) == len(weights) + factors
+    assert set(weights) <= set(stored)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_matrices_keep_their_16_bits_and_vectors_have_32(export, dtype):
+def test_matrices_keep_16_bits_and_vectors_have_32(export, dtype):
     model, file = export(CONFIGS["qwen3"], dtype=dtype)
-    kind = ours.TYPES[dtype]
-    assert file.name == f"model-{kind}.gguf"
-    _, found = read(file)
-    norm, up = found["output_norm.weight"], found["blk.0.ffn_up.weight"]
+    precision = gguf_export.PRECISIONS[dtype]
+    assert file.name == f"model-{precision}.gguf"
+    _, tensors = read(file)
+    norm, up = tensors["output_norm.weight"], tensors["blk.0.ffn_up.weight"]
     assert norm.tensor_type.name == "F32"
-    assert up.tensor_type.name == kind
+    assert up.tensor_type.name == precision
     values = torch.from_numpy(np.array(gguf.dequantize(up.data, up.tensor_type)))
     assert torch.equal(values.to(dtype), model.model.layers[0].mlp.up_proj.weight)
 
 
-def test_the_file_holds_the_tokenizer(export, tokenizer):
+def test_the_file_has_the_tokenizer(export, tokenizer):
     _, file = export(CONFIGS["granite"])
     fields, _ = read(file)
     tokens = fields["tokenizer.ggml.tokens"]
     assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    assert len(tokens) == 320  # as many as the embedding has rows
-    kinds = fields["tokenizer.ggml.token_type"]
+    assert len(tokens) == 320  # rows of the embedding
+    types = fields["tokenizer.ggml.token_type"]
     control, normal, unused = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
-    assert kinds[tokenizer.eos_token_id] == control
-    assert set(kinds[1 : len(tokenizer)]) == {normal}
-    assert set(kinds[len(tokenizer) :]) <= {unused}
+    assert types[tokenizer.eos_token_id] == control
+    assert set(types[1 : len(tokenizer)]) == {normal}
+    assert set(types[len(tokenizer) :]) <= {unused}
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.bos_token_id"] == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.pre"] == "gpt-2"
     assert not fields["tokenizer.ggml.add_bos_token"]
 
 
-SPLITS = {
+PRE_TOKENIZERS = {
     name: pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
@@ -220,79 +221,84 @@ SPLITS = {
     )
     for pattern, name in gguf_tokenizer.PATTERNS.items()
 }
-SPLITS["gpt-2"] = pre_tokenizers.ByteLevel(add_prefix_space=False)
-SPLITS["smollm"] = pre_tokenizers.Sequence(
+PRE_TOKENIZERS["gpt-2"] = pre_tokenizers.ByteLevel(add_prefix_space=False)
+PRE_TOKENIZERS["smollm"] = pre_tokenizers.Sequence(
     [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
 )
 
 
-def bpe(splitting, **settings):
+def bpe(pre_tokenizer, **settings):
     """A byte-level tokenizer with a beginning-of-text token and a few merges."""
     state = {
         **{symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
         **{word: 256 + i for i, word in enumerate(["he", "ll", "hell", "Ġs", "12", "123"])},
     }
     merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("Ġ", "s"), ("1", "2"), ("12", "3")]
-    found = Tokenizer(models.BPE(state, merges, **settings))
-    found.pre_tokenizer = splitting
-    found.decoder = decoders.ByteLevel()
-    found.add_special_tokens(["<s>", "</s>"])
-    found.add_tokens(["<mine>"])
-    ends = [("<s>", found.token_to_id("<s>"))]
-    found.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=ends)
-    return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>")
+    tokenizer = Tokenizer(models.BPE(state, merges, **settings))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.add_tokens(["<mine>"])
+    first = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=first)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-@pytest.mark.parametrize("name", SPLITS)
-def test_the_way_to_split_text_has_llama_cpps_name(export, name):
-    tokenizer = bpe(SPLITS[name], ignore_merges=name == "llama-bpe")
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_the_pre_tokenizer_has_llama_cpps_name(export, name):
+    tokenizer = bpe(PRE_TOKENIZERS[name], ignore_merges=name == "llama-bpe")
     fields, _ = read(export(CONFIGS["llama"], tokenizer)[1])
     assert fields["tokenizer.ggml.pre"] == name
     assert fields["tokenizer.ggml.add_bos_token"]
-    kinds = fields["tokenizer.ggml.token_type"]
-    assert kinds[tokenizer.convert_tokens_to_ids("<mine>")] == gguf.TokenType.USER_DEFINED
+    types = fields["tokenizer.ggml.token_type"]
+    assert types[tokenizer.convert_tokens_to_ids("<mine>")] == gguf.TokenType.USER_DEFINED
 
 
 def unigram():
-    found = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
-    return PreTrainedTokenizerFast(tokenizer_object=found, eos_token="a")
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="a")
 
 
 def normalized():
-    found = bpe(SPLITS["gpt-2"])
-    found.backend_tokenizer.normalizer = normalizers.Lowercase()
-    return found
+    tokenizer = bpe(PRE_TOKENIZERS["gpt-2"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (unigram, "no byte-level BPE"),
+        (unigram, "not a byte-level BPE"),
         (normalized, "normalizer Lowercase"),
-        (lambda: bpe(SPLITS["llama-bpe"]), "ignore_merges"),
-        (lambda: bpe(pre_tokenizers.ByteLevel(add_prefix_space=True)), "splits text otherwise"),
+        (lambda: bpe(PRE_TOKENIZERS["llama-bpe"]), "ignore_merges"),
         (
-            lambda: bpe(pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), SPLITS["gpt-2"]])),
-            "splits text otherwise",
+            lambda: bpe(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            "pre-tokenizer is not",
+        ),
+        (
+            lambda: bpe(
+                pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), PRE_TOKENIZERS["gpt-2"]])
+            ),
+            "pre-tokenizer is not",
         ),
     ],
 )
-def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused(export, make, message):
+def test_a_tokenizer_that_llama_cpp_would_change_is_refused(export, make, message):
     with pytest.raises(ConfigError, match=message) as refused:
         export(CONFIGS["llama"], make())
     assert "export.converter" in str(refused.value)
 
 
-OTHERS = [
+UNSUPPORTED = [
     (MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1), "GraniteForCausalLM, Llama"),
     (LlamaConfig(**SIZE, hidden_act="gelu"), "the activation gelu is not silu"),
     (
         LlamaConfig(**SIZE, rope_parameters={**LLAMA3, "rope_type": "yarn"}),
-        "of the type yarn cannot be written",
+        "of type yarn are not supported",
     ),
     (
         Qwen3Config(**SIZE, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-        "a sliding window",
+        "sliding-window attention",
     ),
     (
         GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2, activation_function="relu"),
@@ -302,32 +308,32 @@ OTHERS = [
         GPT2Config(
             vocab_size=320, n_embd=32, n_layer=1, n_head=2, scale_attn_by_inverse_layer_idx=True
         ),
-        "attention is not scaled",
+        "scales attention differently",
     ),
 ]
 
 
-@pytest.mark.parametrize(("config", "message"), OTHERS, ids=[m for _, m in OTHERS])
+@pytest.mark.parametrize(("config", "message"), UNSUPPORTED, ids=[m for _, m in UNSUPPORTED])
 def test_a_model_that_llama_cpp_would_compute_differently_is_refused(export, config, message):
     with pytest.raises(ConfigError, match=message) as refused:
         export(config)
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_llama_cpps_own_converter_is_used_where_it_is_named(tmp_path, tokenizer):
+def test_the_named_converter_is_used(tmp_path, tokenizer):
     script = tmp_path / "convert_hf_to_gguf.py"
     script.write_text("import sys, pathlib\npathlib.Path(sys.argv[3]).write_text(str(sys.argv))")
     file = tmp_path / "model.gguf"
-    ours.convert(script, tmp_path / "student", file, "BF16")
-    said = [str(script), str(tmp_path / "student"), "--outfile", str(file), "--outtype", "bf16"]
-    assert file.read_text() == str(said)
+    gguf_export.convert(script, tmp_path / "student", file, "BF16")
+    command = [str(script), str(tmp_path / "student"), "--outfile", str(file), "--outtype", "bf16"]
+    assert file.read_text() == str(command)
 
 
-def test_a_converter_that_fails_is_told_with_its_last_words(tmp_path):
+def test_an_error_of_the_converter_is_shown(tmp_path):
     script = tmp_path / "convert.py"
     script.write_text("raise NotImplementedError('no such thing')")
-    with pytest.raises(ConfigError, match="gave no file: NotImplementedError: no such thing"):
-        ours.convert(script, tmp_path, tmp_path / "model.gguf", "F32")
+    with pytest.raises(ConfigError, match="wrote no file: NotImplementedError: no such thing"):
+        gguf_export.convert(script, tmp_path, tmp_path / "model.gguf", "F32")
 
 
 @pytest.fixture
@@ -338,23 +344,23 @@ def llama_cpp():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_llama_cpp_gives_the_same_logits(llama_cpp, export, name):
     model, file = export(CONFIGS[name])
-    f32 = 0  # of the cache of keys and values
-    theirs = llama_cpp.Llama(
+    f32 = 0  # precision of the KV cache
+    llama = llama_cpp.Llama(
         str(file), n_ctx=64, logits_all=True, type_k=f32, type_v=f32, n_threads=1, verbose=False
     )
     ids = torch.randint(0, 320, (40,))
-    theirs.eval(ids.tolist())
-    found = torch.from_numpy(theirs.scores[:40].copy())
+    llama.eval(ids.tolist())
+    actual = torch.from_numpy(llama.scores[:40].copy())
     expected = logits(model, ids[None])[0]
     exact = 1e-3 if name == "gpt2" else 1e-4  # its GELU is a table of 16-bit values
-    assert torch.allclose(found, expected, atol=exact * expected.abs().max())
+    assert torch.allclose(actual, expected, atol=exact * expected.abs().max())
 
 
-@pytest.mark.parametrize("name", SPLITS)
-def test_llama_cpp_reads_text_as_the_same_tokens(llama_cpp, export, name):
-    tokenizer = bpe(SPLITS[name], ignore_merges=name == "llama-bpe")
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_llama_cpp_gives_the_same_tokens(llama_cpp, export, name):
+    tokenizer = bpe(PRE_TOKENIZERS[name], ignore_merges=name == "llama-bpe")
     _, file = export(CONFIGS["llama"], tokenizer)
-    theirs = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    llama = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
     text = f"{TEXT}<mine></s>"
-    found = theirs.tokenize(text.encode(), add_bos=True, special=True)
-    assert found == tokenizer(text)["input_ids"]
+    ids = llama.tokenize(text.encode(), add_bos=True, special=True)
+    assert ids == tokenizer(text)["input_ids"]

@@ -1,5 +1,5 @@
-"""Each architecture as an ONNX graph: other batch sizes, lengths and paddings than it was made from
-give the model's logits."""
+"""ONNX graphs of many architectures: the logits at other batch sizes, lengths and paddings than
+those that the graph was traced with."""
 
 import pytest
 import torch
@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from lightning_distill.errors import ConfigError
-from lightning_distill.export import onnx, task
+from lightning_distill.export import onnx
+from lightning_distill.export.example_inputs import example_batches
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -52,7 +53,7 @@ CONFIGS = {
 
 
 class Text:
-    """What `task.examples` asks of a DistillationData."""
+    """The part of a DistillationData that `example_batches` uses."""
 
     auto_class, is_generative, continues_prompt = AutoModelForCausalLM, True, True
 
@@ -64,8 +65,8 @@ class Text:
         return [{"input_ids": torch.randint(0, 60, (self.length,))} for _ in range(5)]
 
 
-class Wholes:
-    """Images, or texts of one length that carry one label."""
+class Labeled:
+    """Images, or texts of one length, each with one label."""
 
     def __init__(self, example):
         self.is_generative, self.example = False, example
@@ -103,18 +104,18 @@ CLASSIFIERS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "vit" else pytest.mark.long) for n in CLASSIFIERS]
 )
-def test_a_classifiers_graph_gives_its_logits_whatever_the_batch(tmp_path, name):
+def test_the_graph_of_a_classifier_gives_its_logits_at_any_batch_size(tmp_path, name):
     config, example = CLASSIFIERS[name]
     images = example is image
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    model, data = auto.from_config(config).eval(), Wholes(example)
-    onnx.prepare(model)
-    batches = task.examples(model, data)
+    model, data = auto.from_config(config).eval(), Labeled(example)
+    onnx.make_exportable(model)
+    batches = example_batches(model, data)
     assert [len(next(iter(batch.values()))) for batch in batches] == [2, 3, 1]
-    onnx.trace(model, batches[0], tmp_path / "model.onnx")
-    largest, worst = onnx.compare(model, tmp_path / "model.onnx", batches)
+    onnx.export_graph(model, batches[0], tmp_path / "model.onnx")
+    largest, difference = onnx.compare_outputs(model, tmp_path / "model.onnx", batches)
     assert largest > 1e-3
-    assert worst < onnx.TOLERANCE * largest
+    assert difference < onnx.TOLERANCE * largest
 
 
 def build(config):
@@ -125,9 +126,9 @@ def build(config):
     return model
 
 
-def test_a_graph_is_made_of_what_a_text_gives_its_model():
-    """GPT-2 also knows of segments, which ours have none of."""
-    (example, *_) = task.examples(build(CONFIGS["gpt2"]), Text(20))
+def test_example_batches_have_the_inputs_of_a_causal_language_model():
+    """GPT-2 also accepts token types, which the data lacks."""
+    example, *_ = example_batches(build(CONFIGS["gpt2"]), Text(20))
     assert [*example] == ["input_ids", "attention_mask", "position_ids"]
 
 
@@ -136,23 +137,23 @@ def test_a_graph_is_made_of_what_a_text_gives_its_model():
     "name",
     [pytest.param(n, marks=() if n == "granite" else pytest.mark.long) for n in CONFIGS],
 )
-def test_a_graph_gives_the_models_logits_at_sizes_it_was_not_made_from(tmp_path, name):
+def test_a_graph_gives_the_models_logits_at_sizes_it_was_not_traced_with(tmp_path, name):
     model = build(CONFIGS[name])
-    onnx.prepare(model)
+    onnx.make_exportable(model)
     file = tmp_path / "model.onnx"
-    onnx.trace(model, task.examples(model, Text(20))[0], file)
-    largest, worst = onnx.compare(model, file, task.examples(model, Text(37)))
+    onnx.export_graph(model, example_batches(model, Text(20))[0], file)
+    largest, difference = onnx.compare_outputs(model, file, example_batches(model, Text(37)))
     assert largest > 0.1
-    assert worst < onnx.TOLERANCE * largest
+    assert difference < onnx.TOLERANCE * largest
 
 
 @pytest.mark.slow
-def test_a_model_whose_graph_has_one_size_alone_is_refused_in_a_line(tmp_path):
+def test_a_graph_with_a_fixed_size_is_refused(tmp_path):
     model = build(MambaConfig(**MAMBA))
-    examples, file = task.examples(model, Text(20)), tmp_path / "model.onnx"
-    onnx.trace(model, examples[0], file)
-    with pytest.raises(ConfigError, match="MambaForCausalLM does not read a batch of") as refused:
-        onnx.require_same(model, file, examples)
+    examples, file = example_batches(model, Text(20)), tmp_path / "model.onnx"
+    onnx.export_graph(model, examples[0], file)
+    with pytest.raises(ConfigError, match="MambaForCausalLM rejects a batch of") as refused:
+        onnx.require_equal_outputs(model, file, examples)
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -160,8 +161,8 @@ def test_a_model_whose_graph_has_one_size_alone_is_refused_in_a_line(tmp_path):
 def test_a_graph_that_differs_is_refused_with_the_numbers(tmp_path):
     model = build(CONFIGS["llama"])
     file = tmp_path / "model.onnx"
-    onnx.trace(model, task.examples(model, Text(20))[0], file)
+    onnx.export_graph(model, example_batches(model, Text(20))[0], file)
     with torch.no_grad():
         model.lm_head.weight[3] += 0.01
     with pytest.raises(ConfigError, match=r"differ from the student's by up to 0\.\d+"):
-        onnx.require_same(model, file, task.examples(model, Text(20)))
+        onnx.require_equal_outputs(model, file, example_batches(model, Text(20)))
