@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.export.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings
 from lightning_distill.export.markdown import Markdown, code, template, text
@@ -40,7 +41,7 @@ def model_card(run: FinishedRun, export: ExportSettings) -> str:
         front_matter=_front_matter(run, export, baseline),
         license=export.license,
         record=run.record,
-        scores=score_table(results),
+        scores=score_table(results, run.task),
         sequence_length=settings["data"].get("sequence_length"),
         settings=settings,
         size=millions(results["student"]["parameters"]),
@@ -66,12 +67,13 @@ class ScoreTable:
     rows: dict[str, list[str]]
 
 
-def score_table(results: dict[str, Any]) -> ScoreTable:
+def score_table(results: dict[str, Any], task: type[DistillationData]) -> ScoreTable:
     """The scores of student and teacher, whichever there are."""
     roles = {role: flatten(results.get(role) or {}) for role in ("student", "teacher")}
     roles = {role: scores for role, scores in roles.items() if scores}
     measured = dict.fromkeys(key for scores in roles.values() for key in scores)
-    columns = {metric.key: metric for metric in GROUPS["student"] if metric.key in measured}
+    metrics = (*GROUPS["student"], *task.metrics)
+    columns = {metric.key: metric for metric in metrics if metric.key in measured}
     keys = [*columns, *(key for key in measured if key not in columns)]
     titles = {key: key.removeprefix("tasks.").replace("_", " ") for key in keys}
     titles |= {key: metric.label for key, metric in columns.items() if metric != PARAMETERS}
