@@ -86,7 +86,7 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
         steps = run.student.max_steps
         fit(run.trainers, module, data, steps, job.folder, loggers, "student")
 
-    trainable = lora.trainable(module.model)
+    trainable = lora.count_trainable(module.model)
     lora.merge(module.model)
     save_trained(module.model, data, job.folder / "student")
     scores = _evaluate(run, job.folder, data, module.model, teacher, partial(log_samples, loggers))

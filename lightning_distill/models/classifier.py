@@ -1,4 +1,4 @@
-"""A loaded classifier's labels brought into the order of the data's."""
+"""Pretrained classifiers whose labels are brought into the order of the data's."""
 
 import logging
 import re
@@ -15,85 +15,85 @@ from lightning_distill.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def adapt_head(model: PreTrainedModel, name: str, labels: Sequence[str], trains: bool) -> None:
-    """Has the model's i-th logit speak of labels[i].
+def adapt_head(model: PreTrainedModel, name: str, labels: Sequence[str], is_trained: bool) -> None:
+    """Makes the model's i-th logit the one of labels[i], in place.
 
-    One that knows these labels keeps its head, with the rows in their order. Another gets a new
-    head if it is trained further. Raises ConfigError where it is not.
+    A head for the same labels is kept, with its rows reordered. Any other is replaced by a new one
+    if the model is trained further. name: the model's, for messages. Raises ConfigError where the
+    head does not fit and is not trained.
     """
     config: Any = model.config
-    trained = type(model).__name__ in (config.architectures or [])  # whether the head is loaded too
-    theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
-    generic = all(re.fullmatch(r"LABEL_\d+", label) for label in theirs)
-    if trained and sorted(theirs) == sorted(labels):
-        _reorder(model, name, [theirs.index(label) for label in labels])
-    elif trained and generic and len(theirs) == len(labels):
-        _tell(name, tuple(labels))
-    elif trains:
-        _renew(model, name, len(labels))
-    elif not trained:
+    head_is_loaded = type(model).__name__ in (config.architectures or [])
+    model_labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    is_unnamed = all(re.fullmatch(r"LABEL_\d+", label) for label in model_labels)
+    if head_is_loaded and sorted(model_labels) == sorted(labels):
+        _reorder(model, name, [model_labels.index(label) for label in labels])
+    elif head_is_loaded and is_unnamed and len(model_labels) == len(labels):
+        _log_assumed_order(name, tuple(labels))
+    elif is_trained:
+        _replace_head(model, name, len(labels))
+    elif not head_is_loaded:
         raise ConfigError(
             f"teacher.name={name} has no trained head for labels. Set teacher.max_steps to train "
             "one, or name a fine-tuned classifier."
         )
     else:
-        raise ConfigError(f"teacher.name={name}: {_difference(theirs, labels)}.")
+        raise ConfigError(f"teacher.name={name}: {_difference(model_labels, labels)}.")
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
 
 
-def _difference(theirs: Sequence[str], labels: Sequence[str]) -> str:
-    unknown = [label for label in labels if label not in theirs]
-    more = [label for label in theirs if label not in labels]
-    parts = [f"it does not know the label {_list(unknown)}"] if unknown else []
-    parts += [f"it also chooses {_list(more)}, which the data lack"] if more else []
+def _difference(model_labels: Sequence[str], labels: Sequence[str]) -> str:
+    unknown = [label for label in labels if label not in model_labels]
+    extra = [label for label in model_labels if label not in labels]
+    parts = [f"it does not know the label {_quoted(unknown)}"] if unknown else []
+    parts += [f"it also predicts {_quoted(extra)}, which the data lack"] if extra else []
     return ", and ".join(parts) + "; set teacher.max_steps to train a head for these labels"
 
 
-def _list(labels: Sequence[str], most: int = 5) -> str:
-    return ", ".join(map(repr, labels[:most])) + (", …" if len(labels) > most else "")
+def _quoted(labels: Sequence[str], at_most: int = 5) -> str:
+    return ", ".join(map(repr, labels[:at_most])) + (", …" if len(labels) > at_most else "")
 
 
 @torch.no_grad()
 def _reorder(model: PreTrainedModel, name: str, order: list[int]) -> None:
     if order == sorted(order):
         return
-    linear = _output(model, name)[1]
+    linear = _output_layer(model, name)[1]
     linear.weight.copy_(linear.weight[order].clone())
     if linear.bias is not None:
         linear.bias.copy_(linear.bias[order].clone())
 
 
-def _renew(model: PreTrainedModel, name: str, count: int) -> None:
-    """A head with random weights, which follow torch's random state."""
-    path, old = _output(model, name)
+def _replace_head(model: PreTrainedModel, name: str, count: int) -> None:
+    """A new output layer: weights N(0, 0.02²) from torch's global RNG, biases 0."""
+    path, old = _output_layer(model, name)
     new = nn.Linear(
         old.in_features, count, old.bias is not None, old.weight.device, old.weight.dtype
     )
     nn.init.normal_(new.weight, std=0.02)
     if new.bias is not None:
         nn.init.zeros_(new.bias)
-    parent, _, own = path.rpartition(".")
-    setattr(model.get_submodule(parent), own, new)
+    model.set_submodule(path, new)
     setattr(model, "num_labels", count)  # noqa: B010 (only classifiers have it)
 
 
-def _output(model: PreTrainedModel, name: str) -> tuple[str, nn.Linear]:
-    """The last matrix of what stands on the encoder, which makes the logits."""
+def _output_layer(model: PreTrainedModel, name: str) -> tuple[str, nn.Linear]:
+    """The last linear layer on top of the encoder, which makes the logits; and its path."""
     body = set(model.base_model.modules())
-    found = [
+    layers = [
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and module not in body
     ]
-    if not found or found[-1][1].out_features != model.config.num_labels:
+    if not layers or layers[-1][1].out_features != model.config.num_labels:
         raise ConfigError(
-            f"name={name}: the head of a {type(model).__name__} does not end in one matrix, so its "
-            "labels cannot be brought into the data's order."
+            f"name={name}: the head of a {type(model).__name__} does not end in a linear layer "
+            "with a row per label, so its labels cannot be brought into the data's order."
         )
-    return found[-1]
+    return layers[-1]
 
 
-@cache
-def _tell(name: str, labels: tuple[str, ...]) -> None:
-    log.info("%s does not name its labels: they are taken in order, %s", name, _list(labels, 20))
+@cache  # once per model
+def _log_assumed_order(name: str, labels: tuple[str, ...]) -> None:
+    log.info("%s does not name its labels; assuming the order %s", name, _quoted(labels, 20))

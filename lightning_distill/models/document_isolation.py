@@ -1,4 +1,4 @@
-"""Whether a model keeps documents apart that lie in one block one behind the other."""
+"""Whether a model keeps packed documents apart: several documents in one block of tokens."""
 
 import inspect
 from typing import Any
@@ -8,38 +8,39 @@ from transformers import PreTrainedModel
 
 from lightning_distill.errors import ConfigError
 
-TRIED = 4  # tokens of each of two documents
+PROBE_TOKENS = 4  # of each of two documents
 
 
 def check_isolates(model: PreTrainedModel, name: str) -> None:
-    """Raises ConfigError unless what the model says of a document follows from that one alone.
+    """Raises ConfigError where the predictions for a document depend on the one before it.
 
-    Positions that begin at 0 again are how it is told. Attention heeds them; a state that is
-    carried from token to token (Mamba's) does not. A model without its weights is only asked
-    whether it reads positions.
+    Documents are told apart by positions that start at 0 again. transformers masks attention by
+    them; a recurrent state (Mamba's) ignores them. On the meta device, the check is only whether
+    the model takes positions.
     """
-    reads = "position_ids" in inspect.signature(model.forward).parameters
-    if not reads or (model.device.type != "meta" and not _tried(model)):
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if not takes_positions or (model.device.type != "meta" and not _isolates_probe(model)):
         raise ConfigError(
-            f"{name}: a {type(model).__name__} carries what it has read from one document into the "
-            "next. Set data.isolate_documents=false; data=chat, which keeps conversations apart, "
+            f"{name}: a {type(model).__name__} carries its state from one document into the "
+            "next. Set data.isolate_documents=false; data=chat, which isolates conversations, "
             "needs another model."
         )
 
 
 @torch.no_grad()
-def _tried(model: PreTrainedModel) -> bool:
-    """Whether the second of two documents is read alike behind two different first ones."""
+def _isolates_probe(model: PreTrainedModel) -> bool:
+    """Whether a document's hidden states are the same after two different documents."""
     was_training = model.training
     model.eval()
     embeddings: Any = model.get_input_embeddings()
-    ids = torch.arange(2 * TRIED, device=model.device) % embeddings.num_embeddings
-    ids = torch.stack([ids, torch.cat([ids[:TRIED].flip(0), ids[TRIED:]])])
-    places = torch.arange(TRIED, device=model.device).repeat(2).expand(2, -1)
+    ids = torch.arange(2 * PROBE_TOKENS, device=model.device) % embeddings.num_embeddings
+    ids = torch.stack([ids, torch.cat([ids[:PROBE_TOKENS].flip(0), ids[PROBE_TOKENS:]])])
+    positions = torch.arange(PROBE_TOKENS, device=model.device).repeat(2).expand(2, -1)
     try:
-        states = model.base_model(input_ids=ids, position_ids=places, use_cache=False)[0]
+        states = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0]
     finally:
         model.train(was_training)
-    # Attention gives the other document a weight of exactly zero.
-    one, other = states[:, TRIED:]
-    return bool((one - other).abs().max() <= 8 * torch.finfo(one.dtype).eps * one.abs().max())
+    # Masked attention weights are exactly zero; what remains is rounding.
+    first, second = states[:, PROBE_TOKENS:]
+    tolerance = 8 * torch.finfo(first.dtype).eps * first.abs().max()
+    return bool((first - second).abs().max() <= tolerance)

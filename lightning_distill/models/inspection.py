@@ -1,4 +1,4 @@
-"""What a model is like: its layers, positions, parameters and bytes."""
+"""Properties of a model: its layers, positions, parameters and bytes."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from transformers import PreTrainedModel
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
-    """The list of its layers, and that list's name in the model; None if there is none.
+    """The list of the model's layers and its name in the model; None if there is none.
 
-    Of what writes, those of its text decoder; of an encoder, its own.
+    Of a generative model, the layers of its text decoder; of an encoder, its own.
     """
     config = model.config.get_text_config()
-    if not hasattr(config, "hidden_size"):  # it has stages, which differ
+    if not hasattr(config, "hidden_size"):  # stages of different widths
         return None
     count = config.num_hidden_layers
-    if config.is_encoder_decoder:  # where that is the encoder's
+    if config.is_encoder_decoder:  # num_hidden_layers is the encoder's
         names = ("decoder_layers", "num_decoder_layers")
         count = next((getattr(config, name) for name in names if hasattr(config, name)), count)
     # An encoder may call its output matrix a decoder.
@@ -27,22 +27,22 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """The most tokens that it can read, where its config says so."""
+    """The longest sequence that the model takes; None where its config names no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Each weight once, also where output and embedding are tied."""
+    """Tied weights count once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Of the weights as they lie in memory, tied ones once, quantised ones packed."""
+    """Bytes of the weights in memory: tied ones once, quantized ones packed."""
     return sum(map(_bytes, model.parameters()))
 
 
 def _bytes(tensor: Any) -> int:
-    # A quantised tensor looks like what it was; torch's protocol gives the parts it is made of.
+    # A quantized tensor reports the original dtype; PyTorch's protocol gives its parts.
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(_bytes(getattr(tensor, name)) for name in names)

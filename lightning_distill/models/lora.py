@@ -1,8 +1,8 @@
-"""A few weights are trained beside all others, which stay as they are (Hu et al. 2021, LoRA).
+"""Low-rank adapters (Hu et al. 2021, LoRA): a few trained weights beside the frozen ones.
 
-peft puts them into the model's own modules, so its class, its base model and its head stay what
-they were. Before the model is measured and saved they are merged into the weights they stand
-beside: what is saved is a model like any other, and needs no peft.
+peft puts adapters into the model's own modules, so the model keeps its class, base model and head.
+They are merged into the weights before the model is evaluated and saved: what is saved is an
+ordinary model, and needs no peft.
 """
 
 import logging
@@ -35,53 +35,53 @@ class LoRASettings:
 def check(model: PreTrainedModel, settings: LoRASettings | None, role: str) -> None:
     """Raises ConfigError where `target_modules` names a layer that the model lacks.
 
-    A model on the meta device will do. role: `teacher` or `student`.
+    A model on the meta device is enough. role: `teacher` or `student`.
     """
     if settings:
-        _places(model, settings.target_modules, role)
+        _target_layers(model, settings.target_modules, role)
 
 
 def attach(model: PreTrainedModel, settings: LoRASettings | None, role: str, seed: int) -> None:
     """Adds adapters and freezes the other weights; does nothing without settings.
 
-    Adapters start as zeros, so that the model's outputs stay what they were. A classifier's head,
-    which may be new, is trained as well. What is trained is kept in 32 bits.
+    Adapters start at zero, so the model's outputs do not change. The head of a classifier, which
+    may be new, is trained as well. Trained weights are kept in 32 bits.
     """
     if settings is None:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    places = _places(model, settings.target_modules, role)
+    targets = _target_layers(model, settings.target_modules, role)
     alpha: Any = 2 * settings.rank if settings.alpha is None else settings.alpha
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,
-        target_modules=places,
+        target_modules=targets,
         lora_dropout=settings.dropout,
-        fan_in_fan_out=isinstance(model.get_submodule(places[0]), Conv1D),
+        fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
     )
     with torch.random.fork_rng([]):  # initialized by the seed alone
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
-    for p in _head(model):
+    for p in _classification_head(model):
         p.requires_grad_(True)
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-    count, total = trainable(model), sum(p.numel() for p in model.parameters())
+    count, total = count_trainable(model), sum(p.numel() for p in model.parameters())
     log.info(
-        "%s: %s trainable parameters, adapters of rank %s beside the %s of %s",
-        *(role, f"{count:,}", settings.rank, f"{total - count:,}"),
-        ", ".join(sorted({place.rpartition(".")[2] for place in places})),
+        "%s: %s trainable parameters, %s frozen; adapters of rank %s on %s",
+        *(role, f"{count:,}", f"{total - count:,}", settings.rank),
+        ", ".join(sorted({name.rpartition(".")[2] for name in targets})),
     )
 
 
-def trainable(model: PreTrainedModel) -> int:
+def count_trainable(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def merge(model: Any) -> None:
-    """Adds the adapters to the weights they stand beside, and takes them out; if there are any."""
+    """Adds the adapters, if there are any, to the frozen weights and removes them."""
     if not hasattr(model, "peft_config"):
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -93,41 +93,45 @@ def merge(model: Any) -> None:
     del model.peft_config
 
 
-def _head(model: PreTrainedModel) -> list[nn.Parameter]:
-    """What a classifier has on top of its body; of other models nothing, which have learned it."""
+def _classification_head(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The weights on top of a classifier's body; empty for a language model."""
     if model.get_output_embeddings() is not None:
         return []
     body = {id(p) for p in model.base_model.parameters()}
     return [p for p in model.parameters() if id(p) not in body]
 
 
-def _places(model: PreTrainedModel, asked: Sequence[str] | None, role: str) -> list[str]:
-    """The full names of the layers that get one: `asked`, or all linear ones but the output.
+def _target_layers(
+    model: PreTrainedModel, target_modules: Sequence[str] | None, role: str
+) -> list[str]:
+    """The full names of the layers that get an adapter; all linear layers where None is given.
 
-    The experts of a mixture are no linear layers in transformers, and get none.
+    Left out are output heads, and the experts of a mixture, which are no linear layers in
+    transformers.
     """
-    output, head = model.get_output_embeddings(), {id(p) for p in _head(model)}
-    known = [
-        place
-        for place, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and place
+    output, head = model.get_output_embeddings(), {id(p) for p in _classification_head(model)}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not output
+        and id(module.weight) not in head
+        and not _bypasses_adapters(model, name)
     ]
-    known = [place for place in known if id(model.get_submodule(place).weight) not in head]
-    # State-space layers multiply by out_proj's matrix themselves, past any adapter.
-    known = [place for place in known if not _is_read(model, place)]
-    if asked is None:
-        return known
-    for one in asked:
-        if not any(_is_called(place, one) for place in known):
-            names = {place.rpartition(".")[2] for place in known}
-            raise unknown_name(f"{role}.lora.target_modules", one, names)
-    return [place for place in known if any(_is_called(place, one) for one in asked)]
+    if target_modules is None:
+        return linear
+    for target in target_modules:
+        if not any(_matches(name, target) for name in linear):
+            names = {name.rpartition(".")[2] for name in linear}
+            raise unknown_name(f"{role}.lora.target_modules", target, names)
+    return [name for name in linear if any(_matches(name, target) for target in target_modules)]
 
 
-def _is_called(place: str, name: str) -> bool:
-    return f".{place}".endswith(f".{name}")
+def _matches(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
 
 
-def _is_read(model: PreTrainedModel, place: str) -> bool:
-    parent, _, name = place.rpartition(".")
-    return name == "out_proj" and hasattr(model.get_submodule(parent), "conv1d")
+def _bypasses_adapters(model: PreTrainedModel, name: str) -> bool:
+    """The kernels of state-space layers multiply by out_proj's weight, not by its module."""
+    parent, _, kind = name.rpartition(".")
+    return kind == "out_proj" and hasattr(model.get_submodule(parent), "conv1d")

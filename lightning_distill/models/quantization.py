@@ -1,12 +1,12 @@
-"""A frozen teacher in few bits a weight: those of its linear layers, by torchao.
+"""Weight-only quantization of a frozen teacher's linear layers, by torchao.
 
-Embeddings and the output matrix stay as they are: the fused loss multiplies by the latter, and a
-sliced vocabulary would have to be unpacked each time. So do the experts of a mixture, which are no
-linear layers in transformers.
+Embeddings and the output head are not quantized: the chunked loss multiplies by slices of the head,
+each of which would have to be unpacked. Nor are the experts of a mixture, which are no linear
+layers in transformers.
 
-torchao's own packed 4 bits are each for one kind of device, and cannot follow a model from the
-processor to a GPU and back; its portable form takes a byte a weight. `PackedInt4` is portable and
-takes half.
+Each of torchao's packed 4-bit formats is for one kind of device, and cannot move with a model
+between CPU and GPU; its portable one takes a byte per weight. `PackedInt4` is portable and takes
+half of that.
 """
 
 import logging
@@ -33,16 +33,17 @@ from lightning_distill.models.inspection import weight_bytes
 
 log = logging.getLogger(__name__)
 
-GROUP = 64  # weights of a row that share a scale and a zero point, in 4 bits
+GROUP_SIZE = 64  # int4 weights of a row that share a scale and a zero point
 
 
 class PackedInt4(TorchAOBaseTensor):
-    """A matrix [R, C] in 4 bits a weight, two a byte; it is unpacked for each product.
+    """A matrix [R, C] of 4-bit weights, two per byte, which is unpacked for each product.
 
     packed: [R, C / 2]. scale, zero_point: [R, C / group], one for each `group` weights of a row.
+    dtype: of the weight before quantization.
     """
 
-    # Lists, which torchao adds to.
+    # Lists, because torchao adds to them.
     tensor_data_names: ClassVar[list[str]] = ["packed", "scale", "zero_point"]
     tensor_attribute_names: ClassVar[list[str]] = ["group", "dtype"]
 
@@ -50,10 +51,10 @@ class PackedInt4(TorchAOBaseTensor):
         cls, packed: Tensor, scale: Tensor, zero_point: Tensor, group: int, dtype: torch.dtype
     ) -> "PackedInt4":
         shape = (packed.shape[0], 2 * packed.shape[1])
-        found: PackedInt4 = torch.Tensor._make_wrapper_subclass(
+        wrapper: PackedInt4 = torch.Tensor._make_wrapper_subclass(
             cls, shape, device=packed.device, dtype=dtype, requires_grad=False
         )
-        return found
+        return wrapper
 
     def __init__(
         self, packed: Tensor, scale: Tensor, zero_point: Tensor, group: int, dtype: torch.dtype
@@ -62,7 +63,8 @@ class PackedInt4(TorchAOBaseTensor):
         self.packed, self.scale, self.zero_point, self.group = packed, scale, zero_point, group
 
     @classmethod
-    def of(cls, weight: Tensor, group: int) -> "PackedInt4":
+    def from_weight(cls, weight: Tensor, group: int) -> "PackedInt4":
+        """Asymmetric rounding to 16 levels per group, between its minimum and maximum."""
         block, bounds = (1, group), (0, 15)
         scale, zero_point = choose_qparams_affine(
             *(weight, MappingType.ASYMMETRIC, block, torch.uint8, *bounds),
@@ -73,7 +75,7 @@ class PackedInt4(TorchAOBaseTensor):
         return cls(q[:, ::2] | q[:, 1::2] << 4, scale, zero_point, group, weight.dtype)
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """[R, C]"""
+        """The dequantized matrix, [R, C]."""
         q = torch.stack([self.packed & 15, self.packed >> 4], -1).flatten(1)
         return dequantize_affine(
             *(q, (1, self.group), self.scale, self.zero_point, torch.uint8, 0, 15),
@@ -84,40 +86,42 @@ class PackedInt4(TorchAOBaseTensor):
 @PackedInt4.implements(torch.ops.aten.linear.default)
 @PackedInt4.implements_torch_function(F.linear)
 def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> Tensor:
-    states, weight, *bias = args
-    return F.linear(states, weight.unpacked(states.dtype), *bias, **(kwargs or {}))
+    inputs, weight, *bias = args
+    return F.linear(inputs, weight.unpacked(inputs.dtype), *bias, **(kwargs or {}))
 
 
 def quantize(model: PreTrainedModel, kind: str) -> None:
-    """In place. kind: `int8`, by the row, or `int4`, by groups of a row.
+    """Quantizes in place. kind: `int8`, a scale per row, or `int4`, a scale per group of a row.
 
-    Raises ConfigError where the model has no linear layer that it could be done to.
+    Raises ConfigError where the model has no linear layer that can be quantized.
     """
     before, output = weight_bytes(model), model.get_output_embeddings()
-    _use_linear_layers(model)
+    _replace_conv1d(model)
     chosen = {m for m in model.modules() if isinstance(m, nn.Linear) and m is not output}
     if kind == "int4":
-        chosen = {m for m in chosen if gcd(m.in_features, GROUP) >= 8}  # else nothing is saved
+        # Smaller groups save no memory.
+        chosen = {m for m in chosen if gcd(m.in_features, GROUP_SIZE) >= 8}
     if not chosen:
         raise ConfigError(
             f"teacher.quantization={kind}: a {type(model).__name__} of this size has no linear "
-            "layer that it could be done to; set it to null."
+            "layer that can be quantized; set it to null."
         )
     share = sum(m.weight.numel() for m in chosen) / sum(p.numel() for p in model.parameters())
     if kind == "int8":
         quantize_(model, Int8WeightOnlyConfig(), lambda module, _: module in chosen)
     else:
         for module in chosen:
-            packed: Any = PackedInt4.of(module.weight.detach(), gcd(module.in_features, GROUP))
+            group = gcd(module.in_features, GROUP_SIZE)
+            packed: Any = PackedInt4.from_weight(module.weight.detach(), group)
             module.weight = nn.Parameter(packed, requires_grad=False)
     log.info(
-        "teacher: %.0f%% of its weights in %s, %.4g MB instead of %.4g",
+        "teacher: %.0f%% of the weights quantized to %s, %.4g MB instead of %.4g",
         *(100 * share, kind, weight_bytes(model) / 1e6, before / 1e6),
     )
 
 
-def _use_linear_layers(model: Any) -> None:
-    """In the place of GPT-2's layers, which hold the same matrices transposed."""
+def _replace_conv1d(model: Any) -> None:
+    """Replaces GPT-2's `Conv1D`, a linear layer with a transposed weight, by `nn.Linear`."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Conv1D):
             linear = nn.Linear(1, 1, bias=True, device="meta")

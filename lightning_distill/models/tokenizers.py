@@ -1,4 +1,4 @@
-"""The tokenizers of teachers and student, and whether they agree."""
+"""The tokenizers of teachers and student, and checks that they agree."""
 
 import logging
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """teacher, student: None where all models are built from a size, and share a trained one.
+    """teacher, student: None where all models are built from a size; they share a trained one.
 
-    shared: teacher and student have one vocabulary, and the teacher's tokenizer serves both.
-    loaded: those of all pretrained models, by the key that names them.
+    shared: teacher and student have the same vocabulary, and the teacher's tokenizer is used for
+    both. loaded: the tokenizers of all pretrained models, by the config key that names them.
     """
 
     teacher: PreTrainedTokenizerBase | None
@@ -27,59 +27,63 @@ class Tokenizers:
     loaded: dict[str, PreTrainedTokenizerBase]
 
     def check_encoding(self, texts: Sequence[str]) -> None:
-        """Raises ConfigError where tokenizers of one vocabulary encode a text differently.
+        """Raises ConfigError where tokenizers with the same vocabulary encode a text differently.
 
-        The student would be trained on the ids of the teacher's tokenizer, and used with its own.
+        The student would be trained on the teacher's ids, and later used with its own tokenizer.
         """
         if not self.shared or len(self.loaded) < 2:
             return
-        (reference, first), *others = self.loaded.items()
+        (first_key, first), *others = self.loaded.items()
         expected = [first(text, add_special_tokens=False)["input_ids"] for text in texts]
-        for name, tokenizer in others:
+        for key, tokenizer in others:
             encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
             pairs = zip(texts, expected, encoded, strict=True)
-            if different := [text for text, one, other in pairs if one != other]:
+            if different := [text for text, ids, other_ids in pairs if ids != other_ids]:
                 raise ConfigError(
-                    f"{reference} and {name} have one vocabulary, and their tokenizers encode "
-                    f"{len(different)} of {len(texts)} texts differently, as "
-                    f"{different[0][:40]!r}. Give both folders one tokenizer.json."
+                    f"{first_key} and {key} have the same vocabulary, but their tokenizers encode "
+                    f"{len(different)} of {len(texts)} texts differently, such as "
+                    f"{different[0][:40]!r}. Give both folders the same tokenizer.json."
                 )
             if tokenizer.eos_token_id != first.eos_token_id:
                 log.warning(
                     "%s ends a text with %r, %s with %r: the student learns the former",
-                    *(reference, first.eos_token, name, tokenizer.eos_token),
+                    *(first_key, first.eos_token, key, tokenizer.eos_token),
                 )
 
 
 def load_tokenizers(
     teachers: Sequence[ModelSpec], student: ModelSpec, loss_shares: bool, task_shares: bool = False
 ) -> Tokenizers:
-    """A model built from a size takes over the tokenizer of the other.
+    """Loads the tokenizers of pretrained models; a model built from a size uses the other role's.
 
-    loss_shares, task_shares: whether the loss, or the task, needs one vocabulary.
-    Raises ConfigError where one does and the vocabularies differ.
+    loss_shares, task_shares: whether the loss, or the task, needs one vocabulary for both roles.
+    Raises ConfigError where they differ and one is needed, or where those of teachers differ.
     """
     loaded = {}
     for index, spec in enumerate(teachers):
         if spec.source:
             key = "teacher" if len(teachers) == 1 else f"teacher.members[{index}]"
             loaded[f"{key}.name={spec.source.name}"] = _load(spec)
-    own = _load(student) if student.source else None
+    student_tokenizer = _load(student) if student.source else None
     for key, other in loaded.items():
         first_key, first = next(iter(loaded.items()))
-        if other.get_vocab() != first.get_vocab():
+        if not _same_vocab(other, first):
             raise ConfigError(
                 f"{key} ({len(other)} tokens) and {first_key} ({len(first)} tokens) have different "
                 "vocabularies; their probabilities cannot be averaged."
             )
-    teacher = next(iter(loaded.values()), own)
-    if student.source and own is not None:
-        loaded[f"student.name={student.source.name}"] = own
-    if teacher is None or own is None or teacher.get_vocab() == own.get_vocab():
+    teacher = next(iter(loaded.values()), student_tokenizer)
+    if student.source and student_tokenizer is not None:
+        loaded[f"student.name={student.source.name}"] = student_tokenizer
+    if teacher is None or student_tokenizer is None or _same_vocab(teacher, student_tokenizer):
         return Tokenizers(teacher, teacher, True, loaded)
     if loss_shares or task_shares:
         raise _different_vocabularies(loaded, teachers[0], task_shares)
-    return Tokenizers(teacher, own, False, loaded)
+    return Tokenizers(teacher, student_tokenizer, False, loaded)
+
+
+def _same_vocab(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    return bool(a.get_vocab() == b.get_vocab())
 
 
 def _different_vocabularies(
@@ -90,9 +94,9 @@ def _different_vocabularies(
         remedy = "Choose a student with its tokenizer, or a size, as in student=s."
     if task_shares:
         remedy = "This task needs one: choose a student with the teacher's tokenizer."
-    (first_key, first), *_, (key, own) = loaded.items()
+    (first_key, first), *_, (key, last) = loaded.items()
     return ConfigError(
-        f"{first_key} ({len(first)} tokens) and {key} ({len(own)} tokens) have different "
+        f"{first_key} ({len(first)} tokens) and {key} ({len(last)} tokens) have different "
         f"vocabularies: the same id is not the same text. {remedy}"
     )
 

@@ -261,6 +261,6 @@ def _combine(
 def api_teacher(spec: TeacherSpec, data: DistillationData) -> Teacher:
     """A teacher behind a server, which is not called yet."""
     api: APITeacher = spec.members[0].model.make(tokenizer=data.tokenizer, k=spec.api_k)
-    log.info("teacher: %s at %s", api.name, api.server.url)
-    key = key_of({"url": api.server.url, "name": api.name})
+    log.info("teacher: %s at %s", api.name, api.client.url)
+    key = key_of({"url": api.client.url, "name": api.name})
     return Teacher([], [1.0], key, 0.0, data, api)

@@ -201,7 +201,7 @@ def test_labels_in_another_order_are_brought_into_ours(kind, prepare):
     model.config.architectures = [kind.__name__]
     ids = torch.arange(3, 9)[None]
     before = model(ids).logits[0]
-    adapt_head(model, "theirs", LABELS, trains=False)
+    adapt_head(model, "theirs", LABELS, is_trained=False)
     after = model(ids).logits[0]
     assert [float(after[LABELS.index(x)]) for x in theirs] == before.tolist()
     assert model.config.id2label == dict(enumerate(LABELS))
@@ -213,15 +213,15 @@ def test_labels_without_names_are_taken_in_order(caplog):
     model.config.architectures = [type(model).__name__]
     weight = model.classifier.weight.clone()
     with caplog.at_level(logging.INFO):
-        adapt_head(model, "theirs", LABELS, trains=False)
+        adapt_head(model, "theirs", LABELS, is_trained=False)
     assert torch.equal(model.classifier.weight, weight)
-    assert "theirs does not name its labels: they are taken in order, 'sea'" in caplog.text
+    assert "theirs does not name its labels; assuming the order 'sea'" in caplog.text
 
 
 STRANGERS = [
     (["sea", "wood"], "it does not know the label 'town'"),
-    (["sea", "town", "wood", "air"], "it also chooses 'air', which the data lack"),
-    (["sea", "town", "tree"], "not know the label 'wood', and it also chooses 'tree'"),
+    (["sea", "town", "wood", "air"], "it also predicts 'air', which the data lack"),
+    (["sea", "town", "tree"], "not know the label 'wood', and it also predicts 'tree'"),
     (["LABEL_0", "LABEL_1"], "does not know the label 'sea', 'town', 'wood'"),
 ]
 
@@ -231,8 +231,8 @@ def test_a_teacher_of_other_labels_is_refused_unless_it_is_trained_further(label
     model = bert(labels)
     model.config.architectures = [type(model).__name__]
     with pytest.raises(ConfigError, match=message):
-        adapt_head(model, "theirs", LABELS, trains=False)
-    adapt_head(model, "theirs", LABELS, trains=True)
+        adapt_head(model, "theirs", LABELS, is_trained=False)
+    adapt_head(model, "theirs", LABELS, is_trained=True)
     assert model(torch.arange(3, 9)[None]).logits.shape == (1, 3)
     assert model.config.num_labels == model.num_labels == 3
 
@@ -325,7 +325,7 @@ def test_what_the_command_refuses(run, saved, tmp_path):
     assert "line 1: no column label (data.label_column=label); it has: text, kind" in said
     folder, _ = saved(["sea", "wood", "air"])
     theirs = ["teacher=pretrained", f"teacher.name={folder}"]
-    assert "it does not know the label 'town', and it also chooses 'air'" in run(*theirs, expect=2)
+    assert "it does not know the label 'town', and it also predicts 'air'" in run(*theirs, expect=2)
     saved(LABELS)
     said = run(*theirs, "data.sequence_length=128", expect=2)
     assert "data.sequence_length=128 is longer than the 64 positions" in said
@@ -335,7 +335,7 @@ def test_what_the_command_refuses(run, saved, tmp_path):
     bert(LABELS, vocab_size=280).save_pretrained(other)
     train_tokenizer(["entirely other words"] * 3, 280).save_pretrained(other)
     said = run(*theirs, "student=pretrained", f"student.name={other}", "loss=universal", expect=2)
-    assert "They read one batch here: choose a student of the teacher's tokenizer" in said
+    assert "This task needs one: choose a student with the teacher's tokenizer" in said
     assert len(said.strip().splitlines()) == 1
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints of other people's architectures, as teacher and as student of the real command.
+"""Pretrained models of several architectures as teacher and student of the command.
 
-What balances a mixture's experts, the router's auxiliary loss, is no part of our objective: a
-mixture is trained here on the same terms as any other model.
+The router's auxiliary loss, which balances the experts of a mixture, is not part of our objective:
+a mixture is trained by the same terms as any other model.
 """
 
 import json
@@ -47,7 +47,7 @@ def decoder(width):
     }
 
 
-# Gemma's rows are more than its tokenizer's tokens; GPT-2 has dropout.
+# Gemma's embedding has more rows than the tokenizer has tokens; GPT-2 has dropout.
 MODELS = {
     "llama": lambda width, ids: LlamaForCausalLM(LlamaConfig(**decoder(width), **ids)),
     "qwen3": lambda width, ids: Qwen3ForCausalLM(Qwen3Config(**decoder(width), **ids)),
@@ -75,7 +75,7 @@ MODELS = {
     ),
 }  # fmt: skip
 WIDTHS = {"teacher": 32, "student": 16}
-PLAIN = ("llama", "qwen3", "gpt2")  # which the other tests have much like this
+PLAIN = ("llama", "qwen3", "gpt2")  # other tests cover them
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def saved(request, tokenizer, tmp_path_factory):
         with torch.no_grad():
             for p in model.parameters():
                 if p.ndim == 2:
-                    p.mul_(3)  # so that what it predicts is far from even
+                    p.mul_(3)  # for predictions far from uniform
         model.save_pretrained(folder / role)
         tokenizer.save_pretrained(folder / role)
     return folder
@@ -113,15 +113,15 @@ def saved(request, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(saved, outputs, in_process, tmp_path_factory):
-    """Distils one into the other. Returns the run's folder, and what it said."""
+    """Distills one into the other. Returns the run's folder and its output."""
     chosen = [f"paths.outputs={outputs}", *STEPS]
     for role in WIDTHS:
         chosen += [f"{role}=pretrained", f"{role}.name={saved / role}"]
 
     def run(*settings, folder: Path | None = None):
         folder = folder or tmp_path_factory.mktemp("run")
-        said = in_process(*chosen, *settings, f"hydra.run.dir={folder}").stdout
-        return folder, said
+        output = in_process(*chosen, *settings, f"hydra.run.dir={folder}").stdout
+        return folder, output
 
     return run
 
@@ -133,38 +133,39 @@ def whole(run):
 
 
 @pytest.fixture(scope="module")
-def predicted(outputs, tokenizer):
-    """The test split's tokens, and what a saved model says of each, by transformers alone."""
+def predict(outputs, tokenizer):
+    """Returns a function from a saved model to the test split's labels [N] and the model's
+    log-probabilities [N, V], computed by transformers alone."""
     (tokens,) = (outputs / "artifacts" / "tokens").glob("*/tokens.safetensors")
     ids = load_file(tokens)["test"].long()
 
     @torch.no_grad()
-    def predicted(folder):
+    def predict(folder):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        found = []
+        log_probs = []
         for start in range(0, len(ids) - 1, 32):  # data.sequence_length
             logits = model(ids[None, start : min(start + 32, len(ids) - 1)]).logits[0]
-            found.append(logits[:, : len(tokenizer)].log_softmax(-1))
-        return ids[1:], torch.cat(found)
+            log_probs.append(logits[:, : len(tokenizer)].log_softmax(-1))
+        return ids[1:], torch.cat(log_probs)
 
-    return predicted
+    return predict
 
 
 def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_it_comes_nearer_to_its_teacher(saved, whole, predicted):
-    found = [predicted(f)[1] for f in (saved / "teacher", saved / "student", whole[0] / "student")]
-    p, before, after = found
+def test_distillation_reduces_the_kl_divergence_from_the_teacher(saved, whole, predict):
+    folders = (saved / "teacher", saved / "student", whole[0] / "student")
+    p, before, after = (predict(folder)[1] for folder in folders)
     kl = [float((p.exp() * (p - q)).sum(-1).mean()) for q in (before, after)]
     assert kl[1] < kl[0]
     assert kl[1] == pytest.approx(results(whole[0])["student"]["teacher_kl"], abs=1e-5)
 
 
-def test_the_fused_loss_leads_where_the_plain_one_does(whole, run):
-    folder, said = whole
-    assert "more than a matrix product" not in said  # its head is one that can be fused
+def test_training_with_the_fused_loss_equals_training_with_the_plain_one(whole, run):
+    folder, output = whole
+    assert "more than a matrix product" not in output  # the fused loss was used
     plain = results(run("loss.fused=false")[0])["student"]
     assert plain["nll"] == pytest.approx(results(folder)["student"]["nll"], abs=1e-5)
 
@@ -177,17 +178,17 @@ def test_the_checkpoint_holds_the_student_alone(whole):
     assert not any(name.startswith("teachers.") for name in weights)
 
 
-def test_other_tools_load_the_student_and_find_the_reported_nll(whole, predicted):
-    labels, q = predicted(whole[0] / "student")
+def test_transformers_loads_the_student_and_computes_the_reported_nll(whole, predict):
+    labels, q = predict(whole[0] / "student")
     nll = float(-q.gather(1, labels[:, None]).mean())
     assert nll == pytest.approx(results(whole[0])["student"]["nll"], abs=1e-5)
 
 
-def test_an_interrupted_run_ends_at_the_same_numbers(whole, run):
+def test_an_interrupted_run_ends_with_the_same_scores(whole, run):
     folder, _ = whole
     before = results(folder)
     interrupted = {"status": "running", "key": before["key"]}
     (folder / "results.json").write_text(json.dumps(interrupted))
-    _, said = run(folder=folder)
-    assert "resuming from step 4" in said
+    _, output = run(folder=folder)
+    assert "resuming from step 4" in output
     assert results(folder)["student"] == before["student"]

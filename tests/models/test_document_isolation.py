@@ -1,4 +1,4 @@
-"""Mamba and a hybrid of attention and Mamba carry a state over; attention alone does not."""
+"""Attention isolates packed documents; Mamba and its hybrids carry a state over."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ RECURRENT = {
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_attention_keeps_documents_apart(name):
+def test_attention_isolates_documents(name):
     torch.manual_seed(0)
     model = ATTENTION[name]().train()
     check_isolates(model, "mine")
@@ -52,13 +52,13 @@ def test_attention_keeps_documents_apart(name):
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_a_state_that_is_carried_over_is_refused(name):
+def test_a_recurrent_state_is_refused(name):
     torch.manual_seed(0)
     with pytest.raises(ConfigError, match=r"mine: a .*Set data\.isolate_documents=false"):
         check_isolates(RECURRENT[name](), "mine")
 
 
-def test_without_weights_a_model_is_asked_whether_it_reads_positions():
+def test_without_weights_the_check_is_whether_the_model_takes_positions():
     with torch.device("meta"):
         check_isolates(ATTENTION["llama"](), "mine")
         with pytest.raises(ConfigError):

@@ -1,4 +1,4 @@
-"""Students and teachers of which low-rank adapters alone are trained."""
+"""Training of students and teachers by low-rank adapters alone."""
 
 import json
 import sys
@@ -26,7 +26,6 @@ from lightning_distill.models.output_head import Predictor
 pytest.importorskip("peft")
 
 V = 50
-LORA = {"rank": 2, "alpha": None, "target_modules": None, "dropout": 0.0}
 LLAMA = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -45,12 +44,12 @@ BATCH = {"input_ids": torch.arange(3, 13)[None], "position_ids": torch.arange(10
 
 
 def attach(model, seed=0, **settings):
-    lora.attach(model, {"lora": LORA | settings}, "student", seed)
+    lora.attach(model, lora.LoRASettings(**{"rank": 2} | settings), "student", seed)
     return model.eval()
 
 
-def disturb(model):
-    """Weights as training could leave them."""
+def perturb(model):
+    """Changes the trainable weights, as training would."""
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
@@ -58,13 +57,13 @@ def disturb(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_begins_as_it_was_and_is_one_again_when_merged(name):
+def test_adapters_change_nothing_at_first_and_merging_restores_an_ordinary_model(name):
     model = MODELS[name]().eval()
-    names, whole = set(model.state_dict()), model(BATCH["input_ids"]).logits
-    assert torch.equal(attach(model)(BATCH["input_ids"]).logits, whole)
-    disturb(model)
+    names, original = set(model.state_dict()), model(BATCH["input_ids"]).logits
+    assert torch.equal(attach(model)(BATCH["input_ids"]).logits, original)
+    perturb(model)
     adapted = model(BATCH["input_ids"]).logits
-    assert not torch.allclose(adapted, whole, atol=1e-2)
+    assert not torch.allclose(adapted, original, atol=1e-2)
     split = Predictor(model, V)(BATCH)
     assert split.head is not None
     torch.testing.assert_close(split.logits(), adapted, rtol=1e-5, atol=1e-5)
@@ -73,21 +72,21 @@ def test_a_model_begins_as_it_was_and_is_one_again_when_merged(name):
     torch.testing.assert_close(model(BATCH["input_ids"]).logits, adapted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_adapter_is_a_product_of_two_thin_matrices_beside_a_frozen_one():
+def test_merging_adds_the_scaled_product_of_the_low_rank_matrices():
     model = attach(MODELS["llama"](), rank=2, alpha=3, target_modules=["q_proj"])
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert sorted(p.shape for p in trained.values()) == [(2, 16), (2, 16), (16, 2), (16, 2)]
-    disturb(model)
-    place = "model.layers.1.self_attn.q_proj"
-    a, b = (trained[f"{place}.lora_{x}.default.weight"].clone() for x in "AB")
-    before = model.get_submodule(place).base_layer.weight.clone()
+    perturb(model)
+    name = "model.layers.1.self_attn.q_proj"
+    a, b = (trained[f"{name}.lora_{x}.default.weight"].clone() for x in "AB")
+    before = model.get_submodule(name).base_layer.weight.clone()
     lora.merge(model)
-    torch.testing.assert_close(model.get_submodule(place).weight, before + 3 / 2 * b @ a)
+    torch.testing.assert_close(model.get_submodule(name).weight, before + 3 / 2 * b @ a)
 
 
-def test_adapters_follow_from_the_seed_and_are_kept_in_32_bits():
+def test_adapters_depend_on_the_seed_alone_and_are_kept_in_32_bits():
     def weights(seed):
-        torch.manual_seed(torch.seed() % 100)  # whatever was random before
+        torch.manual_seed(torch.seed() % 100)  # any earlier state of the RNG
         model = attach(MODELS["llama"]().to(torch.bfloat16), seed)
         return [p for n, p in model.named_parameters() if "lora_A" in n]
 
@@ -97,7 +96,7 @@ def test_adapters_follow_from_the_seed_and_are_kept_in_32_bits():
         assert one.dtype == torch.float32
 
 
-def test_a_layer_that_is_not_there_is_told_with_those_that_are():
+def test_an_unknown_target_module_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"=q_prj does not exist. Did you mean q_proj\? There is"):
         attach(MODELS["llama"](), target_modules=["v_proj", "q_prj"])
     for output in ("lm_head", "embed_tokens"):
@@ -109,7 +108,7 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A student and a wider teacher of somebody's, with one tokenizer."""
+    """A pretrained student and a wider teacher, with one tokenizer."""
     words = "a teacher student learns soft targets from temperature model small large"
     tokenizer = train_tokenizer([words] * 3, 300)
     folder = tmp_path_factory.mktemp("saved")
@@ -123,7 +122,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(saved, in_process, tmp_path_factory):
-    """Returns the run's folder, its results, and what it said."""
+    """Runs the command. Returns the run's folder, its results and its output."""
     outputs = tmp_path_factory.mktemp("outputs")
 
     def run(*settings, folder=None):
@@ -132,9 +131,9 @@ def run(saved, in_process, tmp_path_factory):
         for role in ("teacher", "student"):
             if f"{role}=xs" not in settings:
                 chosen += [f"{role}=pretrained", f"{role}.name={saved / role}"]
-        said = in_process(*chosen, "checkpoint_every_n_steps=8", *settings).stdout
+        output = in_process(*chosen, "checkpoint_every_n_steps=8", *settings).stdout
         file = folder / "results.json"
-        return folder, json.loads(file.read_text()) if file.exists() else {}, said
+        return folder, json.loads(file.read_text()) if file.exists() else {}, output
 
     return run
 
@@ -145,8 +144,10 @@ def adapted(run):
         return run("student.lora.rank=2", "loss.hidden.weight=1", "loss.relations.weight=1")
 
 
-def test_only_adapters_change_and_the_exported_student_has_none(adapted, saved):
-    folder, results, said = adapted
+def test_training_changes_the_adapted_layers_alone_and_the_saved_student_has_no_adapters(
+    adapted, saved
+):
+    folder, results, output = adapted
     before, after = (
         load_file(f / "model.safetensors") for f in (saved / "student", folder / "student")
     )
@@ -158,30 +159,31 @@ def test_only_adapters_change_and_the_exported_student_has_none(adapted, saved):
     assert results["student"]["parameters"] == sum(p.numel() for p in before.values())
     # Of each layer: 2 × (16 + 16) four times, 2 × (16 + 32) three times; and the projections.
     assert results["student"]["trainable_parameters"] == 2 * (4 * 64 + 3 * 96)
-    assert "1,088 trainable parameters, adapters of rank 2" in said
+    assert "1,088 trainable parameters" in output
+    assert "adapters of rank 2" in output
 
 
-def test_transformers_alone_loads_the_exported_student(adapted, run, monkeypatch):
-    """`stage=evaluate` loads it, and finds the numbers that the run has told."""
+def test_the_saved_student_is_evaluated_without_peft(adapted, run, monkeypatch):
+    """`stage=evaluate` finds the same scores as the run did."""
     monkeypatch.setitem(sys.modules, "peft", None)
     folder, results, _ = adapted
     run("stage=evaluate", f"evaluate.run={folder}")
     assert json.loads((folder / "results.json").read_text()) == results
 
 
-def test_the_checkpoint_holds_adapters_alone_and_is_gone_on_from(adapted, run):
+def test_the_checkpoint_holds_adapters_alone_and_training_resumes_from_it(adapted, run):
     folder, results, _ = adapted
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all("lora_" in name or name.startswith("inside.") for name in weights)
+    assert all("lora_" in name or name.startswith("intermediate.") for name in weights)
     interrupted = {"status": "running", "key": results["key"]}
     (folder / "results.json").write_text(json.dumps(interrupted))
     same = ("student.lora.rank=2", "loss.hidden.weight=1", "loss.relations.weight=1")
-    _, again, said = run(*same, folder=folder)
-    assert "resuming from step 8" in said
+    _, again, output = run(*same, folder=folder)
+    assert "resuming from step 8" in output
     assert again["student"] == results["student"]
 
 
-def test_the_fused_loss_leads_where_the_plain_one_does(run):
+def test_training_with_the_fused_loss_equals_training_with_the_plain_one(run):
     fused, plain = (
         run("student.lora.rank=2", "student.lora.dropout=0.1", f"loss.fused={fused}")[1]["student"]
         for fused in ("true", "false")
@@ -190,15 +192,15 @@ def test_the_fused_loss_leads_where_the_plain_one_does(run):
 
 
 @pytest.mark.slow
-def test_a_teacher_can_be_adapted_too_and_is_merged(run, saved):
-    _, results, said = run("teacher.max_steps=6", "teacher.lora.rank=2")
-    assert "teacher: 1,792 trainable parameters" in said
-    whole = load_file(saved / "teacher" / "model.safetensors")
-    assert results["teacher"]["parameters"] == sum(p.numel() for p in whole.values())
+def test_a_teacher_can_be_trained_by_adapters_too(run, saved):
+    _, results, output = run("teacher.max_steps=6", "teacher.lora.rank=2")
+    assert "teacher: 1,792 trainable parameters" in output
+    weights = load_file(saved / "teacher" / "model.safetensors")
+    assert results["teacher"]["parameters"] == sum(p.numel() for p in weights.values())
 
 
 @pytest.mark.slow
-def test_a_part_of_a_teacher_can_be_adapted(run):
+def test_a_pruned_teacher_can_be_trained_by_adapters(run):
     _, results, _ = run(
         *("student=xs", "student.initialize=teacher_layers", "student.num_hidden_layers=1"),
         *("student.hidden_size=32", "student.num_attention_heads=2", "student.lora.rank=2"),
@@ -206,7 +208,7 @@ def test_a_part_of_a_teacher_can_be_adapted(run):
     assert results["student"]["trainable_parameters"] == 2 * (4 * 64 + 3 * 64)
 
 
-def test_a_classifiers_head_is_trained_whole_because_it_may_be_new():
+def test_the_head_of_a_classifier_is_trained_as_well():
     config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=5)
     config.update({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2})
     model = ViTForImageClassification(config)

@@ -21,7 +21,7 @@ def tokenizer():
 
 @pytest.fixture
 def saved(tmp_path, tokenizer):
-    """A GPT-2 of somebody else's, with padded embedding rows."""
+    """A pretrained GPT-2 with padded embedding rows."""
     config = GPT2Config(vocab_size=len(tokenizer) + 20, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -34,15 +34,15 @@ def source(name, role="teacher"):
     return ModelSpec(role, make, 0, PretrainedSource(name))
 
 
-def reader(tokenizer, sequence_length=32):
-    """Data in these tokens, of which there are none."""
+def empty_task(tokenizer, sequence_length=32):
+    """A task without examples, with this tokenizer."""
     data = CausalLM(lambda: None, sequence_length, 4, 300, False)
     data.tokenizer = tokenizer
     return data
 
 
 def load(name, tokenizer):
-    return pretrained.load(str(name), None, "float32", False, reader(tokenizer))
+    return pretrained.load(str(name), None, "float32", False, empty_task(tokenizer))
 
 
 def size(role="student"):
@@ -51,22 +51,22 @@ def size(role="student"):
 
 def test_the_embedding_enters_the_residual_stream_with_unit_variance(tokenizer):
     model = sizes.decoder(sizes.Size(64, 2, 2, 64), tokenizer)
-    entered = []
-    model.model.layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    inputs = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model(torch.arange(len(tokenizer))[None, :64])
-    assert float(entered[0].std()) == pytest.approx(1.0, rel=0.1)
+    assert float(inputs[0].std()) == pytest.approx(1.0, rel=0.1)
 
 
-def test_a_size_is_transformers_own_class_and_reloads(tmp_path, tokenizer):
+def test_a_model_built_from_a_size_is_a_transformers_class_and_reloads(tmp_path, tokenizer):
     model = sizes.decoder(sizes.Size(32, 2, 2, 64), tokenizer).eval()
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(10)[None]
-    assert torch.equal(model(ids).logits, again(ids).logits)
-    assert count_parameters(model) == count_parameters(again)
+    assert torch.equal(model(ids).logits, reloaded(ids).logits)
+    assert count_parameters(model) == count_parameters(reloaded)
 
 
-def test_the_weights_follow_the_seed(tokenizer):
+def test_the_weights_depend_on_the_seed(tokenizer):
     def weights(seed):
         torch.manual_seed(seed)
         return sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer).model.embed_tokens.weight
@@ -76,10 +76,10 @@ def test_the_weights_follow_the_seed(tokenizer):
 
 
 def test_a_pretrained_model_is_loaded_as_it_was_saved(saved, tokenizer):
-    model = source(str(saved)).build(reader(tokenizer))
-    theirs = GPT2LMHeadModel.from_pretrained(saved)
+    model = source(str(saved)).build(empty_task(tokenizer))
+    expected = GPT2LMHeadModel.from_pretrained(saved)
     assert type(model) is GPT2LMHeadModel
-    assert torch.equal(model.transformer.wte.weight, theirs.transformer.wte.weight)
+    assert torch.equal(model.transformer.wte.weight, expected.transformer.wte.weight)
 
 
 def test_a_pretrained_model_brings_its_tokenizer(saved, tokenizer):
@@ -100,7 +100,7 @@ def foreign(tmp_path_factory):
     return str(folder)
 
 
-def test_different_vocabularies_are_refused_by_the_losses_that_need_one(saved, foreign):
+def test_different_vocabularies_are_refused_where_the_loss_needs_one(saved, foreign):
     with pytest.raises(ConfigError, match=r"different vocabularies.*Choose loss=universal"):
         load_tokenizers([source(str(saved))], source(foreign, "student"), loss_shares=True)
     loaded = load_tokenizers([source(str(saved))], source(foreign, "student"), loss_shares=False)
@@ -108,12 +108,12 @@ def test_different_vocabularies_are_refused_by_the_losses_that_need_one(saved, f
     assert not loaded.shared
 
 
-def test_several_teachers_must_share_a_vocabulary_whatever_the_loss(saved, foreign):
+def test_several_teachers_must_share_a_vocabulary_with_any_loss(saved, foreign):
     with pytest.raises(ConfigError, match=r"teacher.members.*cannot be averaged"):
         load_tokenizers([source(str(saved)), source(foreign)], size(), loss_shares=False)
 
 
-def test_one_vocabulary_that_two_tokenizers_encode_differently_is_refused(saved, tmp_path_factory):
+def test_tokenizers_with_one_vocabulary_must_encode_alike(saved, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     AutoTokenizer.from_pretrained(saved).save_pretrained(other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -124,7 +124,7 @@ def test_one_vocabulary_that_two_tokenizers_encode_differently_is_refused(saved,
     same.check_encoding(texts)
     loaded = load_tokenizers([source(str(saved))], source(str(other), "student"), loss_shares=True)
     assert loaded.shared
-    with pytest.raises(ConfigError, match=r"encode 1 of 2 texts differently, as 'a text"):
+    with pytest.raises(ConfigError, match=r"encode 1 of 2 texts differently, such as 'a text"):
         loaded.check_encoding(texts)
 
 
@@ -147,12 +147,12 @@ def test_a_pickle_is_not_read(saved, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "not a/ valid name!"])
-def test_a_model_that_is_not_there_is_named(name, tokenizer):
+def test_a_model_that_does_not_exist_is_named(name, tokenizer):
     with pytest.raises(ConfigError, match=f"name={name}"):
         load(name, tokenizer)
 
 
-def test_a_role_without_a_name_is_told_what_to_give():
+def test_a_pretrained_role_without_a_name_is_refused_with_the_missing_key():
     with pytest.raises(ConfigError, match=r"teacher=pretrained needs teacher.name="):
         load_tokenizers([source(None)], size(), loss_shares=True)
 
@@ -160,9 +160,9 @@ def test_a_role_without_a_name_is_told_what_to_give():
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
     other = train_tokenizer([f"word{i * i}" for i in range(2000)], 1000)
     with pytest.raises(ConfigError, match="do not belong together"):
-        source(str(saved)).build(reader(other))
+        source(str(saved)).build(empty_task(other))
 
 
 def test_blocks_longer_than_the_models_positions_are_refused(saved, tokenizer):
     with pytest.raises(ConfigError, match="sequence_length=2000 is longer than the 1024 positions"):
-        source(str(saved)).build(reader(tokenizer, 2000))
+        source(str(saved)).build(empty_task(tokenizer, 2000))

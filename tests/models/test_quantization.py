@@ -1,4 +1,4 @@
-"""A frozen teacher in few bits a weight: how near it stays, and what that saves."""
+"""Quantized teachers: the error of their predictions, and the memory that is saved."""
 
 import json
 
@@ -37,41 +37,41 @@ def logits(model):
         return model.eval()(BATCH["input_ids"]).logits
 
 
-def test_four_bits_are_one_of_sixteen_levels_of_each_group_within_a_step():
+def test_int4_rounds_to_one_of_sixteen_levels_per_group_with_an_error_below_one_step():
     weight = torch.randn(6, 32)
-    packed = PackedInt4.of(weight, 16)
+    packed = PackedInt4.from_weight(weight, 16)
     assert packed.packed.numel() == weight.numel() / 2
-    found, groups = packed.unpacked(torch.float32).view(6, 2, 16), weight.view(6, 2, 16)
+    unpacked, groups = packed.unpacked(torch.float32).view(6, 2, 16), weight.view(6, 2, 16)
     step = (groups.amax(-1) - groups.amin(-1)) / 15
-    assert ((found - groups).abs() <= 1.001 * step[..., None]).all()
-    assert all(len(row.unique()) <= 16 for group in found for row in group)
+    assert ((unpacked - groups).abs() <= 1.001 * step[..., None]).all()
+    assert all(len(row.unique()) <= 16 for group in unpacked for row in group)
 
 
-def test_a_product_with_four_bits_is_one_with_what_they_stand_for():
-    layer, states = nn.Linear(32, 6), torch.randn(2, 3, 32)
-    packed = PackedInt4.of(layer.weight.detach(), 16)
-    expected = nn.functional.linear(states, packed.unpacked(torch.float32), layer.bias)
+def test_a_product_with_int4_weights_equals_one_with_the_unpacked_weights():
+    layer, inputs = nn.Linear(32, 6), torch.randn(2, 3, 32)
+    packed = PackedInt4.from_weight(layer.weight.detach(), 16)
+    expected = nn.functional.linear(inputs, packed.unpacked(torch.float32), layer.bias)
     layer.weight = nn.Parameter(packed, requires_grad=False)
-    torch.testing.assert_close(layer(states), expected)
+    torch.testing.assert_close(layer(inputs), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(layer(states).float(), expected, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(layer(inputs).float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("kind", "bits", "far"), [("int8", 9, 1e-2), ("int4", 5.5, 0.2)])
-def test_linear_layers_take_so_many_bits_and_predict_nearly_the_same(name, kind, bits, far):
+@pytest.mark.parametrize(("kind", "bits", "error"), [("int8", 9, 1e-2), ("int4", 5.5, 0.2)])
+def test_quantized_layers_take_fewer_bits_and_predict_nearly_the_same(name, kind, bits, error):
     model = MODELS[name]()
     expected, before, count = logits(model), weight_bytes(model), count_parameters(model)
     output = model.get_output_embeddings().weight
     rest = 4 * sum(p.numel() for n, p in model.named_parameters() if p.ndim < 2 or "wpe" in n)
     rest += 4 * sum({id(e.weight): e.weight.numel() for e in _embeddings(model)}.values())
     quantize(model, kind)
-    assert model.get_output_embeddings().weight is output  # which the fused loss multiplies by
+    assert model.get_output_embeddings().weight is output  # the chunked loss multiplies by it
     assert count_parameters(model) == count
     assert pretrained.is_quantized(model)
     assert weight_bytes(model) - rest <= (before - rest) * bits / 32
-    off = (logits(model) - expected).abs().max()
-    assert 0 < off < far * expected.abs().max()
+    difference = (logits(model) - expected).abs().max()
+    assert 0 < difference < error * expected.abs().max()
 
 
 def _embeddings(model):
@@ -79,7 +79,7 @@ def _embeddings(model):
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_it_can_be_frozen_moved_and_cast(kind):
+def test_a_quantized_model_can_be_frozen_moved_and_cast(kind):
     model = MODELS["llama"]()
     quantize(model, kind)
     expected = logits(model)
@@ -93,35 +93,40 @@ def test_it_can_be_frozen_moved_and_cast(kind):
     assert next(frozen.to("meta").model.parameters()).device.type == "meta"
 
 
-def test_layers_too_odd_for_it_are_refused():
+def test_a_model_without_layers_that_can_be_quantized_is_refused():
     tiny = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=6, n_layer=1, n_head=2, n_inner=6))
     with pytest.raises(ConfigError, match=r"teacher.quantization=int4: .* no linear layer"):
         quantize(tiny, "int4")
 
 
 @pytest.mark.slow
-def test_a_quantized_teacher_teaches_and_is_another_teacher(in_process, tmp_path):
-    """Trained here, then called pretrained; its cache is of its own."""
-    same = f"paths.outputs={tmp_path}"
+def test_each_quantization_of_a_teacher_has_its_own_cache_and_similar_scores(in_process, tmp_path):
+    outputs = f"paths.outputs={tmp_path}"
     in_process(
-        "stage=teacher", "teacher.max_steps=60", same, f"hydra.run.dir={tmp_path / 'teacher'}"
+        *("stage=teacher", "teacher.max_steps=60", outputs),
+        f"hydra.run.dir={tmp_path / 'teacher'}",
     )
     (trained,) = (tmp_path / "artifacts" / "teacher").glob("*/model.safetensors")
-    found = {}
+    results = {}
     for kind in ("null", "int8", "int4"):
         folder = tmp_path / kind
         in_process(
             *("teacher=pretrained", f"teacher.name={trained.parent}", "teacher.max_steps=0"),
-            *(f"teacher.quantization={kind}", "transfer=cached", same, f"hydra.run.dir={folder}"),
+            *(
+                f"teacher.quantization={kind}",
+                "transfer=cached",
+                outputs,
+                f"hydra.run.dir={folder}",
+            ),
         )
-        found[kind] = json.loads((folder / "results.json").read_text())
+        results[kind] = json.loads((folder / "results.json").read_text())
     caches = list((tmp_path / "artifacts" / "predictions").glob("*/manifest.json"))
     assert len({json.loads(file.read_text())["made_from"]["teacher"] for file in caches}) == 3
-    whole = found["null"]["teacher"]
-    for kind, far in (("int8", 1e-3), ("int4", 2e-2)):
-        teacher = found[kind]["teacher"]
-        assert teacher["parameters"] == whole["parameters"]
-        assert teacher["nll"] != whole["nll"]
-        assert teacher["nll"] == pytest.approx(whole["nll"], abs=far)
-        student, without = found[kind]["student"], found["null"]["student"]
-        assert student["nll"] == pytest.approx(without["nll"], abs=2e-2)
+    unquantized = results["null"]["teacher"]
+    for kind, error in (("int8", 1e-3), ("int4", 2e-2)):
+        teacher = results[kind]["teacher"]
+        assert teacher["parameters"] == unquantized["parameters"]
+        assert teacher["nll"] != unquantized["nll"]
+        assert teacher["nll"] == pytest.approx(unquantized["nll"], abs=error)
+        student, expected = results[kind]["student"], results["null"]["student"]
+        assert student["nll"] == pytest.approx(expected["nll"], abs=2e-2)
