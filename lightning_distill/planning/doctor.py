@@ -1,11 +1,9 @@
-"""Whether a run would go well, asked before anything is spent: `stage=doctor`.
+"""`stage=doctor`: whether a command would work, checked before it runs.
 
-A line for each check, with what was found, and what to do where that is wrong. A check whose
-ground is missing is left out, and says so.
+It prints one line for each check: what was found, what to do, or why the check was skipped.
 """
 
 import logging
-from collections.abc import Callable
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,50 +11,35 @@ from rich.text import Text
 
 from lightning_distill.config.messages import explain
 from lightning_distill.errors import ConfigError
-from lightning_distill.planning import doctor_checks
-from lightning_distill.planning.doctor_case import Case, LeftOutError
-from lightning_distill.planning.dry_run import quietly
+from lightning_distill.planning.doctor_checks import CHECKS
+from lightning_distill.planning.doctor_context import Context, SkippedError
+from lightning_distill.planning.dry_run import quiet
 from lightning_distill.sweeps.job import Job
 
 log = logging.getLogger(__name__)
 
-# In the order in which one needs another.
-CHECKS: dict[str, Callable[[Case], str]] = {
-    "device": doctor_checks.device,
-    "tracker": doctor_checks.tracker,
-    "text": doctor_checks.text,
-    "targets": doctor_checks.targets,
-    "tokenizers": doctor_checks.tokenizers,
-    "settings": doctor_checks.settings,
-    "teacher": doctor_checks.teacher,
-    "alignment": doctor_checks.alignment,
-    "steps": doctor_checks.steps,
-    "cache": doctor_checks.cache,
-    "disk": doctor_checks.disk,
-    "memory": doctor_checks.memory,
-}
+STYLES = {"ok": "green", "WRONG": "bold red", "-": "dim"}
 
 
 def examine(cfg: DictConfig, job: Job) -> None:
-    """Prints a line a check. Raises ConfigError if any of them fails."""
-    case, console = Case(cfg, job), Console()
-    failed: dict[str, str] = {}  # why, and which check found that first
-    for name, check in CHECKS.items():
-        mark, style = "ok", "green"
+    """Prints a line for each check. Raises ConfigError if one fails."""
+    context, console = Context(cfg, job), Console()
+    failed: dict[str, str] = {}  # from a message to the first check that failed with it
+    for check in CHECKS:
+        mark = "ok"
         try:
-            with quietly():
-                said = check(case)
-        except LeftOutError as reason:
-            mark, style, said = "-", "dim", f"not checked: {reason}"
+            with quiet():
+                message = check.function(context)
+        except SkippedError as reason:
+            mark, message = "-", f"not checked: {reason}"
         except Exception as error:
             log.debug("", exc_info=True)
-            said = explain(error) or repr(error)
-            mark, style = "WRONG", "bold red"
-            if said in failed:
-                mark, style, said = "-", "dim", f"not checked, because of {failed[said]}"
+            mark, message = "WRONG", explain(error) or repr(error)
+            if message in failed:
+                mark, message = "-", f"not checked, because of {failed[message]}"
             else:
-                failed[said] = name
-        line = Text.assemble((f"{mark:<6}", style), f"{name:<11}", said)
+                failed[message] = check.name
+        line = Text.assemble((f"{mark:<6}", STYLES[mark]), f"{check.name:<11}", message)
         line.overflow = "fold"
         console.print(line, soft_wrap=True)
     if failed:

@@ -1,117 +1,125 @@
-"""The doctor's checks: each says what it found, or raises ConfigError with what to do."""
+"""The doctor's checks. Each returns what it found, or raises ConfigError with what to do."""
 
 import math
 import os
-import shutil
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from rich.filesize import decimal
 from torch import Tensor
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.models.spec import ModelSpec
-from lightning_distill.planning.doctor_case import Case, LeftOutError
-from lightning_distill.report.plan_table import total_memory
+from lightning_distill.planning.doctor_context import Context, SkippedError
+from lightning_distill.planning.estimate import missing
+from lightning_distill.planning.profile import DRY_RUN_STEPS
+from lightning_distill.report.plan_table import disk_demand, memory_demand
 from lightning_distill.run.preparation import check_intermediate_losses
 from lightning_distill.tracking.wandb_run import has_key
 
-BATCHES = 4  # of the test split, on which teacher and student are compared
-TEXTS = 64  # that two tokenizers have to read alike
+TEST_BATCHES = 4  # on which teacher and student are compared
 
 
-def settings(case: Case) -> str:
-    """Loss, transfer and the models' shapes go together."""
-    data, teacher_data = case.both
-    case.transfer.check(case.objective, data, teacher_data, len(case.run.teacher.members))
-    check_intermediate_losses(case.run, data, teacher_data)
-    choices = HydraConfig.get().runtime.choices
-    return f"loss={choices['loss']} and transfer={choices['transfer']} go together"
+@dataclass(frozen=True)
+class Check:
+    """function: raises ConfigError if the check fails, SkippedError if it cannot be made."""
+
+    name: str
+    function: Callable[[Context], str]
 
 
-def text(case: Case) -> str:
-    return case.data.describe().removeprefix("tokens: ")
-
-
-def targets(case: Case) -> str:
-    """Every split has something that is there to be predicted."""
-    return case.data.check_labels()
-
-
-def tokenizers(case: Case) -> str:
-    """Teacher and student give the same text the same ids."""
-    data, teacher_data = case.both
-    if not data.has_tokenizer:
-        raise LeftOutError("there is no text")
-    if teacher_data is not data:
-        return f"two, of {len(data.tokenizer):,} and {len(teacher_data.tokenizer):,} tokens"
-    specs = (case.run.teacher.members[0].model, case.run.student)
-    rows = [_rows(spec, data) for spec in specs]
-    padded = f", in {rows[0]:,} and {rows[1]:,} embedding rows" if len(set(rows)) > 1 else ""
-    return f"one vocabulary of {len(data.tokenizer):,} tokens{padded}"
-
-
-def _rows(spec: ModelSpec, data: DistillationData) -> int:
-    if spec.source and spec.source.is_api:
-        return len(data.tokenizer)
-    embeddings: Any = spec.outline(data).get_input_embeddings()
-    return int(embeddings.num_embeddings)
-
-
-def device(case: Case) -> str:
-    """What `trainer=` asks for is there."""
-    trainer = case.run.trainers.trainer(case.job.folder, "")
+def check_device(context: Context) -> str:
+    """Whether this machine has what `trainer=` asks for."""
+    trainers = context.run.trainers
+    trainer = trainers.trainer(context.job.folder, "")
     kind = trainer.strategy.root_device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else kind
-    return f"{case.run.trainers.hardware.num_devices} × {name}, {trainer.precision}"
+    return f"{trainers.hardware.num_devices} × {name}, {trainer.precision}"
 
 
-def teacher(case: Case) -> str:
-    """It is better than chance, and than the student."""
-    found, (name, student) = case.teacher, case.student
-    trainer = case.run.trainers.trainer(case.job.folder, "", limit_test_batches=BATCHES)
-    scores = evaluate(trainer, case.data, student, found)
-    theirs, own = scores["teacher"], scores["student"]
-    assert theirs
-    assert own
-    uniform = math.log(found.data.num_classes)
-    said = f"nll {theirs['nll']:.3f}; of chance {uniform:.3f}, of {name} {own['nll']:.3f}"
+def check_tracker(context: Context) -> str:
+    if not any(logger.is_wandb for logger in context.run.loggers):
+        return ", ".join(context.run.settings["logger"]) or "none"
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline: there is no key")
+    return f"W&B, {mode}"
+
+
+def check_text(context: Context) -> str:
+    """Whether the data can be read, in the tokens of both models."""
+    return context.data.describe().removeprefix("tokens: ")
+
+
+def check_targets(context: Context) -> str:
+    """Whether each split has valid labels."""
+    return context.data.check_labels()
+
+
+def check_tokenizers(context: Context) -> str:
+    data, teacher_data = context.data, context.teacher_data
+    if not data.has_tokenizer:
+        raise SkippedError("the data is not text")
+    if teacher_data is not data:
+        sizes = f"{len(data.tokenizer):,} and {len(teacher_data.tokenizer):,} tokens"
+        return f"student and teacher have their own, of {sizes}"
+    return f"one vocabulary of {len(data.tokenizer):,} tokens"
+
+
+def check_settings(context: Context) -> str:
+    """Whether loss, transfer and the shapes of the models are compatible."""
+    run, data, teacher_data = context.run, context.data, context.teacher_data
+    objective, transfer = run.make_objective(), run.make_transfer()
+    transfer.check(objective, data, teacher_data, len(run.teacher.members))
+    check_intermediate_losses(run, data, teacher_data)
+    return f"loss={run.choices['loss']} and transfer={run.choices['transfer']} are compatible"
+
+
+def check_teacher(context: Context) -> str:
+    """Whether the teacher is better than a uniform distribution, and than the student."""
+    teacher = context.teacher
+    trainer = context.run.trainers.trainer(context.job.folder, "", limit_test_batches=TEST_BATCHES)
+    scores = evaluate(trainer, context.data, context.student, teacher)
+    teacher_scores, student_scores = scores["teacher"] or {}, scores["student"] or {}
+    uniform = math.log(teacher.data.num_classes)
+    numbers = (
+        f"nll {teacher_scores['nll']:.3f}; uniform {uniform:.3f}, "
+        f"student before training {student_scores['nll']:.3f}"
+    )
     remedy = "Train it longer (teacher.max_steps), or choose another."
-    if not theirs["nll"] < uniform:
-        raise ConfigError(f"The teacher is no better than chance: {said}. {remedy}")
-    measure = "bits_per_byte" if "bits_per_byte" in own else "nll"  # the same in any tokens
-    if not theirs[measure] < own[measure]:
-        raise ConfigError(f"The teacher is no better than the student: {said}. {remedy}")
-    return said
+    if not teacher_scores["nll"] < uniform:
+        raise ConfigError(f"The teacher is no better than uniform: {numbers}. {remedy}")
+    # Bits per byte can be compared between two tokenizers.
+    metric = "bits_per_byte" if "bits_per_byte" in student_scores else "nll"
+    if not teacher_scores[metric] < student_scores[metric]:
+        raise ConfigError(f"The teacher is no better than the student: {numbers}. {remedy}")
+    return numbers
 
 
-def alignment(case: Case) -> str:
-    """The teacher predicts the token that the label is, and not one beside it."""
-    if not isinstance(case.data, CausalLM) or not case.data.is_generative:
-        raise LeftOutError("no token follows another")
-    found = case.teacher
-    batch = next(iter(found.data.loader(found.data.examples("validation"), case.data.batch_size)))
+def check_alignment(context: Context) -> str:
+    """Whether the teacher predicts the label's token, and not the one before or after it."""
+    if not isinstance(context.data, CausalLM) or not context.data.is_generative:
+        raise SkippedError("the task does not predict next tokens")
+    teacher = context.teacher
+    data = teacher.data
+    batch = next(iter(data.loader(data.examples("validation"), context.data.batch_size)))
     labels = batch["labels"]
-    beside = {
+    targets = {
         "the next token": labels,
-        "the one after": torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1),
-        "the one it reads": batch["input_ids"].masked_fill(labels == IGNORED, IGNORED),
+        "the one after it": torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1),
+        "the current one": batch["input_ids"].masked_fill(labels == IGNORED, IGNORED),
     }
-    ask = found.frozen()[0]
-    losses = {name: _mean_nll(ask, batch, target) for name, target in beside.items()}
-    said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-    if not min(losses.values()) < math.log(found.data.num_classes):
-        raise LeftOutError("the teacher predicts no better than chance")
-    if not min(losses, key=lambda name: losses[name]) == "the next token":
-        raise ConfigError(f"The teacher does not predict the next token: nll of {said}.")
-    return f"nll of {said}"
+    model = teacher.frozen()[0]
+    losses = {name: _mean_nll(model, batch, target) for name, target in targets.items()}
+    if not min(losses.values()) < math.log(data.num_classes):
+        raise SkippedError("the teacher is no better than uniform")
+    numbers = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    if min(losses, key=lambda name: losses[name]) != "the next token":
+        raise ConfigError(f"The teacher does not predict the next token: nll of {numbers}.")
+    return f"nll of {numbers}"
 
 
 def _mean_nll(model: Frozen, batch: dict[str, Tensor], labels: Tensor) -> float:
@@ -119,54 +127,67 @@ def _mean_nll(model: Frozen, batch: dict[str, Tensor], labels: Tensor) -> float:
     return float(total / tokens)
 
 
-def cache(case: Case) -> str:
-    """What the teacher makes ahead is there, is the one that the user names, or is to be made."""
-    made = [one for one in case.requirements["shared"] if one["what"] != "teacher"]
-    if made:
-        (one,) = made
-        there = "there" if one["there"] else f"to be made, {decimal(int(one['bytes']))}"
-        return f"{one['what']} {one['id']}: {there}"
-    if case.cfg.transfer.get("cache"):
-        case.transfer.check_cache(case.data, case.teacher)
-        return f"{case.cfg.transfer.cache} is this teacher's, of this text"
-    return "none is needed"
-
-
-def steps(case: Case) -> str:
-    """A few steps of everything give numbers."""
+def check_steps(context: Context) -> str:
+    """Whether a dry run succeeds, with finite losses."""
+    parameters = context.estimate["parameters"]
     return (
-        f"a run in small went well: {case.requirements['parameters']:,} parameters in the student"
+        f"a dry run of {DRY_RUN_STEPS} steps succeeded; the student has {parameters:,} parameters"
     )
 
 
-def disk(case: Case) -> str:
-    """There is room for students, caches and checkpoints."""
-    needed = [case.requirements, *(one for one in case.requirements["shared"] if not one["there"])]
-    size, free = sum(one["bytes"] for one in needed), shutil.disk_usage(case.cfg.paths.outputs).free
-    if not os.access(case.cfg.paths.outputs, os.W_OK):
-        raise ConfigError(f"paths.outputs={case.cfg.paths.outputs} cannot be written to.")
-    parts = ", ".join(f"{one['what']} {decimal(int(one['bytes']))}" for one in needed[1:])
-    said = f"{decimal(int(size))}{f' ({parts})' if parts else ''} of {decimal(free)} that are free"
-    if size > free:
-        raise ConfigError(f"{said}. Free some, set another paths.outputs, or keep less a token.")
-    return said
+def check_cache(context: Context) -> str:
+    """What the transfer prepares: whether it exists, and whether a given cache fits."""
+    for artifact in context.estimate["shared"]:
+        if artifact["what"] != "teacher":
+            size = decimal(int(artifact["bytes"]))
+            state = "exists" if artifact["there"] else f"to be made, {size}"
+            return f"{artifact['what']} {artifact['id']}: {state}"
+    if cache := context.run.settings["transfer"].get("cache"):
+        context.run.make_transfer().check_cache(context.data, context.teacher)
+        return f"{cache} matches the teacher and the text"
+    return "none is needed"
 
 
-def memory(case: Case) -> str:
-    """At its most it is there."""
-    needed = [case.requirements, *(one for one in case.requirements["shared"] if not one["there"])]
-    most, there = max(one["memory_mb"] for one in needed) * 1e6, total_memory()
-    said = f"{decimal(int(most))} of {decimal(there)}"
-    if most > there:
+def check_disk(context: Context) -> str:
+    """Whether the student, the missing artifacts and a checkpoint fit on the disk."""
+    outputs = context.run.outputs
+    if not os.access(outputs, os.W_OK):
+        raise ConfigError(f"paths.outputs={outputs} is not writable.")
+    artifacts = missing(context.estimate)
+    numbers, suffices = disk_demand(outputs, [context.estimate, *artifacts])
+    if artifacts:
+        sizes = (f"{artifact['what']} {decimal(int(artifact['bytes']))}" for artifact in artifacts)
+        numbers += f"; of these {', '.join(sizes)}"
+    if not suffices:
         raise ConfigError(
-            f"{said}. Set a smaller data.batch_size, with "
+            f"{numbers}. Free some, set another paths.outputs, or store less per token."
+        )
+    return numbers
+
+
+def check_memory(context: Context) -> str:
+    """Whether the peak fits in the memory of the GPU, or of the machine."""
+    numbers, suffices = memory_demand([context.estimate, *missing(context.estimate)])
+    if not suffices:
+        raise ConfigError(
+            f"{numbers}. Set a smaller data.batch_size, with "
             "trainer.accumulate_grad_batches for the same step."
         )
-    return said
+    return numbers
 
 
-def tracker(case: Case) -> str:
-    if "wandb" not in case.cfg.logger:
-        return ", ".join(case.cfg.logger) or "none"
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline: there is no key")
-    return f"W&B, {mode}"
+# A check comes after those whose findings explain its failure.
+CHECKS = (
+    Check("device", check_device),
+    Check("tracker", check_tracker),
+    Check("text", check_text),
+    Check("targets", check_targets),
+    Check("tokenizers", check_tokenizers),
+    Check("settings", check_settings),
+    Check("teacher", check_teacher),
+    Check("alignment", check_alignment),
+    Check("steps", check_steps),
+    Check("cache", check_cache),
+    Check("disk", check_disk),
+    Check("memory", check_memory),
+)

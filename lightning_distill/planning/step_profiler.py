@@ -1,4 +1,4 @@
-"""A callback that notes what the batches of a run cost."""
+"""A callback that measures the batches of a run."""
 
 import json
 import time
@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -18,95 +17,93 @@ from torch.utils.flop_counter import (
 
 from lightning_distill.training.cost import peak_mb, reset_peak
 
-WARM = 2  # optimizer steps at the beginning, whose computing is counted and whose time is not
+# Optimizer steps at the start, whose time is left out. Counting FLOPs slows batches down, so those
+# of the first batches alone are counted.
+WARMUP_STEPS = 2
 
 
-def _forward(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+def _forward_flops(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def _backward(out: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+def _backward_flops(out: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_backward_flop_count(out, q, k, v)
 
 
-# Attention on the processor, which torch's counter does not know.
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+# Attention on the CPU, which PyTorch's counter leaves out.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
 }
 
 
 class StepProfiler(Callback):
-    """Notes the seconds of each batch and, of the first ones, how much is computed.
+    """Appends a line of JSON to `file` for each stage of each run of a trainer.
 
-    Writes a line of JSON into `file` for each stage of a trainer's run: module, stage, seconds
-    [batches], flops of a batch, memory_mb, devices; of held-out text also whole, the batches that
-    there are without limits; of training logged [batches], parts, the batches of a step, and save,
-    the seconds of a checkpoint.
+    A line has: module, its class name; stage, one of train, validate, test and predict; seconds of
+    each batch; flops, the mean of a batch, 0 where not counted; memory_mb, the peak. Held-out
+    stages add total_batches, of the whole split. Training adds micro_batches, those of a step, and
+    save_seconds, of a checkpoint.
     """
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.laps: dict[str, list[float]] = {}
-        self.flops: dict[str, list[int]] = {}
-        self.more: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}
         self._counter: FlopCounterMode | None = None
         reset_peak()
 
-    def _begin(self, stage: str, index: int, counted: bool) -> None:
+    def _start(self, stage: str, index: int, counts_flops: bool = False, **values: Any) -> None:
+        self.records.setdefault(stage, {"seconds": [], "flops": [], **values})
         if not index:
             self._mark = time.perf_counter()
-        if counted:
-            self._counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+        if counts_flops:
+            self._counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
             self._counter.__enter__()
 
-    def _stop(self) -> FlopCounterMode | None:
+    def _end(self, stage: str) -> None:
+        record = self.records[stage]
+        if counter := self._stop_counter():
+            record["flops"].append(counter.get_total_flops())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        record["seconds"].append(now - self._mark)
+        self._mark = now  # the time between two batches counts toward the second
+
+    def _stop_counter(self) -> FlopCounterMode | None:
         counter, self._counter = self._counter, None
         if counter:
             counter.__exit__(None, None, None)
         return counter
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._stop()  # it would go on counting, and slow down all that follows
-
-    def _end(self, stage: str) -> None:
-        if counter := self._stop():
-            self.flops.setdefault(stage, []).append(counter.get_total_flops())
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.laps.setdefault(stage, []).append(now - self._mark)
-        self._mark = now  # what lies between two batches belongs to the second
+        self._stop_counter()  # it would slow down everything that follows
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
-        noted = {"logged": [], "parts": trainer.accumulate_grad_batches}
-        self.more.setdefault("train", noted)["logged"].append(pl_module.logs_now)
-        self._begin("train", index, index < WARM)
+        micro_batches = trainer.accumulate_grad_batches
+        self._start("train", index, index < WARMUP_STEPS, micro_batches=micro_batches)
 
     def on_train_batch_end(self, *args: Any) -> None:
         self._end("train")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.more["train"]["save"] = time.perf_counter() - self._mark
-        self.more["validate"] = {"whole": len(trainer.val_dataloaders)}
+        # The checkpoint of the last step is saved in between.
+        self.records["train"]["save_seconds"] = time.perf_counter() - self._mark
 
     def on_validation_batch_start(
         self, trainer: Any, module: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
-        self._begin("validate", index, False)
+        self._start("validate", index, total_batches=len(trainer.val_dataloaders))
 
     def on_validation_batch_end(self, *args: Any) -> None:
         self._end("validate")
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        self.more["test"] = {"whole": len(trainer.test_dataloaders)}
-
     def on_test_batch_start(
         self, trainer: Any, module: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
-        self._begin("test", index, False)
+        self._start("test", index, total_batches=len(trainer.test_dataloaders))
 
     def on_test_batch_end(self, *args: Any) -> None:
         self._end("test")
@@ -115,25 +112,18 @@ class StepProfiler(Callback):
         self, trainer: Any, module: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
         if not dataloader_idx:
-            self._begin("predict", index, not index and trainer.num_predict_batches[0] > 1)
+            self._start("predict", index, not index and trainer.num_predict_batches[0] > 1)
 
     def on_predict_batch_end(
         self, trainer: Any, module: Any, out: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
-        if not dataloader_idx:  # the other one is of held-out blocks
+        if not dataloader_idx:  # the second loader brings held-out blocks
             self._end("predict")
 
-    @rank_zero_only
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        common = {"module": type(pl_module).__name__, "memory_mb": peak_mb()}
         with self.file.open("a") as stream:
-            for name, seconds in self.laps.items():
-                counted = self.flops.get(name)
-                note = {
-                    "module": type(pl_module).__name__,
-                    "stage": name,
-                    "seconds": seconds,
-                    "flops": mean(counted) if counted else 0,
-                    "memory_mb": peak_mb(),
-                    **self.more.get(name, {}),
-                }
-                stream.write(json.dumps(note) + "\n")
+            for name, record in self.records.items():
+                flops = mean(record["flops"]) if record["flops"] else 0
+                line = {**common, "stage": name, **record, "flops": flops}
+                stream.write(json.dumps(line) + "\n")

@@ -24,7 +24,7 @@ STATES = {
     "new": "to run",
     "finished": "finished",
     "failed": "failed, not run again",
-    "reused": "reused",  # from another sweep, or from a folder of another name
+    "reused": "reused",  # the results of another folder
 }
 UNITS = {"teacher": "steps", "predictions": "blocks", "text": "sequences"}  # of artifacts
 MB = 1e6
@@ -49,7 +49,7 @@ def print_plan(folder: Path) -> None:
     for artifact in artifacts:
         print(_artifact_line(artifact))
     missing = [artifact for artifact in artifacts if not artifact["there"]]
-    _print_sums(plans[0]["outputs"], [*to_run, *missing])
+    _print_sums(Path(plans[0]["outputs"]), [*to_run, *missing])
 
 
 def _read_plans(folder: Path) -> list[dict[str, Any]]:
@@ -95,26 +95,30 @@ def _artifact_line(artifact: dict[str, Any]) -> str:
     )
 
 
-def _print_sums(outputs: str, costs: list[dict[str, Any]]) -> None:
+def _print_sums(outputs: Path, costs: list[dict[str, Any]]) -> None:
     if not costs:
         print("nothing to run")
         return
-    seconds, flops, size = (sum(one[key] for one in costs) for key in ("seconds", "flops", "bytes"))
-    peak = max(one["memory_mb"] for one in costs) * MB
-    free, memory = shutil.disk_usage(outputs).free, total_memory()
-    print(f"in all: {duration(seconds)} one after the other, {with_unit_prefix(flops)}FLOP")
-    print(f"disk: {decimal(int(size))}, of {decimal(free)} that are free{_warning(size > free)}")
-    print(f"memory: {decimal(int(peak))}, of {decimal(memory)}{_warning(peak > memory)}")
+    seconds, flops = (sum(cost[key] for cost in costs) for key in ("seconds", "flops"))
+    print(f"total: {duration(seconds)} one after the other, {with_unit_prefix(flops)}FLOP")
+    demands = {"disk": disk_demand(outputs, costs), "memory": memory_demand(costs)}
+    for name, (numbers, suffices) in demands.items():
+        print(f"{name}: {numbers}{'' if suffices else ': NOT ENOUGH'}")
 
 
-def _warning(is_short: bool) -> str:
-    return ": NOT ENOUGH" if is_short else ""
+def disk_demand(outputs: Path, costs: list[dict[str, Any]]) -> tuple[str, bool]:
+    """The bytes to write and those free below `outputs`, and whether these suffice."""
+    size, free = sum(cost["bytes"] for cost in costs), shutil.disk_usage(outputs).free
+    return f"{decimal(int(size))} of {decimal(free)} free", size <= free
 
 
-def total_memory() -> int:
-    """Bytes of the current GPU, else bytes of the machine's memory."""
+def memory_demand(costs: list[dict[str, Any]]) -> tuple[str, bool]:
+    """The peak and the total memory, of the current GPU if there is one, else of the machine."""
     import torch
 
     if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = int(torch.cuda.mem_get_info()[1])
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    peak = max(cost["memory_mb"] for cost in costs) * MB
+    return f"{decimal(int(peak))} of {decimal(total)}", peak <= total

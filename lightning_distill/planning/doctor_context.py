@@ -1,0 +1,74 @@
+"""What the doctor's checks read, each part made when the first check asks for it."""
+
+from functools import cached_property
+
+import lightning as L
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
+
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.planning.estimate import Estimate, estimate_job
+from lightning_distill.run.builder import Run, build_run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.storage.artifacts import Store
+from lightning_distill.sweeps.job import Job
+from lightning_distill.training.teacher import Teacher, find_teacher
+
+
+class SkippedError(Exception):
+    """A check that cannot be made; the message says why."""
+
+
+class Context:
+    """A part that cannot be made raises its error in every check that needs it."""
+
+    def __init__(self, cfg: DictConfig, job: Job) -> None:
+        self._cfg, self.job = cfg, job
+
+    @cached_property
+    def run(self) -> Run:
+        return build_run(self._cfg)
+
+    @cached_property
+    def _prepared(self) -> tuple[DistillationData, DistillationData]:
+        return prepare_data(self.run)
+
+    @property
+    def data(self) -> DistillationData:
+        return self._prepared[0]
+
+    @property
+    def teacher_data(self) -> DistillationData:
+        return self._prepared[1]
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        if self.run.teacher.is_api:
+            raise SkippedError("the teacher is an API, which does not score held-out text")
+        store = Store(self.run.outputs)
+        teacher = find_teacher(self.run.teacher, self.run.trainers, store, self.teacher_data)
+        if teacher is None:
+            raise SkippedError("the teacher is not trained yet; stage=teacher trains it")
+        return teacher
+
+    @cached_property
+    def student(self) -> PreTrainedModel:
+        """As it is before training."""
+        if self.run.student.pruning:
+            raise SkippedError("the student is a part of the teacher")
+        L.seed_everything(self.run.seed, verbose=False)
+        return self.run.student.build(self.data)
+
+    @property
+    def estimate(self) -> Estimate:
+        """Raises what the dry run raised, which is not repeated for each check."""
+        if isinstance(self._estimate, Exception):
+            raise self._estimate
+        return self._estimate
+
+    @cached_property
+    def _estimate(self) -> Estimate | Exception:
+        try:
+            return estimate_job(self._cfg, self.run, self.job, self.run.student.max_steps)
+        except Exception as error:
+            return error

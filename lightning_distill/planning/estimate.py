@@ -1,0 +1,132 @@
+"""The cost of a job: its student, and the artifacts that it needs, which other jobs may share."""
+
+import logging
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.planning.dry_run import profile_dry_run
+from lightning_distill.planning.profile import DryRunProfile
+from lightning_distill.run.builder import Run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.storage.artifacts import Artifact, Store, key_of
+from lightning_distill.sweeps.job import Job
+from lightning_distill.sweeps.job_key import effective_settings
+from lightning_distill.training.teacher import Teacher, api_teacher, find_teacher, trained_teachers
+
+log = logging.getLogger(__name__)
+
+Estimate = dict[str, Any]  # seconds, flops, bytes, memory_mb, and what else the table shows
+
+# Groups whose numbers do not change the cost, except that 0 can turn a part off.
+TUNED = ("loss", "optimizer", "schedule")
+
+
+def estimate_job(cfg: DictConfig, run: Run, job: Job, steps: int) -> Estimate:
+    """Of `steps` of the student; `shared` lists the estimates of the artifacts.
+
+    cfg: of `run`, for the dry run. Raises what the dry run raises.
+    """
+    objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
+    data, teacher_data = prepare_data(run)
+    teachers = trained_teachers(run.teacher, run.trainers, store, teacher_data)
+    profile = _profile(cfg, run, job, teachers)
+    needs_teacher = objective.needs_teacher or transfer.supervises_by_text
+    shared: list[Estimate] = []
+    if needs_teacher or run.student.pruning:
+        shared += _teacher_estimates(run, teachers, profile)
+    units = transfer.units_to_prepare(data, teacher_data)
+    if needs_teacher and units and transfer.prepares and profile.preparation:
+        if teacher := _existing_teacher(run, store, teacher_data):
+            made_from = transfer.made_from(data, teacher)
+        else:  # a key that the jobs of this plan share
+            settings = effective_settings(run.settings)["transfer"]
+            made_from = {"teachers": list(teachers), **settings, "tokens": data.artifact.key}
+        shared.append(
+            {
+                "what": transfer.prepares,
+                "id": key_of(made_from),
+                "there": store.find(transfer.prepares, made_from) is not None,
+                **profile.preparation.estimate(units, run.trainers),
+            }
+        )
+    return {**_student_estimate(run, profile, data, steps), "shared": shared}
+
+
+def missing(estimate: Estimate) -> list[Estimate]:
+    """The artifacts of that job that do not exist yet."""
+    return [artifact for artifact in estimate["shared"] if not artifact["there"]]
+
+
+def cost_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Equal for two jobs that cost the same, so that they share a dry run."""
+    settings = effective_settings(deepcopy(settings))
+    del settings["seed"], settings["student"]["max_steps"]
+    for role in (settings, settings["teacher"]):
+        role |= {group: _numbers_as_truth(role[group]) for group in TUNED if group in role}
+    for key in ("max_steps", "seed", "weights"):
+        settings["teacher"][key] = _numbers_as_truth(settings["teacher"].get(key))
+    return settings
+
+
+def _numbers_as_truth(value: Any) -> Any:
+    """The value with each number replaced by whether it is 0."""
+    if isinstance(value, dict):
+        return {key: _numbers_as_truth(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_numbers_as_truth(one) for one in value]
+    return bool(value) if isinstance(value, int | float) else value
+
+
+def _profile(
+    cfg: DictConfig, run: Run, job: Job, teachers: dict[str, Artifact | None]
+) -> DryRunProfile:
+    """Of a dry run that the jobs of a sweep share where they cost the same."""
+    trained = [teacher for teacher in teachers.values() if teacher]
+    if len(trained) < len(teachers):
+        trained = []  # the dry run trains all of them
+    if not run.is_sweep:
+        return profile_dry_run(cfg, run, job, trained, job.folder)
+
+    def make(folder: Path) -> dict[str, Any]:
+        log.info("%s: dry run", job.name)
+        return asdict(profile_dry_run(cfg, run, job, trained, folder))
+
+    settings = cost_settings(run.settings) | {"trained": bool(trained), "started": job.started}
+    artifact = Store(job.folder.parent).get("dry_run", settings, make)
+    return DryRunProfile.from_dict(artifact.manifest["content"])
+
+
+def _student_estimate(
+    run: Run, profile: DryRunProfile, data: DistillationData, steps: int
+) -> Estimate:
+    trainers, estimate = run.trainers, profile.student.estimate(steps, run.trainers)
+    batches = steps * trainers.accumulate_grad_batches * trainers.hardware.num_devices
+    examples = batches * trainers.batch_size
+    if run.student.max_steps >= trainers.checkpoint_every_n_steps:  # the last one is kept
+        estimate["bytes"] += profile.checkpoint_bytes
+    tokens = examples * data.examples("train").positions
+    return {"parameters": profile.student_parameters, "tokens": tokens, **estimate}
+
+
+def _teacher_estimates(
+    run: Run, teachers: dict[str, Artifact | None], profile: DryRunProfile
+) -> Iterator[Estimate]:
+    members = [member for member in run.teacher.members if member.is_trained]
+    for index, (key, artifact) in enumerate(teachers.items()):
+        parameters = (profile.teacher_parameters or 0) // len(teachers)
+        known = {"what": "teacher", "id": key, "there": artifact is not None}
+        steps = members[index].model.max_steps
+        costs = profile.teachers[index].estimate(steps, run.trainers) if profile.teachers else {}
+        yield {**known, "parameters": parameters, **costs}
+
+
+def _existing_teacher(run: Run, store: Store, data: DistillationData) -> Teacher | None:
+    if run.teacher.is_api:
+        return api_teacher(run.teacher, data)
+    return find_teacher(run.teacher, run.trainers, store, data)
