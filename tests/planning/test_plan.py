@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 
 import lightning as L
 import pytest
@@ -196,6 +197,15 @@ def test_jobs_that_cost_the_same_share_a_dry_run(overrides, same):
             cost_settings(plain_settings(compose("config", own))) for own in ([], overrides)
         )
     assert (plain == other) is same
+
+
+def test_the_settings_that_cost_are_a_copy():
+    assert app
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = plain_settings(compose("config", ["student.lora.rank=2", "teacher.lora.rank=2"]))
+    before = deepcopy(settings)
+    cost_settings(settings)
+    assert settings == before
 
 
 def test_a_job_that_cannot_be_planned_is_named_below_the_others(in_process, tmp_path):
