@@ -1,4 +1,4 @@
-"""How large models are, and how fast they write, on this machine: `evaluate.speed`."""
+"""The size of models and the speed at which they generate on this machine: `evaluate.speed`."""
 
 import logging
 import time
@@ -14,68 +14,68 @@ log = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
-ROUNDS = 5  # whose median counts, after one that does not
-FIRST_TOKENS = 3  # a round: they are short, so that any disturbance shows
+ROUNDS = 5  # after one for warm-up; the median counts
+FIRST_TOKENS = 3  # per round: they are short, so noise shows
 
 
-def speeds(models: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
-    """`bytes`, `tokens_per_second` and `first_token_seconds` of each, where the models are.
+def measure_speeds(models: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
+    """`bytes`, `tokens_per_second` and `first_token_seconds` of each model, on its device.
 
-    Each goes on from one prompt of 64 tokens, greedily, with its cache: by one token, then by 64.
-    Tokens a second are those 64 by the time of the whole call, the reading of the prompt included;
-    both lengths are half of the positions where a model has fewer than 128. The models take turns,
-    so that what else the machine does slows down all of them.
+    Each model continues a prompt of 64 tokens greedily, with its KV cache: by one token, then by
+    64. `tokens_per_second` is 64 divided by the time of the whole call, prompt included. Where a
+    model has fewer than 128 positions, both lengths are half of those, for all models. The models
+    take turns, so that other load on the machine slows all of them.
     """
-    room = min([PROMPT_TOKENS + NEW_TOKENS, *filter(None, map(max_positions, models.values()))])
-    width, new = min(PROMPT_TOKENS, room // 2), min(NEW_TOKENS, room // 2)
+    total = min([PROMPT_TOKENS + NEW_TOKENS, *filter(None, map(max_positions, models.values()))])
+    width, new = min(PROMPT_TOKENS, total // 2), min(NEW_TOKENS, total // 2)
     first: dict[str, list[float]] = {role: [] for role in models}
-    whole: dict[str, list[float]] = {role: [] for role in models}
-    plan = [(first, 1)] * FIRST_TOKENS + [(whole, new)]
+    full: dict[str, list[float]] = {role: [] for role in models}
+    calls = [(first, 1)] * FIRST_TOKENS + [(full, new)]
     for is_warm in [False] + [True] * ROUNDS:
-        for seconds, count in plan:
+        for times, count in calls:
             for role, model in models.items():
-                taken = _seconds(model, width, count)
+                seconds = _time_generation(model, width, count)
                 if is_warm:
-                    seconds[role].append(taken)
+                    times[role].append(seconds)
     return {
         role: {
             "bytes": weight_bytes(model),
-            "tokens_per_second": new / median(whole[role]),
+            "tokens_per_second": new / median(full[role]),
             "first_token_seconds": median(first[role]),
         }
         for role, model in models.items()
     }
 
 
-def compare(found: dict[str, dict[str, float]]) -> str:
-    """What a log says of it."""
+def describe_speeds(speeds: dict[str, dict[str, float]]) -> str:
+    """Lines for the log: each model's numbers and, of two models, the ratios."""
     lines = [
-        f"{role}: {one['bytes'] / 1e6:,.1f} MB of weights, "
-        f"{one['tokens_per_second']:,.1f} tokens/s, "
-        f"first token after {1e3 * one['first_token_seconds']:,.1f} ms"
-        for role, one in found.items()
+        f"{role}: {speed['bytes'] / 1e6:,.1f} MB of weights, "
+        f"{speed['tokens_per_second']:,.1f} tokens/s, "
+        f"first token after {1e3 * speed['first_token_seconds']:,.1f} ms"
+        for role, speed in speeds.items()
     ]
-    if len(found) == 2:
-        student, teacher = found["student"], found["teacher"]
-        faster = student["tokens_per_second"] / teacher["tokens_per_second"]
-        sooner = teacher["first_token_seconds"] / student["first_token_seconds"]
-        smaller = teacher["bytes"] / student["bytes"]
+    if len(speeds) == 2:
+        student, teacher = speeds["student"], speeds["teacher"]
+        throughput = student["tokens_per_second"] / teacher["tokens_per_second"]
+        latency = teacher["first_token_seconds"] / student["first_token_seconds"]
+        size = teacher["bytes"] / student["bytes"]
         lines.append(
-            f"the student writes {faster:.2f} times as fast as its teacher, its first token comes "
-            f"{sooner:.2f} times as soon, and it is {smaller:.2f} times smaller"
+            f"the student generates {throughput:.2f} times as fast as its teacher, its first token "
+            f"comes {latency:.2f} times as soon, and it is {size:.2f} times smaller"
         )
     return "\n".join(lines)
 
 
 @torch.no_grad()
-def _seconds(model: Any, width: int, new: int) -> float:
-    """Of going on by exactly so many tokens. Which tokens they are changes nothing."""
-    most = model.get_input_embeddings().num_embeddings
-    prompt = (torch.arange(width, device=model.device) % most)[None]
+def _time_generation(model: Any, width: int, new: int) -> float:
+    """Seconds to continue a prompt of `width` tokens by exactly `new`. Any ids will do."""
+    vocab_size = model.get_input_embeddings().num_embeddings
+    prompt = (torch.arange(width, device=model.device) % vocab_size)[None]
     model.eval()
-    _wait_for(model.device)
+    _synchronize(model.device)
     start = time.perf_counter()
-    written = model.generate(
+    sequences = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=new,
@@ -85,13 +85,13 @@ def _seconds(model: Any, width: int, new: int) -> float:
         use_cache=True,
         pad_token_id=0,
     )
-    _wait_for(model.device)
+    _synchronize(model.device)
     seconds = time.perf_counter() - start
-    # An encoder–decoder begins its own text with one token.
-    assert written.shape[1] == new + (1 if model.config.is_encoder_decoder else width)
+    # The output of an encoder-decoder model starts with one token instead of the prompt.
+    assert sequences.shape[1] == new + (1 if model.config.is_encoder_decoder else width)
     return seconds
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

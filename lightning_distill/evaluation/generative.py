@@ -1,4 +1,4 @@
-"""Scores of what models generate: the task's own, lm-eval's tasks, and the speed."""
+"""Scores of what models generate: the task's metrics, lm-eval tasks, and the speed."""
 
 import logging
 from collections.abc import Iterator
@@ -36,44 +36,48 @@ def score_generation(
 ) -> dict[str, dict[str, Any]]:
     """The scores of each role: the task's, and `tasks` and `speed` where requested.
 
-    Of an ensemble, its first model is scored. Empty for models that generate no text.
+    Of an ensemble, the first model is scored. Empty for models that generate no text.
     """
     if not data.is_generative:
         return {}
-    models, examples = {}, {}
+    models, role_data = {}, {}
     if student is not None:
-        models["student"], examples["student"] = student, data
+        models["student"], role_data["student"] = student, data
     if teacher is not None:
-        models["teacher"], examples["teacher"] = teacher.models[0], teacher.data
+        models["teacher"], role_data["teacher"] = teacher.models[0], teacher.data
     tasks = lm_eval_tasks.load_tasks(request)
     if tasks or request.speed:
-        if teacher and len(teacher.models) > 1:
-            log.info("evaluate: of %s teachers the first one is scored", len(teacher.models))
-        if teacher is None:
-            log.info("evaluate: there is no teacher here; the student alone is scored")
+        _log_scored_models(teacher)
     with _moved_to(device, list(models.values())):
         scores = {
-            role: dict[str, Any](examples[role].score_generation(model))
+            role: dict[str, Any](role_data[role].score_generation(model))
             for role, model in models.items()
         }
         if tasks:
-            shared = {"teacher": teacher.hash if teacher else None}
             for role, model in models.items():
-                tokenizer = examples[role].tokenizer
-                scores[role]["tasks"] = tasks.scores(model, tokenizer, shared.get(role))
-            table = lm_eval_tasks.table({role: own["tasks"] for role, own in scores.items()})
+                reuse_key = teacher.hash if teacher and role == "teacher" else None
+                tokenizer = role_data[role].tokenizer
+                scores[role]["tasks"] = tasks.evaluate(model, tokenizer, reuse_key)
+            table = lm_eval_tasks.scores_table({role: one["tasks"] for role, one in scores.items()})
             log.info("evaluate.tasks\n%s", table)
         if request.speed:
-            speeds = generation_speed.speeds(models)
-            log.info("evaluate.speed\n%s", generation_speed.compare(speeds))
-            for role, numbers in speeds.items():
-                scores[role]["speed"] = numbers
+            speeds = generation_speed.measure_speeds(models)
+            log.info("evaluate.speed\n%s", generation_speed.describe_speeds(speeds))
+            for role, speed in speeds.items():
+                scores[role]["speed"] = speed
     return scores
+
+
+def _log_scored_models(teacher: Teacher | None) -> None:
+    if teacher is None:
+        log.info("evaluate: there is no teacher here; the student alone is scored")
+    elif len(teacher.models) > 1:
+        log.info("evaluate: of %s teachers the first one is scored", len(teacher.models))
 
 
 @contextmanager
 def _moved_to(device: torch.device, models: list[PreTrainedModel]) -> Iterator[None]:
-    """Lightning leaves models on the CPU when it is done with them."""
+    """Lightning leaves models on the CPU after a test."""
     moved = [(model, model.device) for model in models if model.device != device]
     for model, _ in moved:
         model.to(device)  # type: ignore[arg-type]

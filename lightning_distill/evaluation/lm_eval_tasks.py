@@ -1,8 +1,7 @@
-"""EleutherAI's lm-eval, on student and teacher: `evaluate.tasks`.
+"""EleutherAI's lm-eval tasks, on student and teacher: `evaluate.tasks`.
 
-It is an extra, and imported when a task is asked for. Tasks of the user's own, below
-`evaluate.task_path`, are found at once; only for others is lm-eval's whole index read, which takes
-ten seconds.
+lm-eval is an extra, imported where a task is requested. The index of its own tasks takes ten
+seconds to read; for the user's tasks, below `evaluate.task_path`, it is not read.
 """
 
 import copy
@@ -31,62 +30,69 @@ from lightning_distill.metrics.names import is_metric
 
 log = logging.getLogger(__name__)
 
-SEED = 1234  # of the examples that prompts show, and of sampled answers; lm-eval's own
-RESAMPLES = 1000  # of the examples, for the errors of metrics that are no means
-NEAR = 5  # names that a mistyped one is answered with
+SEED = 1234  # of few-shot examples and sampled answers; lm-eval's default
+BOOTSTRAP_ITERS = 1000  # for the standard errors of metrics that are not means
+SUGGESTIONS = 5  # task names suggested for a mistyped one
 
-# What is known of a task: its metrics, `<metric>_stderr`, and the number of `examples`.
+# By task: its metrics, their `<metric>_stderr`, and the number of `examples`.
 Scores = dict[str, dict[str, float]]
 
 
 @dataclass
 class Tasks:
-    """What `evaluate.tasks` names, with its data."""
+    """The tasks of a request, with their data.
 
-    loaded: Any  # lm-eval's tasks and groups
+    loaded: lm-eval's task and group objects. cache: scores by the `reuse_key` of a model.
+    """
+
+    loaded: Any
     limit: int | None
     batch_size: int
-    known: dict[str, Scores] = field(default_factory=dict)  # by what is known of a model's weights
+    cache: dict[str, Scores] = field(default_factory=dict)
 
-    def scores(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, key: str | None = None
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reuse_key: str | None = None,
     ) -> Scores:
-        """Where the model is, and in the precision of its weights.
+        """Evaluates on the model's device, in the precision of its weights.
 
-        key: of a model that other jobs have, too: it does these tasks once.
+        reuse_key: identifies a model that other jobs of this process score as well; it is scored
+        once. Raises ConfigError where a task does not fit the model.
         """
-        if key is None:
-            return self._scores(model, tokenizer)
-        if key not in self.known:
-            self.known[key] = self._scores(model, tokenizer)
-        return self.known[key]
+        if reuse_key is None:
+            return self._evaluate(model, tokenizer)
+        if reuse_key not in self.cache:
+            self.cache[reuse_key] = self._evaluate(model, tokenizer)
+        return self.cache[reuse_key]
 
-    def _scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
+    def _evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        with _quietly():
+        with _silenced():
             for task in self.loaded["tasks"].values():
                 task.set_fewshot_seed(SEED)
             L.seed_everything(SEED, verbose=False)
-            # It gives the tokenizer a padding token, which ours is to be without.
-            own = copy.deepcopy(tokenizer)
-            lm = HFLM(pretrained=model, tokenizer=own, batch_size=self.batch_size)
+            # A copy, because lm-eval adds a padding token.
+            tokenizer = copy.deepcopy(tokenizer)
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
             try:
-                # Not `simple_evaluate`, which also lists the machine's packages: seconds each time.
-                found = evaluate(
+                # `simple_evaluate` would also spend seconds on listing the machine's packages.
+                output = evaluate(
                     lm=lm,
                     task_dict=self.loaded,
                     limit=self.limit,
-                    bootstrap_iters=RESAMPLES,
+                    bootstrap_iters=BOOTSTRAP_ITERS,
                     log_samples=False,
                 )
-            # Answers longer than the model has positions, or a mistake in how a task scores them.
+            # Answers longer than the model has positions, or an error in a task's metric.
             except (AssertionError, ValueError, TypeError, LookupError) as error:
                 reason = str(error).split("\n")[0] or repr(error)
                 raise ConfigError(f"evaluate.tasks: not with this model: {reason}") from error
-        named = {name: _numbers(one) for name, one in found["results"].items()}
-        return {name: numbers for name, numbers in named.items() if numbers}
+        scores = {name: flat_metrics(result) for name, result in output["results"].items()}
+        return {name: metrics for name, metrics in scores.items() if metrics}
 
 
 def load_tasks(request: EvaluationRequest) -> Tasks | None:
@@ -113,56 +119,57 @@ def _load(
     if path is not None and not Path(path).expanduser().is_dir():
         raise ConfigError(f"evaluate.task_path={path}: there is no such folder.")
     try:
-        import lm_eval.models.huggingface  # noqa: F401 (it needs more than lm-eval itself)
+        import lm_eval.models.huggingface  # noqa: F401 (needs more packages than lm_eval)
     except ImportError as error:
         raise ConfigError(
             f"evaluate.tasks needs lm-eval: pip install 'lightning_distill[lm-eval]' ({error})."
         ) from error
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its resampling would fork this process
-    shown = f"evaluate.tasks=[{','.join(names)}]"
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap would fork this process
+    given = f"evaluate.tasks=[{','.join(names)}]"
     if num_fewshot:
-        shown += f" with evaluate.num_fewshot={num_fewshot}"
-    with _quietly():
-        manager = _manager(names, path)
-        L.seed_everything(SEED, verbose=False)  # some tasks shuffle their answers here
+        given += f" with evaluate.num_fewshot={num_fewshot}"
+    with _silenced():
+        manager = _task_manager(names, path)
+        L.seed_everything(SEED, verbose=False)  # some tasks shuffle their answers when loaded
         try:
             loaded = manager.load(list(names))
             for name, task in loaded["tasks"].items():
                 _prepare(name, task, num_fewshot)
         except ConfigError:
             raise
-        except Exception as error:  # a task is anybody's YAML and code, and data of the hub's
+        except Exception as error:  # tasks are third-party YAML, code and data
             reason = str(error).strip().split("\n")[0] or repr(error)
-            raise ConfigError(f"{shown} cannot be made ready: {reason}") from error
+            raise ConfigError(f"{given} cannot be prepared: {reason}") from error
     return Tasks(loaded, limit, batch_size)
 
 
 def _prepare(name: str, task: Any, num_fewshot: int | None) -> None:
-    """Sets how many examples a prompt shows, and makes the first prompt, so that what is wrong
-    with a task shows before anything is trained."""
+    """Sets the number of few-shot examples, and makes the first prompt, to find errors early."""
     if getattr(task, "UNSAFE_CODE", False):
-        raise ConfigError(f"evaluate.tasks: {name} runs code that models write, which is not done.")
+        raise ConfigError(
+            f"evaluate.tasks: {name} runs code that models generate, which is not supported."
+        )
     if getattr(task, "MULTIMODAL", False):
         raise ConfigError(f"evaluate.tasks: {name} is not of text alone.")
-    own = task.get_config("num_fewshot")
-    if own is None or (num_fewshot is not None and own != 0):  # 0: a prompt that has its examples
+    default = task.get_config("num_fewshot")
+    if default is None or (num_fewshot is not None and default != 0):  # 0: they are in the prompt
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(SEED)
     task.build_all_requests(limit=1)
 
 
-def _manager(names: tuple[str, ...], path: str | None) -> Any:
+def _task_manager(names: tuple[str, ...], path: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     folder = None if path is None else str(Path(path).expanduser())
     if folder:
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if set(names) <= set(own.all_subtasks):
-            return own
+        user_tasks = TaskManager(include_path=folder, include_defaults=False)
+        if set(names) <= set(user_tasks.all_subtasks):
+            return user_tasks
     manager = TaskManager(include_path=folder)
     for name in names:
         if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, NEAR, 0.5)
+            near = difflib.get_close_matches(name, manager.all_tasks, SUGGESTIONS, 0.5)
             hint = f" The nearest are: {', '.join(near)}." if near else ""
             raise ConfigError(
                 f"evaluate.tasks: there is no task {name}.{hint} `lm-eval ls tasks` lists all; "
@@ -172,8 +179,8 @@ def _manager(names: tuple[str, ...], path: str | None) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without its remarks; its bars only where somebody can see them move."""
+def _silenced() -> Iterator[None]:
+    """Hides lm-eval's output, except progress bars in a terminal."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -187,45 +194,47 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
-    """`acc,none` as `acc`; `exact_match,strict` as `exact_match_strict`.
+def flat_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """lm-eval's result of a task, by `acc` for `acc,none`, `exact_match_strict` for
+    `exact_match,strict`.
 
-    Empty for a group that is not averaged. What is no number is left out.
+    Values that are not finite numbers are left out. Empty for a group without an average.
     """
-    numbers: dict[str, float] = {}
-    for key, value in found.items():
-        metric, comma, answer = key.partition(",")
+    metrics: dict[str, float] = {}
+    for key, value in result.items():
+        metric, comma, answer_filter = key.partition(",")
         if comma and isinstance(value, Real) and math.isfinite(value):
-            numbers[metric if answer == "none" else f"{metric}_{answer}"] = float(value)
-    if numbers and "sample_len" in found:
-        numbers["examples"] = int(found["sample_len"])
-    return numbers
+            name = metric if answer_filter == "none" else f"{metric}_{answer_filter}"
+            metrics[name] = float(value)
+    if metrics and "sample_len" in result:
+        metrics["examples"] = int(result["sample_len"])
+    return metrics
 
 
-def table(scores: dict[str, Scores]) -> str:
-    """A line a metric, with its standard error, and a column a model."""
-    drawn = Table()
+def scores_table(scores: dict[str, Scores]) -> str:
+    """A row per metric, with standard errors, and a column per role."""
+    table = Table()
     for head in ("task", "examples", "metric", *scores):
-        drawn.add_column(head, justify="left" if head in ("task", "metric") else "right")
+        table.add_column(head, justify="left" if head in ("task", "metric") else "right")
     first = next(iter(scores.values()))
-    for task, numbers in first.items():
-        for metric in filter(is_metric, numbers):
-            cells = [_with_error(one.get(task, {}), metric) for one in scores.values()]
-            drawn.add_row(task, f"{numbers.get('examples', '')}", metric, *cells)
+    for task, metrics in first.items():
+        for metric in filter(is_metric, metrics):
+            cells = [_with_error(of_role.get(task, {}), metric) for of_role in scores.values()]
+            table.add_row(task, f"{metrics.get('examples', '')}", metric, *cells)
     text = io.StringIO()
-    Console(file=text, width=120).print(drawn)
+    Console(file=text, width=120).print(table)
     return text.getvalue().rstrip()
 
 
-def _with_error(numbers: dict[str, float], metric: str) -> str:
-    if metric not in numbers:
+def _with_error(metrics: dict[str, float], metric: str) -> str:
+    if metric not in metrics:
         return ""
-    error = numbers.get(_error_of(metric, numbers))
-    return f"{numbers[metric]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    error = metrics.get(_error_key(metric, metrics))
+    return f"{metrics[metric]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
-def _error_of(metric: str, numbers: dict[str, float]) -> str:
-    """lm-eval puts `_stderr` before the name of what picks the answer."""
+def _error_key(metric: str, metrics: dict[str, float]) -> str:
+    """lm-eval puts `_stderr` before the name of the answer filter."""
     parts = metric.split("_")
     keys = ("_".join([*parts[:at], "stderr", *parts[at:]]) for at in range(len(parts), 0, -1))
-    return next((key for key in keys if key in numbers), "")
+    return next((key for key in keys if key in metrics), "")

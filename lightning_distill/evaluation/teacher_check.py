@@ -1,4 +1,4 @@
-"""Whether a teacher is worth learning from, before a student is trained on it."""
+"""Warnings about a teacher that is not worth learning from, before a student is trained on it."""
 
 import copy
 import logging
@@ -29,29 +29,12 @@ def check_teacher_quality(
     store: Store,
     make_trainer: Callable[..., L.Trainer],
 ) -> None:
-    """Warns if the teacher's validation nll is no better than uniform, or than the student's.
+    """Warns if the teacher's validation NLL is no better than uniform, or than the student's.
 
-    The teacher's nll is an artifact, which the jobs of a sweep share. student: None where it is
-    untrained.
+    student: None where its weights are random.
     """
-
-    def nll(
-        role: str, models: list[Frozen], weights: list[float], examples: DistillationData
-    ) -> float:
-        trainer = make_trainer(f"{role} on {BATCHES} batches", limit_test_batches=BATCHES)
-        evaluation = Evaluation({role: models}, weights, examples.quality_metric)
-        trainer.test(evaluation, examples.val_dataloader(), verbose=False)
-        if uses_fsdp(trainer):
-            teacher.release()  # to be loaded again, unsharded
-        return float(evaluation.scores[role]["nll"])
-
-    def make(folder: Path) -> dict[str, Any]:
-        return {"nll": nll("teacher", teacher.frozen(), teacher.weights, teacher.data)}
-
-    made_from = {"teacher": teacher.hash, "tokens": teacher.data.artifact.key, "batches": BATCHES}
-    made_from |= {"examples": teacher.data.example_settings | {"data.batch_size": data.batch_size}}
-    artifact = store.get("teacher_check", made_from, make, on_all_ranks=True)
-    teacher_nll, uniform = artifact.manifest["content"]["nll"], math.log(teacher.data.num_classes)
+    teacher_nll = _teacher_nll(teacher, data.batch_size, store, make_trainer)
+    uniform = math.log(teacher.data.num_classes)
     if not teacher_nll < uniform:
         log.warning(
             "the teacher's validation nll is %.3f, no better than uniform (%.3f): it may be made "
@@ -60,10 +43,51 @@ def check_teacher_quality(
         )
     elif student is not None and teacher.data is data:
         frozen = Frozen(copy.deepcopy(student), data.num_classes)
-        student_nll = nll("student", [frozen], [1.0], data)
+        trainer = _short_trainer(make_trainer, "student")
+        student_nll = _validation_nll(trainer, "student", [frozen], [1.0], data)
         if student_nll < teacher_nll:
             log.warning(
                 "the student's validation nll before training is %.3f, the teacher's %.3f: there "
                 "may be little to learn from it",
                 *(student_nll, teacher_nll),
             )
+
+
+def _teacher_nll(
+    teacher: Teacher, batch_size: int, store: Store, make_trainer: Callable[..., L.Trainer]
+) -> float:
+    """An artifact, which the jobs of a sweep share."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        trainer = _short_trainer(make_trainer, "teacher")
+        models, data = teacher.frozen(), teacher.data
+        nll = _validation_nll(trainer, "teacher", models, teacher.weights, data)
+        if uses_fsdp(trainer):
+            teacher.release()  # later loaded again, unsharded
+        return {"nll": nll}
+
+    made_from = {
+        "teacher": teacher.hash,
+        "tokens": teacher.data.artifact.key,
+        "batches": BATCHES,
+        "examples": teacher.data.example_settings | {"data.batch_size": batch_size},
+    }
+    artifact = store.get("teacher_check", made_from, make, on_all_ranks=True)
+    return float(artifact.manifest["content"]["nll"])
+
+
+def _short_trainer(make_trainer: Callable[..., L.Trainer], role: str) -> L.Trainer:
+    return make_trainer(f"{role} on {BATCHES} batches", limit_test_batches=BATCHES)
+
+
+def _validation_nll(
+    trainer: L.Trainer,
+    role: str,
+    models: list[Frozen],
+    weights: list[float],
+    data: DistillationData,
+) -> float:
+    """Nats per prediction."""
+    evaluation = Evaluation({role: models}, weights, data.quality_metric)
+    trainer.test(evaluation, data.val_dataloader(), verbose=False)
+    return float(evaluation.scores[role]["nll"])

@@ -1,4 +1,4 @@
-"""Optimizers and schedules are tried on one weight before anything is trained."""
+"""A check of the optimizer and the schedule, on a single weight, before anything is trained."""
 
 import inspect
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import torch
 from lightning_distill.errors import ConfigError, first_line
 from lightning_distill.training.module import RUN_LENGTH
 
-# What constructors raise for values and arguments that they do not take.
-REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError)
+# Raised by constructors for invalid arguments.
+INVALID_ARGUMENTS = (ValueError, TypeError, LookupError, ArithmeticError)
 
 
 def check_optimizer(
@@ -20,21 +20,22 @@ def check_optimizer(
     steps: int,
     given: dict[str, dict[str, Any]],
 ) -> None:
-    """Raises ConfigError where the optimizer or the schedule of a training refuses its settings.
+    """Raises ConfigError where the optimizer or the schedule refuses its settings.
 
-    prefix: of the keys, `teacher.` or empty. optimizer, schedule: make the partials that training
-    calls. steps: of the training; 0 skips the check. given: the settings of both, for the message.
+    prefix: of the config keys, `teacher.` or empty. optimizer, schedule: make the partials that
+    training calls. steps: optimizer steps; 0 skips the check. given: the settings of both, for the
+    message.
     """
     if not steps:
         return
     group = "optimizer"
     try:
         weight = torch.nn.Parameter(torch.zeros(1, 1))
-        tried = optimizer()([{"params": [weight]}])
+        made = optimizer()([{"params": [weight]}])
         group = "schedule"
-        make = schedule()
-        accepted = inspect.signature(make).parameters
-        make(tried, **{name: steps for name in RUN_LENGTH if name in accepted})
-    except REFUSALS as error:
+        make_schedule = schedule()
+        accepted = inspect.signature(make_schedule).parameters
+        make_schedule(made, **{name: steps for name in RUN_LENGTH if name in accepted})
+    except INVALID_ARGUMENTS as error:
         settings = {key: value for key, value in given[group].items() if not key.startswith("_")}
         raise ConfigError(f"{prefix}{group}={settings}: {first_line(error)}.") from error

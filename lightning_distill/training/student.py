@@ -1,4 +1,4 @@
-"""The small model, trained on what the frozen big one predicts."""
+"""The student, trained on the predictions of frozen teachers."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from lightning_distill.training.module import TrainedModule
 
 
 class Transfer(Protocol):
-    """What a training step needs of a transfer, see `transfer/base.py`."""
+    """The part of `transfer.base.Transfer` that a training step uses."""
 
     def transform_batch(self, module: "StudentModule", batch: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -28,10 +28,10 @@ class Transfer(Protocol):
 
 
 class StudentModule(TrainedModule):
-    """A student and its frozen teachers; none if the objective needs none (alpha = 0).
+    """A student and its frozen teachers; none where the objective needs none (alpha = 0).
 
-    teacher_hash: says which teachers. A checkpoint holds no weight of theirs, only this hash, and
-    does not resume under others.
+    vocab_size: V, of the logits that the loss compares. teacher_hash: identifies the teachers.
+    A checkpoint holds this hash instead of their weights, and is refused under other teachers.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class StudentModule(TrainedModule):
         terms = self.objective(student, teacher, labels, known, truth, logs, batch.get("kept"))
         reshard(predictor.model for predictor in self.predictors[1:])
         for name, term in self.intermediate.items():
-            # Where an example has one prediction, its mask says what was read for that.
+            # Of a classifier, with one label per example, the mask selects the input positions.
             mask = batch.get("attention_mask") if labels.ndim == 1 else None
             terms = terms.plus(name, term, term(labels, batch.get("position_ids"), mask), logs)
         if logs:

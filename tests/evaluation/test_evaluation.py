@@ -1,13 +1,15 @@
-"""Tasks and speed, through the real command, on two models of a few thousand weights."""
+"""Tasks and speed through the command, on two tiny models."""
 
 import csv
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
+from lightning_distill.data.tasks.causal_lm import CausalLM
+from lightning_distill.data.tasks.masked_lm import MaskedLM
 from lightning_distill.errors import ConfigError
-from lightning_distill.evaluation.evaluate import check_requested
+from lightning_distill.evaluation.generative import check_request
+from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.report.summarize import summarize
 
 pytest.importorskip("lm_eval")
@@ -20,7 +22,7 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def sweep(in_process, tmp_path_factory, lm_eval_tasks):
-    """A sweep of two jobs, which measured a task at their end."""
+    """A sweep of two jobs that evaluated a task."""
     outputs = tmp_path_factory.mktemp("outputs")
     own = f"evaluate.task_path={lm_eval_tasks}"
     same = ("-m", "loss.temperature=1,2", f"paths.outputs={outputs}", "sweep.name=two", own)
@@ -30,7 +32,7 @@ def sweep(in_process, tmp_path_factory, lm_eval_tasks):
     return jobs, outputs, same, done.stdout
 
 
-def test_what_a_run_is_asked_for_stands_in_its_results_and_its_log(sweep):
+def test_scores_of_requested_tasks_are_in_the_results_and_the_log(sweep):
     jobs, _, _, said = sweep
     assert len(jobs) == 2
     assert not any("evaluate" in job.name for job in jobs)
@@ -45,7 +47,7 @@ def test_what_a_run_is_asked_for_stands_in_its_results_and_its_log(sweep):
     assert f"{teacher['tasks']['choice']['acc']:.4f} ± " in said
 
 
-def test_finished_jobs_are_skipped_and_said_to_lack_what_is_asked_for_now(sweep, in_process):
+def test_finished_jobs_are_skipped_with_a_hint_about_newly_requested_scores(sweep, in_process):
     jobs, _, same, _ = sweep
     before = [results(job) for job in jobs]
     done = in_process(*same, "evaluate.tasks=[choice,text]", "evaluate.speed=true")
@@ -56,7 +58,7 @@ def test_finished_jobs_are_skipped_and_said_to_lack_what_is_asked_for_now(sweep,
     assert "2 of 2 jobs finished" in (jobs[0].parent / "report.html").read_text()
 
 
-def test_a_sweep_that_is_finished_gets_what_it_lacks(sweep, in_process, lm_eval_tasks):
+def test_a_finished_sweep_is_evaluated_again(sweep, in_process, lm_eval_tasks):
     jobs, outputs, _, _ = sweep
     before = [results(job) for job in jobs]
     done = in_process(
@@ -85,7 +87,7 @@ def test_a_sweep_that_is_finished_gets_what_it_lacks(sweep, in_process, lm_eval_
     assert all(float(row["teacher.speed.tokens_per_second"]) > 0 for row in rows)
 
 
-def test_the_report_shows_tasks_and_speed_where_there_are_any(job, tmp_path):
+def test_the_report_shows_tasks_and_speed(job, tmp_path):
     job("plain", 5.0, alpha=0)
     folder = job("distilled", 4.25)
     summarize(tmp_path)
@@ -107,7 +109,7 @@ def test_the_report_shows_tasks_and_speed_where_there_are_any(job, tmp_path):
     assert "acc_stderr</button>" not in page
 
 
-def test_a_run_whose_teacher_is_gone_does_its_tasks_alone(
+def test_a_student_whose_teacher_was_removed_is_evaluated_alone(
     sweep, in_process, lm_eval_tasks, tmp_path
 ):
     jobs, _, _, _ = sweep
@@ -124,7 +126,7 @@ def test_a_run_whose_teacher_is_gone_does_its_tasks_alone(
     assert results(jobs[1])["teacher"] == before["teacher"]
 
 
-def test_a_teacher_alone_does_tasks_too_and_a_run_without_either_is_refused(
+def test_a_teacher_is_evaluated_alone_and_a_run_without_models_is_refused(
     sweep, in_process, lm_eval_tasks, tmp_path
 ):
     _, outputs, _, _ = sweep
@@ -139,7 +141,7 @@ def test_a_teacher_alone_does_tasks_too_and_a_run_without_either_is_refused(
     assert "has no student, and its teacher is not here" in done.stderr
 
 
-def test_what_cannot_be_measured_is_refused_in_a_line(in_process, tmp_path):
+def test_invalid_evaluation_settings_are_refused(in_process, tmp_path):
     run = ("stage=evaluate", f"evaluate.run={tmp_path}", f"paths.outputs={tmp_path}")
     wrong = {
         "tasks=choice": "must be a list, as in evaluate.tasks=[choice]",
@@ -155,16 +157,14 @@ def test_what_cannot_be_measured_is_refused_in_a_line(in_process, tmp_path):
     assert "not the folder of a run: no " in in_process(*run, expect=2).stderr
 
 
-def test_models_that_do_not_write_are_not_asked_to(make_data):
-    data = make_data()
-    check_requested(OmegaConf.create({"speed": True}), data)
-    data.is_generative = False
-    check_requested(OmegaConf.create({"speed": False, "tasks": []}), data)
+def test_tasks_and_speed_are_refused_for_models_that_generate_no_text():
+    check_request(EvaluationRequest(speed=True), CausalLM)
+    check_request(EvaluationRequest(), MaskedLM)
     with pytest.raises(ConfigError, match=r"Set evaluate\.tasks=\[\] evaluate\.speed=false"):
-        check_requested(OmegaConf.create({"speed": True}), data)
+        check_request(EvaluationRequest(speed=True), MaskedLM)
 
 
-def test_a_task_whose_data_is_gone_is_refused_before_anything_is_trained(in_process, tmp_path):
+def test_a_task_whose_data_are_missing_is_refused_before_training(in_process, tmp_path):
     (tmp_path / "lost.yaml").write_text(
         "{task: lost, dataset_path: json, test_split: test, doc_to_text: a, doc_to_target: a, "
         f"dataset_kwargs: {{data_files: {{test: {tmp_path}/lost.jsonl}}}}}}"

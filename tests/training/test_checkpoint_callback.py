@@ -1,4 +1,4 @@
-"""A run that is asked to stop, once and twice."""
+"""Runs that get a signal to stop."""
 
 import csv
 import json
@@ -24,8 +24,8 @@ from lightning_distill.training.teacher import TeacherModule
 LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
 
 
-class AskedAt(Callback):
-    """Asks for an end during one step, as a signal would."""
+class StopAt(Callback):
+    """Requests a stop during one step, as a signal would."""
 
     def __init__(self, step, keeping):
         self.step, self.keeping = step, keeping
@@ -37,7 +37,7 @@ class AskedAt(Callback):
 
 @pytest.fixture
 def train(make_data, tmp_path):
-    """Trains for 12 steps, with a validation every third; asked to stop during one of them."""
+    """Trains for 12 steps with a validation every third; a stop can be requested in any step."""
     data = make_data()
 
     def train(stop=None):
@@ -64,7 +64,7 @@ def train(make_data, tmp_path):
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            callbacks=[keeping, AskedAt(stop, keeping)],
+            callbacks=[keeping, StopAt(stop, keeping)],
             plugins=[AtomicCheckpointIO()],
         )
         start = folder / LAST
@@ -78,21 +78,21 @@ def train(make_data, tmp_path):
     return train
 
 
-def test_stopped_at_any_step_it_goes_on_to_the_same_curves_and_weights(train):
+def test_a_training_stopped_at_any_step_resumes_to_the_same_curves_and_weights(train):
     curves, weights = train()
     assert [step for step, _ in curves["train/loss"]] == [str(step) for step in range(12)]
     assert [step for step, _ in curves["validation/nll"]] == ["2", "5", "8", "11"]
     for step in range(1, 13):
         with pytest.raises(Stopped):
             train(step)
-        again, found = train(step)
-        assert again == curves, step
-        assert all(torch.equal(found[name], weights[name]) for name in weights)
+        resumed_curves, resumed = train(step)
+        assert resumed_curves == curves, step
+        assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
 
 @pytest.fixture
 def start(text_file, tmp_path):
-    """Starts the command, and waits until it has trained for some steps. Returns its folder too."""
+    """Starts the command and waits for a checkpoint. Returns the command and its folder."""
 
     def start(**env):
         where = [f"data.path={text_file}", f"paths.outputs={tmp_path}"]
@@ -104,23 +104,23 @@ def start(text_file, tmp_path):
 
 
 def student(folder):
-    found = json.loads((folder / "results.json").read_text())
-    assert found["status"] == "finished"
-    return found["student"]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["status"] == "finished"
+    return results["student"]
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tmp_path):
+def test_a_stopped_run_resumes_to_the_scores_of_an_uninterrupted_one(start, in_process, tmp_path):
     command, folder = start()
     same = [*LONG, "logger=csv", f"paths.outputs={tmp_path}"]
     command.signal(signal.SIGSTOP)
-    in_process(*same)  # beside one that is alive
+    in_process(*same)  # while the first process lives
     command.signal(signal.SIGCONT)
     (undisturbed,) = set(folder.parent.iterdir()) - {folder}
     command.signal(signal.SIGINT)
-    said = command.wait(130, timeout=60).said
-    assert "stopped by SIGINT at step" in said
-    assert "Run the same command again to resume" in said
+    output = command.wait(130, timeout=60).said
+    assert "stopped by SIGINT at step" in output
+    assert "Run the same command again to resume" in output
     (tmp_path / "copy").mkdir()
     shutil.copytree(folder, tmp_path / "copy" / folder.name)
     assert "resuming from step" in in_process(*same).stdout
@@ -133,12 +133,12 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(start, in_process, tm
 
 
 @pytest.mark.slow
-def test_slurm_is_asked_to_start_a_job_again_that_it_warned(start, tmp_path):
-    told = tmp_path / "told"
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {told}\n')
+def test_a_job_that_slurm_warns_is_requeued(start, tmp_path):
+    arguments = tmp_path / "arguments"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {arguments}\n')
     (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     command, _ = start(SLURM_JOB_ID="12", PATH=path)
     command.signal(signal.SIGUSR1)
     command.wait(128 + signal.SIGUSR1, timeout=60)
-    assert told.read_text().split() == ["requeue", "12"]
+    assert arguments.read_text().split() == ["requeue", "12"]

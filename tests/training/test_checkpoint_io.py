@@ -1,4 +1,4 @@
-"""A training's state on the disk, and what may happen to it."""
+"""Checkpoints on disk: atomic writes, damage, full disks, and code in a pickle."""
 
 import logging
 import os
@@ -33,58 +33,58 @@ def two(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of its own, which holds one megabyte."""
+    """A folder on a separate disk of one megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
+        pytest.skip("mounting a disk is not allowed")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def damage(file, how, dice):
+def damage(file, how, rng):
     data = bytearray(file.read_bytes())
-    place = dice.randrange(len(data))
+    position = rng.randrange(len(data))
     if how == "truncated":
-        del data[place:]
+        del data[position:]
     else:
-        data[place] ^= 1 << dice.randrange(8)
+        data[position] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
 
 
-def test_the_one_before_is_kept(two):
+def test_the_previous_checkpoint_is_kept(two):
     assert step_of(two / LAST) == 6
     assert step_of(two / PREVIOUS) == 3
     assert newest(two) == two / LAST
     assert len(list(two.iterdir())) == 2
 
 
-def test_of_one_truncated_at_any_byte_nothing_is_read(two, caplog):
-    dice = random.Random(0)
+def test_a_checkpoint_truncated_at_any_byte_is_replaced_by_the_previous_one(two, caplog):
+    rng = random.Random(0)
     for _ in range(40):
         AtomicCheckpointIO().save_checkpoint(state(9), two / LAST)
         os.replace(two / LAST, two / "whole")
         (two / LAST).write_bytes((two / "whole").read_bytes())
-        damage(two / LAST, "truncated", dice)
+        damage(two / LAST, "truncated", rng)
         assert newest(two) == two / PREVIOUS
         restore_newest(two)
         assert step_of(two / LAST) == 6
     assert "last.ckpt is damaged: resuming from the one before it" in caplog.text
 
 
-def test_a_flipped_bit_changes_nothing_that_is_read(two):
-    dice, whole = random.Random(0), (two / LAST).read_bytes()
+def test_a_flipped_bit_changes_no_value_that_is_read(two):
+    rng, whole = random.Random(0), (two / LAST).read_bytes()
     for _ in range(200):
         (two / LAST).write_bytes(whole)
-        damage(two / LAST, "flipped", dice)
-        if newest(two) == two / LAST:  # it was in no value: padding, a name's copy, a date
-            found = AtomicCheckpointIO().load_checkpoint(two / LAST)
-            assert found["global_step"] == 6
-            assert torch.equal(found["weights"], state(6)["weights"])
+        damage(two / LAST, "flipped", rng)
+        if newest(two) == two / LAST:  # the bit is in no value: in padding or a date
+            checkpoint = AtomicCheckpointIO().load_checkpoint(two / LAST)
+            assert checkpoint["global_step"] == 6
+            assert torch.equal(checkpoint["weights"], state(6)["weights"])
 
 
-def test_where_both_are_damaged_training_starts_anew(two, caplog):
+def test_with_two_damaged_checkpoints_training_starts_anew(two, caplog):
     for name in (LAST, PREVIOUS):
         damage(two / name, "truncated", random.Random(0))
     restore_newest(two)
@@ -92,13 +92,13 @@ def test_where_both_are_damaged_training_starts_anew(two, caplog):
     assert "training starts anew" in caplog.text
 
 
-def test_a_process_killed_between_two_renames_has_lost_nothing(two):
+def test_a_kill_between_the_two_renames_loses_nothing(two):
     os.replace(two / LAST, two / PREVIOUS)
     restore_newest(two)
     assert step_of(two / LAST) == 6
 
 
-def test_a_full_disk_leaves_the_last_one(small_disk):
+def test_a_full_disk_keeps_the_last_checkpoint(small_disk):
     AtomicCheckpointIO().save_checkpoint(state(3), small_disk / LAST)
     with pytest.raises(OSError, match="No space left on device") as caught:
         AtomicCheckpointIO().save_checkpoint(state(6, 10**6), small_disk / LAST)
@@ -115,7 +115,7 @@ class Mark:
         return os.mkdir, (str(self.file),)
 
 
-def test_one_that_would_run_code_is_refused(two, caplog):
+def test_a_checkpoint_that_would_run_code_is_refused(two, caplog):
     caplog.set_level(logging.INFO)
     torch.save(state(9) | {"callbacks": Mark(two / "ran")}, two / LAST)
     for read in (

@@ -1,4 +1,4 @@
-"""Batches that the memory does not hold."""
+"""Batches that do not fit into memory."""
 
 import json
 
@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning_distill.training.fit import is_out_of_memory
 
 
-class Card(Callback):
-    """Stands in for a GPU that holds so many examples a batch, from a step of the student's on."""
+class SmallGPU(Callback):
+    """Simulates a GPU that runs out of memory on batches above a size, from some step on."""
 
     def __init__(self, holds: int, since: int = 0) -> None:
         self.holds, self.since = holds, since
@@ -32,15 +32,15 @@ EIGHT = [
 
 @pytest.fixture(scope="module")
 def run(in_process, tmp_path_factory):
-    def run(*settings, card=None, folder=None):
+    def run(*settings, gpu=None, folder=None):
         folder = folder or tmp_path_factory.mktemp("run")
         where = [f"paths.outputs={folder}", f"hydra.run.dir={folder}"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LIGHTNING_DISTILL_ALLOW", __name__)
-            node = f"{{_target_: {__name__}.Card, {card}}}"
-            cards = [f"+trainer.callbacks=[{node}]"] if card else []
-            said = in_process(*EIGHT, *settings, *where, *cards)
-        return folder, said.stdout + said.stderr
+            node = f"{{_target_: {__name__}.SmallGPU, {gpu}}}"
+            gpus = [f"+trainer.callbacks=[{node}]"] if gpu else []
+            done = in_process(*EIGHT, *settings, *where, *gpus)
+        return folder, done.stdout + done.stderr
 
     return run
 
@@ -50,21 +50,21 @@ def whole(run):
     return run()[0]
 
 
-@pytest.mark.parametrize("card", ["holds: 8", "holds: 3", "{holds: 4, since: 7}", "holds: 1"])
-def test_batches_that_do_not_fit_are_divided_and_the_run_is_the_same(run, whole, card):
-    folder, said = run(card=card.strip("{}"))
+@pytest.mark.parametrize("gpu", ["holds: 8", "holds: 3", "{holds: 4, since: 7}", "holds: 1"])
+def test_batches_that_do_not_fit_are_divided_without_changing_the_run(run, whole, gpu):
+    folder, output = run(gpu=gpu.strip("{}"))
     for name in ("step", "train/loss", "train/gradient_norm", "validation/nll"):
         assert curve(folder, name) == pytest.approx(curve(whole, name), rel=1e-5), name
     for role, known in scores(whole).items():
         assert scores(folder)[role] == pytest.approx(known, rel=1e-5), role
-    parts = {"holds: 8": 1, "holds: 3": 4, "{holds: 4, since: 7}": 2, "holds: 1": 8}[card]
+    parts = {"holds: 8": 1, "holds: 3": 4, "{holds: 4, since: 7}": 2, "holds: 1": 8}[gpu]
     each = f"{parts} micro-batches of {8 // parts} make the same step"
     # The teacher's, then the student's.
-    assert said.count(each) == (0 if parts == 1 else 1 if "since" in card else 2)
+    assert output.count(each) == (0 if parts == 1 else 1 if "since" in gpu else 2)
 
 
 @pytest.mark.parametrize(
-    ("settings", "card", "expected"),
+    ("settings", "gpu", "expected"),
     [
         ([], "holds: 0", "teacher: a batch of 1 does not fit into memory, at step 1. Set a"),
         (
@@ -74,24 +74,24 @@ def test_batches_that_do_not_fit_are_divided_and_the_run_is_the_same(run, whole,
         ),
     ],
 )
-def test_what_cannot_be_divided_further_or_without_losing_steps_says_what_to_set(
-    run, settings, card, expected, tmp_path
+def test_a_batch_that_cannot_be_divided_ends_the_run_with_advice(
+    run, settings, gpu, expected, tmp_path
 ):
     with pytest.raises(torch.OutOfMemoryError):
-        run(*settings, card=card, folder=tmp_path)
+        run(*settings, gpu=gpu, folder=tmp_path)
     (log,) = tmp_path.glob("*.log")
     assert expected in log.read_text()
 
 
-def test_a_plan_counts_the_micro_batches_that_will_be_made(run):
-    def flops(**card):
-        folder, _ = run("stage=plan", **card)
+def test_a_plan_counts_the_flops_of_all_micro_batches(run):
+    def flops(**gpu):
+        folder, _ = run("stage=plan", **gpu)
         return json.loads((folder / "plan.json").read_text())["flops"]
 
-    assert flops(card="holds: 4") == pytest.approx(flops(), rel=0.01)
+    assert flops(gpu="holds: 4") == pytest.approx(flops(), rel=0.01)
 
 
-def test_a_processor_that_has_no_memory_left_says_so():
+def test_running_out_of_memory_is_recognized_on_the_cpu():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)

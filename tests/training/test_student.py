@@ -76,7 +76,7 @@ def test_the_teacher_stays_in_eval_mode_and_unchanged(data, tmp_path):
         assert torch.equal(value, before[name])
 
 
-def test_the_teacher_is_in_no_optimizer_and_no_gradient(data, tmp_path):
+def test_the_teacher_is_not_optimized_and_gets_no_gradient(data, tmp_path):
     student = make_student(data)
     trainer = fit(student, data, tmp_path)
     optimized = {id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]}
@@ -84,7 +84,7 @@ def test_the_teacher_is_in_no_optimizer_and_no_gradient(data, tmp_path):
     assert all(p.grad is None for p in student.teachers[0].model.parameters())
 
 
-def test_the_checkpoint_holds_no_teacher_but_its_name(data, tmp_path):
+def test_the_checkpoint_holds_the_teachers_hash_instead_of_its_weights(data, tmp_path):
     student = make_student(data)
     fit(student, data, tmp_path)
     checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
@@ -101,11 +101,11 @@ def test_the_teacher_moves_with_its_student(data):
     assert {p.device.type for p in student.to("meta").teachers[0].model.parameters()} == {"meta"}
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(data, tmp_path):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data, tmp_path):
     whole = make_student(data)
     fit(whole, data, tmp_path / "whole", steps=7)
     resumed = make_student(data)
-    with torch.no_grad():  # what it starts from must not matter
+    with torch.no_grad():  # the initial weights must not matter
         for p in resumed.model.parameters():
             p.zero_()
     fit(resumed, data, tmp_path / "resumed", steps=7, resume=tmp_path / "whole" / "step=3.ckpt")
@@ -125,31 +125,33 @@ def test_alpha_zero_trains_without_a_teacher(data, tmp_path):
     assert not with_none.teachers
 
 
-def test_distilling_brings_the_student_towards_its_teacher(data, tmp_path):
-    student = make_student(data, hard=0.0, sharpness=10.0)  # an untrained one has no opinions
+def test_distillation_halves_the_kl_divergence_from_the_teacher(data, tmp_path):
+    student = make_student(data, hard=0.0, sharpness=10.0)  # untrained logits are almost uniform
     batch = next(iter(data.val_dataloader()))
 
     def kl():
         teachers, _ = student.transfer.teacher_predictions(student.teachers, batch)
-        found = student.objective(student(batch), teachers, batch["labels"], details=True)
-        return float(found.details["kl"])
+        terms = student.objective(student(batch), teachers, batch["labels"], details=True)
+        return float(terms.details["kl"])
 
     before = kl()
     fit(student, data, tmp_path, steps=60, every=60)
     assert kl() < 0.5 * before
 
 
-def test_fused_and_unfused_training_end_at_the_same_nll(data, tmp_path, monkeypatch):
+def test_training_with_the_chunked_loss_ends_at_the_nll_of_the_plain_one(
+    data, tmp_path, monkeypatch
+):
     fused = sys.modules["lightning_distill.losses.chunked"]
-    monkeypatch.setitem(fused.CHUNK, "cpu", 9 * 300)  # many chunks a step, and none of them even
+    monkeypatch.setitem(fused.CHUNK, "cpu", 9 * 300)  # unequal chunks
     monkeypatch.setitem(fused.BLOCK, "cpu", 4 * 300)
     batch = next(iter(data.val_dataloader()))
-    found = []
+    results = []
     for use in (True, False):
         student = make_student(data, split=use)
         assert (student.predict.head is None) is not use
         fit(student, data, tmp_path / str(use), steps=60, every=60)
         with torch.no_grad():
             total, tokens = nll(student(batch), batch["labels"])
-        found.append(float(total / tokens))
-    assert found[0] == pytest.approx(found[1], abs=1e-4)
+        results.append(float(total / tokens))
+    assert results[0] == pytest.approx(results[1], abs=1e-4)

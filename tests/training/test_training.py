@@ -1,4 +1,4 @@
-"""The average is over the tokens of the global batch, however it is cut up."""
+"""Losses and gradients are means over the tokens of the global batch, however it is divided."""
 
 import lightning as L
 import pytest
@@ -20,7 +20,7 @@ RATE = 0.1
 
 @pytest.fixture
 def blocks(make_data):
-    """Four blocks with very unequal numbers of counted tokens."""
+    """Four blocks with very unequal numbers of unmasked tokens."""
     data = make_data()
     blocks = [data.examples("train")[i] for i in range(4)]
     for block, counted in zip(blocks, (32, 1, 7, 20), strict=True):
@@ -71,7 +71,7 @@ def test_accumulating_unequal_micro_batches_equals_one_batch(blocks, batch_size,
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_the_step_is_the_gradient_of_the_mean_over_all_tokens(blocks):
+def test_a_step_follows_the_gradient_of_the_mean_over_all_tokens(blocks):
     data, four = blocks
     _, steps, _ = one_step(data, four, 1)
     torch.manual_seed(1)
@@ -100,7 +100,7 @@ def test_gradients_are_averaged_before_they_are_clipped(blocks):
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_fused_optimizer_clips_in_16_bits_too(blocks):
+def test_gradients_are_clipped_for_a_fused_optimizer_in_16_bits_too(blocks):
     data, four = blocks
     settings = {"hard_target": "labels", "precision": "bf16-mixed", "fused": True}
     _, plain, _ = one_step(data, four, 4, clip=None, **settings)
@@ -111,7 +111,7 @@ def test_a_fused_optimizer_clips_in_16_bits_too(blocks):
         torch.testing.assert_close(a * 0.01 * RATE / norm, b, rtol=1e-2, atol=1e-7)
 
 
-def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
+def test_the_logged_loss_is_per_token_and_the_sum_of_its_terms(blocks):
     data, four = blocks
     student, _, trainer = one_step(data, four, 2)
     logged = trainer.logged_metrics
@@ -122,7 +122,7 @@ def test_the_logged_loss_is_per_token_and_made_of_its_terms(blocks):
 
 
 def train_alike(file):
-    """What each of the devices does: two steps on eight blocks, four a step."""
+    """Runs on each device: two steps on eight blocks, four per step."""
     world = process_group.world_size()
     tokenizer = train_tokenizer(["soft targets"] * 3, 300)
     size = len(tokenizer)
@@ -158,11 +158,11 @@ def train_alike(file):
 
 
 @pytest.mark.slow
-def test_two_devices_make_the_step_of_one(tmp_path):
-    """Under DDP, whose hooks have to see the gradients that the fused objective makes."""
-    found = []
+def test_two_devices_make_the_same_steps_as_one(tmp_path):
+    """Under DDP, whose hooks must see the gradients of the chunked objective."""
+    results = []
     for world in (1, 2):
         as_ranks(world, train_alike, tmp_path / "weights.pt")
-        found.append(torch.load(tmp_path / "weights.pt", weights_only=True))
-    for name, weights in found[0].items():
-        torch.testing.assert_close(weights, found[1][name], rtol=1e-4, atol=1e-6)
+        results.append(torch.load(tmp_path / "weights.pt", weights_only=True))
+    for name, weights in results[0].items():
+        torch.testing.assert_close(weights, results[1][name], rtol=1e-4, atol=1e-6)
