@@ -28,10 +28,12 @@ def job_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _plain(cfg: DictConfig, without: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in without])
-    settings = OmegaConf.to_container(kept, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}
+    # Resolved in the whole config: `sweep.command` is an interpolation of `hydra`.
+    nodes = {str(key): cfg[key] for key in cfg if key not in without}
+    return {
+        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for key, node in nodes.items()
+    }
 
 
 def hardware(settings: dict[str, Any]) -> Hardware:
