@@ -20,7 +20,7 @@ from lightning_distill.planning.estimate import missing
 from lightning_distill.planning.profile import DRY_RUN_STEPS
 from lightning_distill.report.plan_table import disk_demand, memory_demand
 from lightning_distill.run.preparation import check_intermediate_losses
-from lightning_distill.tracking.wandb_run import has_key
+from lightning_distill.tracking.wandb_environment import has_key
 
 TEST_BATCHES = 4  # on which teacher and student are compared
 

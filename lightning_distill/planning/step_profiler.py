@@ -15,7 +15,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from lightning_distill.training.cost import peak_mb, reset_peak
+from lightning_distill.training.cost import peak_memory_mb, reset_peak_memory
 
 # Optimizer steps at the start, whose time is left out. Counting FLOPs slows batches down, so those
 # of the first batches alone are counted.
@@ -52,7 +52,7 @@ class StepProfiler(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.records: dict[str, dict[str, Any]] = {}
         self._counter: FlopCounterMode | None = None
-        reset_peak()
+        reset_peak_memory()
 
     def _start(self, stage: str, index: int, counts_flops: bool = False, **values: Any) -> None:
         self.records.setdefault(stage, {"seconds": [], "flops": [], **values})
@@ -121,7 +121,7 @@ class StepProfiler(Callback):
             self._end("predict")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        common = {"module": type(pl_module).__name__, "memory_mb": peak_mb()}
+        common = {"module": type(pl_module).__name__, "memory_mb": peak_memory_mb()}
         with self.file.open("a") as stream:
             for name, record in self.records.items():
                 flops = mean(record["flops"]) if record["flops"] else 0

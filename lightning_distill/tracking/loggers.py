@@ -1,4 +1,4 @@
-"""The loggers that `logger=` names."""
+"""The loggers of `logger=`."""
 
 import logging
 import warnings
@@ -14,12 +14,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_distill.distributed import process_group
 from lightning_distill.sweeps.job import Job
 from lightning_distill.tracking import wandb_run
+from lightning_distill.tracking.wandb_environment import agent_sweep_id
+from lightning_distill.tracking.wandb_naming import RunDescription
 from lightning_distill.training.checkpoint_io import LAST, restore_newest, step_of
-from lightning_distill.training.metrics_csv import keep_curves
+from lightning_distill.training.metrics_csv import truncate_curves
 
 log = logging.getLogger(__name__)
 
-# Lightning repeats these for each trainer or model of a sweep, and none needs an action.
+# Warnings of Lightning that need no action, and are repeated for each trainer of a sweep.
 for message in (
     ".*directory.*not empty.*",
     ".*LeafSpec.*",
@@ -35,15 +37,15 @@ transformers.utils.logging.disable_progress_bar()
 
 
 class StepLogger(WandbLogger):
-    """Passes the optimizer step to W&B, so that a resumed run repeats the same steps.
+    """Logs with the optimizer step as W&B's step.
 
-    W&B would count from 0 again in an offline run.
+    W&B's own count would start at 0 again when an offline run is resumed.
     """
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        known = {} if step is None else {"trainer/global_step": step}
-        self.experiment.log({**metrics, **known}, step=step)
+        axis = {} if step is None else {"trainer/global_step": step}
+        self.experiment.log({**metrics, **axis}, step=step)
 
 
 @dataclass(frozen=True)
@@ -69,36 +71,36 @@ class Tracker:
     is_sweep: bool
 
     def start(self, folder: Path, checkpoints: Path, teacher: str | None = None) -> list[Logger]:
-        """Loggers that write below `folder`; none on other ranks than 0.
+        """The loggers of one training, which write below `folder`; none on ranks other than 0.
 
-        checkpoints: the folder of the training's checkpoints; where it holds one, its curves and
-        its W&B run are continued. teacher: its key, where a teacher is trained.
+        checkpoints: the folder of the training's checkpoints; with one in it, its curves and its
+        W&B run are continued. teacher: the key of the teacher that is trained, if it is one.
         """
         if not process_group.is_rank_zero():
             return []
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.mkdir(parents=True, exist_ok=True)
-        restore_newest(checkpoints)  # so that curves and training resume at the same step
+        restore_newest(checkpoints)  # the curves must end at the step where training resumes
         loggers: list[Logger] = []
         for factory in self.factories:
             if not factory.is_wandb:
                 loggers.append(factory.make()(save_dir=str(folder)))
-            elif teacher is None or not wandb_run.skips_teacher():
-                describe = wandb_run.Description(
+            elif teacher is None or not agent_sweep_id():  # an agent's run is the student's
+                description = RunDescription(
                     self.settings, self.choices, self.is_sweep, self.job, factory.tags
                 )
-                described = describe.teacher(teacher) if teacher else describe.student()
-                run = wandb_run.start(factory.make, described, checkpoints / "wandb_id")
+                arguments = description.of_teacher(teacher) if teacher else description.of_student()
+                run = wandb_run.start(factory.make, arguments, checkpoints / "wandb_id")
                 loggers.append(StepLogger(experiment=run, save_dir=str(folder)))
         last = checkpoints / LAST
         if last.exists():
-            keep_curves(loggers, step_of(last))
+            truncate_curves(loggers, step_of(last))
         return loggers
 
     def finish(self, loggers: list[Logger], results: dict[str, Any]) -> None:
-        """Writes the final numbers to W&B's summary and closes its run.
+        """Writes the results to W&B's summary and ends its run.
 
-        The next job of a sweep in this process would otherwise log to the same run.
+        The next job of the sweep in this process would otherwise log to the same run.
         """
         for logger in loggers:
             if isinstance(logger, WandbLogger):
@@ -111,5 +113,5 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
             columns = list(samples[0])
             try:
                 logger.log_table("samples", columns, [[s[c] for c in columns] for s in samples])
-            except Exception as error:  # W&B asks its server before it logs a table
-                log.warning("W&B: the samples are in samples.json only: %s", error)
+            except Exception as error:  # W&B contacts its server before it logs a table
+                log.warning("W&B: the samples were not logged; they are in samples.json: %s", error)

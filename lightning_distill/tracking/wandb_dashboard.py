@@ -14,7 +14,8 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.report.tables import table_cells
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, job_folders, varying_settings
-from lightning_distill.tracking import wandb_run
+from lightning_distill.tracking import wandb_environment, wandb_run
+from lightning_distill.tracking.wandb_naming import group_name
 
 STEP = "trainer/global_step"
 RESULTS = "results"  # name of the table and of its run
@@ -51,9 +52,9 @@ def save_dashboard(
         raise ConfigError(
             "stage=dashboard needs wandb-workspaces: pip install 'lightning_distill[dashboard]'."
         )
-    if not wandb_run.has_key():
+    if not wandb_environment.has_key():
         raise ConfigError("stage=dashboard needs a W&B key: `wandb login`, or set WANDB_API_KEY.")
-    wandb_run.check_server()
+    wandb_environment.check_server()
     import wandb
 
     jobs = compare_jobs(folder) if folder else []
@@ -74,10 +75,10 @@ def _find_sweep(sweep: str, outputs: Path) -> tuple[Path | None, str]:
         if folder.is_dir():
             if not job_folders(folder):
                 raise ConfigError(f"dashboard.sweep={folder} has no jobs.")
-            return folder, wandb_run.group_name(folder.resolve().name)
+            return folder, group_name(folder.resolve().name)
     if "/" in sweep:
         raise ConfigError(f"dashboard.sweep={sweep} is not a folder.")
-    return None, wandb_run.group_name(sweep)
+    return None, group_name(sweep)
 
 
 def log_results(

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from lightning_distill.errors import ConfigError
-from lightning_distill.tracking.wandb_run import FINISHED, check_server, has_key
+from lightning_distill.tracking.wandb_environment import check_server, has_key
+from lightning_distill.tracking.wandb_run import FINISHED
 
 EMPTY_BYTES = 7  # size of a W&B file without records
 IDLE_SECONDS = 600  # without a write, after which a run without a mark was killed

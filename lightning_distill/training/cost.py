@@ -1,4 +1,4 @@
-"""What a job took: seconds and memory."""
+"""The cost of a job: seconds and memory."""
 
 import resource
 import sys
@@ -12,39 +12,41 @@ from typing import Any
 
 @dataclass
 class Cost:
-    """Seconds, 0 where something was reused; peak memory in MB (10⁶ bytes)."""
+    """Seconds, 0 for what was reused; peak memory of the student in MB (10⁶ bytes)."""
 
     teacher_seconds: float = 0.0
     transfer_seconds: float = 0.0
     student_seconds: float = 0.0
     student_tokens_per_second: float = 0.0
     peak_memory_mb: float = 0.0
-    skipped_steps: int = 0  # of the student's, for want of a finite loss and gradient
+    skipped_steps: int = 0  # the student's steps with a NaN or Inf loss or gradient
 
     @contextmanager
     def measure(self, module: Any) -> Iterator[None]:
-        """Times the student's training, that of interrupted runs before this one included;
-        `module.global_tokens_seen` counts its target tokens."""
-        reset_peak()
+        """Measures the student's training, including the seconds before it was interrupted.
+
+        module: the `StudentModule` that is trained; its `global_tokens_seen` counts target tokens.
+        """
+        reset_peak_memory()
         start = time.perf_counter()
         yield
         self.student_seconds = module.seconds_before + time.perf_counter() - start
         self.student_tokens_per_second = module.global_tokens_seen / self.student_seconds
-        self.peak_memory_mb = peak_mb()
+        self.peak_memory_mb = peak_memory_mb()
         self.skipped_steps = module.guard.count
 
 
-def reset_peak() -> None:
-    import torch  # here, because a sweep's bookkeeping needs this module and not torch
+def reset_peak_memory() -> None:
+    import torch  # here, because sweeps import this module without torch
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone forgets a process's peak on request
+    with suppress(OSError):  # resets VmHWM; Linux only
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_mb() -> float:
-    """Of the GPU where there is one, else of the process."""
+def peak_memory_mb() -> float:
+    """The peak memory of the GPU, or of the process if there is no GPU, since the last reset."""
     import torch
 
     if torch.cuda.is_available():

@@ -16,7 +16,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import full_model
 from lightning_distill.training.checkpoint_callback import CheckpointCallback
 from lightning_distill.training.checkpoint_io import LAST, PREVIOUS, step_of
-from lightning_distill.training.metrics_csv import keep_curves
+from lightning_distill.training.metrics_csv import truncate_curves
 from lightning_distill.training.module import TrainedModule
 from lightning_distill.training.nonfinite_guard import SKIPPED
 from lightning_distill.training.trainer import TrainerFactory
@@ -48,7 +48,7 @@ def fit(
         gc.collect()
         torch.cuda.empty_cache()
         if last.exists():
-            keep_curves(loggers, step_of(last))
+            truncate_curves(loggers, step_of(last))
     if trainers.gradient_checkpointing:
         module.model.gradient_checkpointing_disable()
     if process_group.is_rank_zero():

@@ -1,4 +1,4 @@
-"""The curves in `metrics.csv` of a run that resumes."""
+"""The metrics.csv of a training that is resumed."""
 
 import csv
 from pathlib import Path
@@ -7,8 +7,11 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 
-def keep_curves(loggers: list[Logger], step: int) -> None:
-    """Leaves in metrics.csv what came before this step; Lightning would start an empty file."""
+def truncate_curves(loggers: list[Logger], step: int) -> None:
+    """Removes the rows from `step` on, which the resumed training writes again.
+
+    Lightning would start with an empty file.
+    """
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             continue
@@ -17,7 +20,7 @@ def keep_curves(loggers: list[Logger], step: int) -> None:
             continue
         with file.open() as lines:
             rows = [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
-        before: list[Any] = [row for row in rows if int(row["step"]) < step]
-        logger.experiment.metrics = before
-        file.unlink(missing_ok=True)  # else they are added to what is in it
+        earlier: list[Any] = [row for row in rows if int(row["step"]) < step]
+        logger.experiment.metrics = earlier
+        file.unlink(missing_ok=True)  # `save` appends to an existing file
         logger.save()

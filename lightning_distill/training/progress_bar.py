@@ -1,4 +1,4 @@
-"""The progress bar of a training or an evaluation."""
+"""The progress bar of training and evaluation."""
 
 import sys
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 
-class Progress(TQDMProgressBar):
-    """One bar for the whole of a training run, with the time left."""
+class RoleProgressBar(TQDMProgressBar):
+    """A progress bar that names the model. role: `teacher` or `student`."""
 
     def __init__(self, role: str) -> None:
         super().__init__(refresh_rate=10)
@@ -27,10 +27,10 @@ class Progress(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
-        # Lightning says "Epoch 0"; a run is one epoch, so that says nothing.
+        # Lightning's description is "Epoch 0", and training is a single epoch.
         self.train_progress_bar.set_description(self.train_description)
 
 
-def progress(role: str) -> list[Callback]:
-    """A progress bar where somebody can see it move; none in a file."""
-    return [Progress(role)] if sys.stderr.isatty() else []
+def progress_bar_callbacks(role: str) -> list[Callback]:
+    """A progress bar if stderr is a terminal."""
+    return [RoleProgressBar(role)] if sys.stderr.isatty() else []

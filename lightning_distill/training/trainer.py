@@ -14,7 +14,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
 from lightning_distill.training.checkpoint_io import AtomicCheckpointIO
-from lightning_distill.training.progress_bar import progress
+from lightning_distill.training.progress_bar import progress_bar_callbacks
 
 # Settings of the trainer that can change a model's numbers, beside the data it sees.
 NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val", "matmul_precision")
@@ -69,7 +69,7 @@ class TrainerFactory:
             overrides |= {"num_nodes": 1, "strategy": "auto"}
             if self.hardware.local_devices > 1:  # a dry run of what several devices will do
                 overrides["devices"] = 1
-        bar = progress(role)
+        bar = progress_bar_callbacks(role)
         return self.make(
             logger=loggers or False,
             callbacks=[*self.callbacks(), *(callbacks or []), *bar],

@@ -1,4 +1,4 @@
-"""What W&B is told, read from the files that a real offline W&B leaves."""
+"""W&B runs, read from the files of a real offline W&B."""
 
 import json
 import os
@@ -13,31 +13,10 @@ import yaml
 from conftest import TINY
 
 from lightning_distill.config.catalog import CONF
-from lightning_distill.tracking import wandb_run, wandb_sync
+from lightning_distill.tracking import wandb_sync
 
-AT_ONCE = 60  # seconds that the machine may take to get as far
-BLOCK = 32768  # bytes that W&B writes at once
-
-
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        (["loss.temperature=2", "seed=1", "loss.alpha=0.5"], "temperature=2 alpha=0.5"),
-        (["teacher.max_steps=9", "student.max_steps=5"], "teacher.max_steps=9 student.max_steps=5"),
-        (["student.name=/models/small", "teacher.seed=3"], "name=small teacher.seed=3"),
-        (["experiment/job=repaired", "+optimizer.eps=1"], "job=repaired eps=1"),
-        (["loss.temperature={shape: cosine, end: 1}"], "temperature={shape: cosine, end: 1}"),
-        (["seed=4"], ""),
-    ],
-)
-def test_a_short_name_keeps_what_tells_jobs_apart(overrides, name):
-    assert wandb_run.short(overrides) == name
-
-
-def test_a_name_that_is_too_long_keeps_its_seed():
-    name = wandb_run._cut("long " * 60 + "seed=12")
-    assert len(name) == wandb_run.LONGEST_NAME
-    assert name.endswith(" seed=12")
+WRITE_TIMEOUT = 60  # seconds
+BLOCK = 32768  # bytes; W&B writes in blocks
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +41,7 @@ def runs(sweep, tracked):
 
 
 @pytest.mark.slow
-def test_a_job_is_called_by_what_sets_it_apart_with_its_seed_last(runs):
+def test_a_run_is_named_by_its_distinguishing_overrides_with_the_seed_last(runs):
     students = {name for name, one in runs.items() if one.run.job_type == "student"}
     assert students == {"alpha=0 seed=0", "alpha=0 seed=1", "alpha=1 seed=0", "alpha=1 seed=1"}
     (teacher,) = set(runs) - students
@@ -72,14 +51,14 @@ def test_a_job_is_called_by_what_sets_it_apart_with_its_seed_last(runs):
 
 
 @pytest.mark.slow
-def test_tags_tell_the_factors_and_the_baselines_and_keep_the_users(runs):
+def test_tags_are_the_choices_baseline_and_the_users_tags(runs):
     factors = ["forward_kl", "online", "student xs", "teacher xs"]
     assert list(runs["alpha=1 seed=0"].run.tags) == [*factors, "mine"]
     assert list(runs["alpha=0 seed=0"].run.tags) == [*factors, "baseline", "mine"]
 
 
 @pytest.mark.slow
-def test_seeds_of_a_job_share_a_name_and_a_key_of_their_settings(runs):
+def test_runs_that_differ_in_the_seed_share_a_name_and_a_settings_key(runs):
     job = {name: one.config.get("job") for name, one in runs.items()}
     for alpha in (0, 1):
         first, second = job[f"alpha={alpha} seed=0"], job[f"alpha={alpha} seed=1"]
@@ -90,7 +69,7 @@ def test_seeds_of_a_job_share_a_name_and_a_key_of_their_settings(runs):
 
 
 @pytest.mark.long
-def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
+def test_a_killed_run_resumes_in_the_same_wandb_run_offline_and_uploaded(
     command, text_file, tracked, wandb_server, tmp_path
 ):
     settings = [
@@ -120,8 +99,8 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    last = time.monotonic() + AT_ONCE
-    while written() < BLOCK and time.monotonic() < last:
+    deadline = time.monotonic() + WRITE_TIMEOUT
+    while written() < BLOCK and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -138,14 +117,14 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
     assert "student" not in first.summary
     assert second.summary["student"]["nll"] > 0
 
-    # And so does what is uploaded, the half-written end of the killed run's file notwithstanding;
-    # a run that was killed before it wrote anything is no hindrance.
+    # The upload has all steps once, although the killed run's file ends in half a record.
+    # A run that was killed before it wrote anything is skipped.
     empty = tmp_path / "sweeps" / "killed" / "wandb" / "offline-run-20200101_000000-00000000"
     empty.mkdir()
     (empty / "run-00000000.wandb").write_bytes(b":W&B\0\0\0")
     server, key = wandb_server
     one, other = wandb_sync.offline_runs(tmp_path)
-    assert not wandb_sync.has_ended(one, [one])  # for all that is known, it is being written
+    assert not wandb_sync.has_ended(one, [one])  # it may still be running
     assert wandb_sync.has_ended(other, [one, other])
     command("stage=sync", f"paths.outputs={tmp_path}", **key)
     ((run_id, lines),) = server.history.items()
@@ -157,23 +136,24 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_offline_and_uploaded(
 
 
 @pytest.mark.slow
-def test_an_agent_drives_the_program_and_the_run_is_the_agents(
-    text_file, tracked, tmp_path, monkeypatch
-):
+def test_under_wandb_agent_the_run_is_the_agents(text_file, tracked, tmp_path, monkeypatch):
     from wandb.wandb_agent import Agent
 
-    wished = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    sweep_config = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("WANDB_SWEEP_ID", "searched")
-    for name in ("RUN_ID", "DIR", "SWEEP_PARAM_PATH"):  # which the agent sets, and leaves
+    for name in ("RUN_ID", "DIR", "SWEEP_PARAM_PATH"):  # set by the agent, and not unset
         monkeypatch.setenv(f"WANDB_{name}", "")
         monkeypatch.delenv(f"WANDB_{name}")
     agent = Agent(None, None, sweep_id="searched")
     fixed = [o for o in TINY if not o.startswith(("student=", "logger="))]
-    agent._sweep_command = [*wished["command"], *fixed, f"data.path={text_file}"]
-    chosen = {key: {"value": _one_of(told)} for key, told in wished["parameters"].items()}
-    agent._command_run({"run_id": "agents1", "program": wished["program"], "args": chosen})
+    agent._sweep_command = [*sweep_config["command"], *fixed, f"data.path={text_file}"]
+    chosen = {
+        key: {"value": _first_value(parameter)}
+        for key, parameter in sweep_config["parameters"].items()
+    }
+    agent._command_run({"run_id": "agents1", "program": sweep_config["program"], "args": chosen})
     assert agent._run_processes["agents1"].wait(timeout=300) == 0
 
     (one,) = tracked(tmp_path)
@@ -181,9 +161,9 @@ def test_an_agent_drives_the_program_and_the_run_is_the_agents(
     assert one.run.run_group == "searched"
     assert one.run.display_name == "student=xs temperature=1.0 alpha=0.0 lr=0.0003"
     assert one.config["loss.temperature"] == one.config["loss"]["temperature"] == 1.0
-    assert wished["metric"]["name"] in one.summary
+    assert sweep_config["metric"]["name"] in one.summary
     assert list(tmp_path.glob("outputs/runs/distill/*/results.json"))
 
 
-def _one_of(told):
-    return told["values"][0] if "values" in told else told["min"]
+def _first_value(parameter):
+    return parameter["values"][0] if "values" in parameter else parameter["min"]

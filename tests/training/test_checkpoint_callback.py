@@ -18,7 +18,7 @@ from lightning_distill.errors import Stopped
 from lightning_distill.models import sizes
 from lightning_distill.training.checkpoint_callback import CheckpointCallback
 from lightning_distill.training.checkpoint_io import LAST, AtomicCheckpointIO, step_of
-from lightning_distill.training.metrics_csv import keep_curves
+from lightning_distill.training.metrics_csv import truncate_curves
 from lightning_distill.training.teacher import TeacherModule
 
 LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
@@ -53,7 +53,7 @@ def train(make_data, tmp_path):
         keeping = CheckpointCallback(folder / LAST, 5, 10)
         logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
         if (folder / LAST).exists():
-            keep_curves([logger], step_of(folder / LAST))
+            truncate_curves([logger], step_of(folder / LAST))
         trainer = L.Trainer(
             accelerator="cpu",
             max_steps=12,
