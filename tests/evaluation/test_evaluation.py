@@ -52,7 +52,7 @@ def test_finished_jobs_are_skipped_with_a_hint_about_newly_requested_scores(swee
     before = [results(job) for job in jobs]
     done = in_process(*same, "evaluate.tasks=[choice,text]", "evaluate.speed=true")
     assert done.stdout.count("finished before, skipped") == 2
-    assert "evaluate.tasks and evaluate.speed asks" in done.stdout
+    assert "lacks the scores of evaluate.tasks and evaluate.speed" in done.stdout
     assert f"stage=evaluate evaluate.run='{jobs[0].parent}'" in done.stdout
     assert [results(job) for job in jobs] == before
     assert "2 of 2 jobs finished" in (jobs[0].parent / "report.html").read_text()
@@ -103,7 +103,7 @@ def test_the_report_shows_tasks_and_speed(job, tmp_path):
     (folder / "results.json").write_text(json.dumps(found))
     summarize(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    for text in (">0.625<", ">321<", ">12.3 ms<", ">2.5 MB<", "a&#x27;&lt;b&gt; acc", "0.750"):
+    for text in (">0.625<", ">321<", ">12.3 ms<", ">2.5 MB<", "a&#39;&lt;b&gt; acc", "0.750"):
         assert text in page
     assert "<b>" not in page.replace("&lt;b&gt;", "").split("table-jobs")[1].split("</table>")[0]
     assert "acc_stderr</button>" not in page
@@ -138,7 +138,7 @@ def test_a_teacher_is_evaluated_alone_and_a_run_without_models_is_refused(
     assert found["teacher"]["tasks"]["text"]["examples"] == 24
     again = ("stage=evaluate", f"evaluate.run={run}", *tasks)
     done = in_process(*again, f"paths.outputs={tmp_path}", expect=2)
-    assert "has no student, and its teacher is not here" in done.stderr
+    assert "has no student, and its teacher does not exist" in done.stderr
 
 
 def test_invalid_evaluation_settings_are_refused(in_process, tmp_path):
