@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 
 from lightning_distill.config.validation import each_teacher
 from lightning_distill.data.tasks.base import DistillationData
@@ -174,9 +174,12 @@ def _member(node: DictConfig) -> TeacherMember:
 
 def _trainers(cfg: DictConfig) -> TrainerFactory:
     node = cfg.trainer
-    arguments = OmegaConf.masked_copy(node, [key for key in node if key not in OURS])
+    arguments = cfg.copy()  # whole, so that Hydra's errors name the key `trainer`
+    with open_dict(arguments):
+        for key in OURS:
+            arguments.trainer.pop(key, None)
     return TrainerFactory(
-        make=partial(instantiate, arguments),
+        make=partial(instantiate, arguments.trainer),
         hardware=Hardware.from_settings(plain_settings(cfg)),
         batch_size=cfg.data.batch_size,
         precision=node.precision,
