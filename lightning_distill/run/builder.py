@@ -201,7 +201,7 @@ def _logger(node: DictConfig) -> LoggerFactory:
     is_wandb = node["_target_"] == "wandb.init"
     tags: Any = (node.get("tags") or []) if is_wandb else []
     return LoggerFactory(
-        partial(instantiate, node, _partial_=True),
+        partial(instantiate, node, _partial_=True) if is_wandb else partial(instantiate, node),
         is_wandb,
         [tags] if isinstance(tags, str) else [str(tag) for tag in tags],
     )

@@ -50,9 +50,12 @@ class StepLogger(WandbLogger):
 
 @dataclass(frozen=True)
 class LoggerFactory:
-    """make: returns a partial of the logger's class, or of `wandb.init`. tags: of the W&B run."""
+    """make: the logger, called with `save_dir=`; for W&B it returns a partial of `wandb.init`.
 
-    make: Callable[[], Callable[..., Any]]
+    tags: of the W&B run.
+    """
+
+    make: Callable[..., Any]
     is_wandb: bool = False
     tags: list[str] = field(default_factory=list)
 
@@ -84,7 +87,7 @@ class Tracker:
         loggers: list[Logger] = []
         for factory in self.factories:
             if not factory.is_wandb:
-                loggers.append(factory.make()(save_dir=str(folder)))
+                loggers.append(factory.make(save_dir=str(folder)))
             elif teacher is None or not agent_sweep_id():  # an agent's run is the student's
                 description = RunDescription(
                     self.settings, self.choices, self.is_sweep, self.job, factory.tags

@@ -467,9 +467,9 @@ def test_beams_find_a_text_that_is_no_less_likely(checkpoints, make):
     assert six.mean() > one.mean()
 
 
-def test_beams_and_dice_do_not_go_together():
+def test_beam_search_refuses_a_sampling_temperature():
     with pytest.raises(ConfigError, match=r"set transfer\.temperature=0"):
-        Sampling(1.0, num_beams=4)
+        Sequence(None, None, 4, None, 1.0, 1.0, 0, 8, 0.0, num_beams=4)
 
 
 def test_the_students_translations_are_what_is_graded(make):
