@@ -258,7 +258,7 @@ def test_a_checkpoint_goes_on_with_the_blocks_that_follow(make, tmp_path, worker
     [
         (["transfer=cached"], "data.streaming=true has no end, and this transfer prepares"),
         (["transfer=sequence"], "choose transfer=online or on_policy"),
-        (["transfer.num_blocks=3"], "transfer.num_blocks=3 chooses from a text that is counted"),
+        (["transfer.num_blocks=3"], "transfer.num_blocks=3 chooses from a text of known length"),
         (["data.num_workers=-1"], "data.num_workers=-1 must be a whole number of at least 0"),
         (["data.held_out_documents=0"], "data.held_out_documents=0 must be a whole number"),
         (["data.tokenizer_mb=0"], "data.tokenizer_mb=0 must be a number above 0"),
