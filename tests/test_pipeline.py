@@ -112,7 +112,7 @@ def test_a_teacher_alone_can_be_trained_and_evaluated_again(run, in_process, tmp
     assert results(tmp_path) == {tmp_path.name: found}
 
 
-def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(run, in_process, tmp_path):
+def test_an_interrupted_run_resumes_and_ends_at_the_same_numbers(run, in_process, tmp_path):
     """Stopped behind its step 8 of 12; then the same command again."""
     _, outputs = run
     same = ("loss.temperature=2", f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}")
@@ -124,17 +124,17 @@ def test_an_interrupted_run_goes_on_and_ends_at_the_same_numbers(run, in_process
     interrupted = {"status": "running", "key": whole["key"]}
     (tmp_path / "results.json").write_text(json.dumps(interrupted))
     said = in_process(*same, "checkpoint_every_n_steps=8").stdout
-    assert "going on from" in said
+    assert "resuming from" in said
     (resumed,) = results(tmp_path).values()
     assert resumed["student"] == whole["student"]
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(run, in_process, tmp_path):
+def test_a_checkpoint_of_other_settings_is_not_resumed(run, in_process, tmp_path):
     _, outputs = run
     same = (f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}", "checkpoint_every_n_steps=5")
     in_process("loss.temperature=2", *same)
     said = in_process("loss.temperature=3", *same).stdout
-    assert "going on from" not in said
+    assert "resuming from" not in said
 
 
 @pytest.fixture(scope="module")

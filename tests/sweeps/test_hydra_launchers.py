@@ -158,7 +158,7 @@ def test_a_killed_process_is_reported_and_the_command_resumes(sweep, tmp_path):
     sweep(*TWO, *launcher)
     assert [row["status"] for row in table(tmp_path)[0].values()] == ["finished"] * 2
     logs = [log.read_text() for log in tmp_path.glob("sweeps/four/*/job.log")]
-    assert any("going on from" in log for log in logs)
+    assert any("resuming from" in log for log in logs)
 
 
 @pytest.mark.long

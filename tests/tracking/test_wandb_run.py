@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_in_the_same_wandb_run_offline_and_uploaded(
     process.wait()
 
     done = command("-m", *settings)
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert "warn" not in (done.stdout + done.stderr).lower()
     first, second = tracked(tmp_path)
     assert first.run.run_id == second.run.run_id
