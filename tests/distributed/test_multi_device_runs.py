@@ -298,7 +298,7 @@ def test_the_doctor_counts_the_devices(in_process, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.hidden.weight=1"], "which trainer=fsdp does not share. Set trainer=ddp."),
+        (["loss.hidden.weight=1"], "which trainer=fsdp does not shard. Set trainer=ddp."),
         (["student.lora.rank=2", "student.initialize=teacher_layers"], "trains whole models"),
         (["trainer.devices=3", "trainer.num_nodes=2"], "needs this command started on every"),
     ],

@@ -183,13 +183,13 @@ def test_two_sweeps_on_one_folder_share_its_work(place, expected):
     assert said.count("finished before, skipped") == 2
 
 
-def test_a_loader_whose_worker_dies_is_named_and_gone_on_behind(place, expected):
+def test_a_killed_loader_process_is_named_and_the_run_resumes(place, expected):
     told = [*SWEEP, "data.num_workers=1"]
     command = place.start(*told)
     command.until(lambda: list(place.sweep.glob("*/checkpoints/last.ckpt")))
     os.kill(children(command.process.pid)[0], signal.SIGKILL)
     command.wait(expect=1)
-    assert "a process that brings examples (data.num_workers=1) was killed" in command.said
+    assert "a loader process (data.num_workers=1) was killed" in command.said
     assert "resuming from step" in place.run(*told)
     check_whole(place.outputs)
     found, wanted = (
