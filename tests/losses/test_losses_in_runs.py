@@ -167,4 +167,4 @@ def test_the_checkpoint_of_a_run_with_projections_holds_them(in_process, outputs
         f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     weights = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert [name for name in weights if name.startswith("inside.hidden.projections")]
+    assert [name for name in weights if name.startswith("intermediate.hidden.projections")]
