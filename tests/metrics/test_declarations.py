@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import lightning_distill.cli.app  # noqa: F401 (registers the resolver)
-from lightning_distill.config.messages import CONF
+from lightning_distill.config.catalog import CONF
 from lightning_distill.metrics.declarations import Metric, objective_metrics, task_metrics
 from lightning_distill.report.sections import jobs_table
 from lightning_distill.report.tables import csv_rows, table_cells
