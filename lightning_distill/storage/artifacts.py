@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from lightning_distill.storage.locks import locked
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-PACKAGE_PATH = re.compile(r"lightning_distill(\.\w+)+")  # as in `_target_`
 
 
 def key_of(made_from: dict[str, Any]) -> str:
@@ -41,11 +39,15 @@ def key_of(made_from: dict[str, Any]) -> str:
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _canonical(one) for key, one in value.items()}
+        content = {str(key): _canonical(one) for key, one in value.items()}
+        # A config names a class or function as `_target_`, or as the `path` of a lookup of Hydra's.
+        is_lookup = str(content.get("_target_")).startswith("hydra.utils.get_")
+        for key in ("_target_", "path") if is_lookup else ("_target_",):
+            if str(content.get(key)).startswith("lightning_distill."):
+                content[key] = content[key].rpartition(".")[2]
+        return content
     if isinstance(value, list | tuple):
         return [_canonical(one) for one in value]
-    if isinstance(value, str) and PACKAGE_PATH.fullmatch(value):
-        return value.rpartition(".")[2]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -238,3 +238,20 @@ def test_a_class_that_moves_to_another_module_keeps_its_keys():
     foreign = {"loss": {"_target_": "plugin.losses.Objective", "alpha": 1}}
     assert key_of(before) == key_of(after)
     assert len({key_of(one) for one in (before, renamed, foreign)}) == 3
+
+
+def test_a_function_that_hydra_looks_up_keeps_its_key_when_it_moves():
+    def key(path, target="hydra.utils.get_method"):
+        return key_of({"divergence": {"_target_": target, "path": path}})
+
+    assert key("lightning_distill.losses.kl") == key("lightning_distill.elsewhere.kl")
+    assert key("lightning_distill.losses.kl") != key("lightning_distill.losses.mse")
+    assert key("plugin.losses.kl") != key("plugin.elsewhere.kl")
+
+
+def test_other_text_that_looks_like_a_module_counts_as_it_is():
+    """The path of data, in a node that has a `_target_` too."""
+    paths = ("lightning_distill.old.jsonl", "lightning_distill.new.jsonl")
+    nodes = [{"_target_": "lightning_distill.data.CausalLM", "path": path} for path in paths]
+    assert key_of({"data": nodes[0]}) != key_of({"data": nodes[1]})
+    assert key_of({"name": paths[0]}) != key_of({"name": paths[1]})
