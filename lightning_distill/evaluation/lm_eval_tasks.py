@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.request import EvaluationRequest
-from lightning_distill.metrics.names import is_metric
+from lightning_distill.metrics.declarations import is_metric
 
 log = logging.getLogger(__name__)
 

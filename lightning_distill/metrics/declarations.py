@@ -113,3 +113,10 @@ def directions(names: Iterable[str], task: str = "") -> list[str]:
     if not set(names) <= known.keys():
         known = objective_metrics(task)
     return [known[name].direction if name in known else "minimize" for name in names]
+
+
+def is_metric(key: str) -> bool:
+    """Whether a key of an lm-eval task's scores, dotted or not, is a metric: not a standard error,
+    and not the number of examples."""
+    name = key.rsplit(".", 1)[-1]
+    return name != "examples" and not name.endswith("_stderr") and "_stderr_" not in name

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from lightning_distill.metrics.declarations import AGREEMENT, NLL
-from lightning_distill.metrics.names import is_metric
+from lightning_distill.metrics.declarations import AGREEMENT, NLL, is_metric
 from lightning_distill.report.formatting import duration, short_name
 from lightning_distill.report.tables import csv_rows, task_scores, teachers
 from lightning_distill.sweeps.comparison import (
@@ -144,14 +143,14 @@ def variance_bars(jobs: list[JobRecord]) -> dict[str, Any] | None:
 def cost(jobs: list[JobRecord]) -> dict[str, Any] | None:
     if not any(job.results.get("cost") for job in jobs):
         return None
-    found = teachers(jobs)
+    teacher_seconds = teachers(jobs)
     seconds = {
-        "teachers": sum(seconds for _, seconds in found),
+        "teachers": sum(seconds for _, seconds in teacher_seconds),
         "transfer": sum(job.cost("transfer_seconds") for job in jobs),
         "students": sum(job.cost("student_seconds") for job in jobs),
     }
     facts = {name: duration(value) for name, value in seconds.items()}
-    if found and not seconds["teachers"]:
+    if teacher_seconds and not seconds["teachers"]:
         facts["teachers"] = "reused"
     facts["in all"] = duration(sum(seconds.values()))
     if seconds["students"]:

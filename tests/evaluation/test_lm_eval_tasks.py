@@ -13,7 +13,7 @@ from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.lm_eval_tasks import flat_metrics, load_tasks, scores_table
 from lightning_distill.evaluation.request import EvaluationRequest
-from lightning_distill.metrics.names import is_metric
+from lightning_distill.metrics.declarations import is_metric
 from lightning_distill.models.sizes import Size, decoder
 
 pytest.importorskip("lm_eval")
