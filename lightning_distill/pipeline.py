@@ -24,9 +24,10 @@ from lightning_distill.evaluation.teacher_check import check_teacher_quality
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models import lora
 from lightning_distill.models.pruning import prune_teacher
-from lightning_distill.run.builder import Run, build_run, check_optimizers
+from lightning_distill.run.builder import Run, build_run
 from lightning_distill.run.preparation import (
     check_intermediate_losses,
+    check_optimizers,
     outline_student,
     prepare_data,
 )
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=distill`: every step that is not done yet. Returns the content of results.json."""
     allowlist.check_imports(cfg)
-    check_optimizers(cfg)
     run = build_run(cfg)
+    check_optimizers(run)
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
     check_intermediate_losses(run, data, teacher_data)
@@ -101,8 +102,8 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
 def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
     allowlist.check_imports(cfg)
-    check_optimizers(cfg, student=False)
     run = build_run(cfg)
+    check_optimizers(run, student=False)
     _, data = prepare_data(run)
     teacher = _obtain_teacher(run, job, Store(run.outputs), data)
     scores = _evaluate(run, job.folder, data, None, teacher)
@@ -114,8 +115,8 @@ def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
 def run_transfer(cfg: DictConfig, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, whose artifacts students share."""
     allowlist.check_imports(cfg)
-    check_optimizers(cfg, student=False)
     run = build_run(cfg)
+    check_optimizers(run, student=False)
     transfer, store = run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
     transfer.check(run.make_objective(), data, teacher_data, len(run.teacher.members))
@@ -139,6 +140,13 @@ def _teacher(
 
 def _obtain_teacher(run: Run, job: Job, store: Store, data: DistillationData) -> Teacher:
     logs = job.folder / "teacher"
+    temperature = run.make_objective().weights.schedules["temperature"]
+    if run.teacher.is_api and temperature.ends != (1.0, 1.0):
+        log.warning(
+            "loss.temperature=%s: an API teacher returns its top k; at temperatures other than 1 "
+            "the rest is spread evenly over the other tokens, which is biased",
+            temperature,
+        )
     return obtain_teacher(run.teacher, run.trainers, store, data, _tracker(run, job), logs)
 
 

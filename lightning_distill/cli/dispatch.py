@@ -21,7 +21,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.distributed.launcher import launch
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
-from lightning_distill.run.settings import hardware, plain_settings
+from lightning_distill.run.settings import plain_settings
 from lightning_distill.sweeps.job import Job
 
 
@@ -29,7 +29,7 @@ def run_stage(cfg: DictConfig, job: Job) -> Any:
     """The results of the stage. Raises ConfigError for devices that this machine lacks."""
     if not find_stage(cfg.stage).distributed:
         return stage_function(cfg.stage)(cfg, job)
-    wanted = hardware(plain_settings(cfg))
+    wanted = Hardware.from_settings(plain_settings(cfg))
     if problem := wanted.problem():  # said once, before there are several processes
         raise ConfigError(f"{problem}.")
     if process_group.is_distributed():
@@ -55,7 +55,7 @@ def follow_rank_zero(cfg: DictConfig) -> None:
     _set_up_logging(HydraConfig.get(), process_group.rank())
     if not find_stage(cfg.stage).distributed:
         return
-    process_group.init_process_group(hardware(plain_settings(cfg)))
+    process_group.init_process_group(Hardware.from_settings(plain_settings(cfg)))
     if (received := process_group.broadcast(None)) is not None:
         cfg, job = received
         stage_function(cfg.stage)(cfg, job)

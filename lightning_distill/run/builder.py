@@ -25,7 +25,6 @@ from lightning_distill.models.pruning import PruningSettings
 from lightning_distill.models.spec import ModelSpec, PretrainedSource
 from lightning_distill.run.settings import plain_settings
 from lightning_distill.tracking.loggers import LoggerFactory
-from lightning_distill.training.optimizers import check_optimizer
 from lightning_distill.training.teacher import TeacherMember, TeacherSpec
 from lightning_distill.training.trainer import TrainerFactory
 from lightning_distill.transfer.base import Transfer
@@ -70,8 +69,9 @@ class Run:
 def build_run(cfg: DictConfig) -> Run:
     """Raises ConfigError, or Hydra's InstantiationException, where a node cannot be built."""
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    settings = plain_settings(cfg)
     return Run(
-        settings=plain_settings(cfg),
+        settings=settings,
         choices={k: str(v) for k, v in hydra.runtime.choices.items()} if hydra else {},
         is_sweep=hydra is not None and hydra.mode == RunMode.MULTIRUN,
         seed=cfg.seed,
@@ -85,27 +85,13 @@ def build_run(cfg: DictConfig) -> Run:
         student=_model("student", cfg.student),
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
-        trainers=_trainers(cfg),
-        evaluation=evaluation_request(cfg.evaluate),
+        trainers=_trainers(cfg, Hardware.from_settings(settings)),
+        evaluation=_evaluation(cfg.evaluate),
         loggers=[_logger(node) for node in cfg.logger.values()],
     )
 
 
-def check_optimizers(cfg: DictConfig, student: bool = True) -> None:
-    """Raises ConfigError where an optimizer or a schedule refuses its settings."""
-    for one in each_teacher(cfg):
-        _check_optimizer("teacher.", one.teacher, one.teacher.max_steps)
-    if student:
-        _check_optimizer("", cfg, cfg.student.max_steps)
-
-
-def _check_optimizer(prefix: str, node: DictConfig, steps: int) -> None:
-    make = {group: partial(instantiate, node[group]) for group in ("optimizer", "schedule")}
-    given = {group: dict(node[group]) for group in make}
-    check_optimizer(prefix, make["optimizer"], make["schedule"], steps, given)
-
-
-def evaluation_request(node: DictConfig) -> EvaluationRequest:
+def _evaluation(node: DictConfig) -> EvaluationRequest:
     return EvaluationRequest(
         tuple(node.tasks or ()),
         None if node.task_path is None else str(node.task_path),
@@ -172,7 +158,7 @@ def _member(node: DictConfig) -> TeacherMember:
     )
 
 
-def _trainers(cfg: DictConfig) -> TrainerFactory:
+def _trainers(cfg: DictConfig, hardware: Hardware) -> TrainerFactory:
     node = cfg.trainer
     arguments = cfg.copy()  # whole, so that Hydra's errors name the key `trainer`
     with open_dict(arguments):
@@ -180,7 +166,7 @@ def _trainers(cfg: DictConfig) -> TrainerFactory:
             arguments.trainer.pop(key, None)
     return TrainerFactory(
         make=partial(instantiate, arguments.trainer),
-        hardware=Hardware.from_settings(plain_settings(cfg)),
+        hardware=hardware,
         batch_size=cfg.data.batch_size,
         precision=node.precision,
         accumulate_grad_batches=node.accumulate_grad_batches,

@@ -12,10 +12,20 @@ from lightning_distill.models.pruning import prune_teacher
 from lightning_distill.models.tokenizers import load_tokenizers
 from lightning_distill.run.builder import Run
 from lightning_distill.storage.artifacts import Store
+from lightning_distill.training.optimizers import check_optimizer
 
 log = logging.getLogger(__name__)
 
 TEXTS = 64  # on which the tokenizers of teacher and student are compared
+
+
+def check_optimizers(run: Run, student: bool = True) -> None:
+    """Raises ConfigError where an optimizer or a schedule refuses its settings."""
+    for member in run.teacher.members:
+        steps = member.model.max_steps
+        check_optimizer("teacher.", member.optimizer, member.schedule, steps)
+    if student:
+        check_optimizer("", run.optimizer, run.schedule, run.student.max_steps)
 
 
 def prepare_data(run: Run) -> tuple[DistillationData, DistillationData]:

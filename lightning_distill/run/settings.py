@@ -7,7 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lightning_distill.config import allowlist
-from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.sweeps.job import RESULTS, Job, check_results, read_results
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key
@@ -34,10 +33,6 @@ def _plain(cfg: DictConfig, without: list[str] | tuple[str, ...]) -> dict[str, A
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         for key, node in nodes.items()
     }
-
-
-def hardware(settings: dict[str, Any]) -> Hardware:
-    return Hardware.from_settings(settings)
 
 
 def make_job(cfg: DictConfig, folder: Path, name: str, group: str, overrides: list[str]) -> Job:

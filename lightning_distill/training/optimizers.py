@@ -15,27 +15,24 @@ INVALID_ARGUMENTS = (ValueError, TypeError, LookupError, ArithmeticError)
 
 def check_optimizer(
     prefix: str,
-    optimizer: Callable[[], Callable[..., Any]],
-    schedule: Callable[[], Callable[..., Any]],
+    optimizer: Callable[..., Any],
+    schedule: Callable[..., Any],
     steps: int,
-    given: dict[str, dict[str, Any]],
 ) -> None:
     """Raises ConfigError where the optimizer or the schedule refuses its settings.
 
-    prefix: of the config keys, `teacher.` or empty. optimizer, schedule: make the partials that
-    training calls. steps: optimizer steps; 0 skips the check. given: the settings of both, for the
-    message.
+    prefix: of the config keys, `teacher.` or empty. optimizer, schedule: what training calls; of
+    a partial, the message shows the arguments. steps: optimizer steps; 0 skips the check.
     """
     if not steps:
         return
-    group = "optimizer"
+    group, called = "optimizer", optimizer
     try:
         weight = torch.nn.Parameter(torch.zeros(1, 1))
-        made = optimizer()([{"params": [weight]}])
-        group = "schedule"
-        make_schedule = schedule()
-        accepted = inspect.signature(make_schedule).parameters
-        make_schedule(made, **{name: steps for name in RUN_LENGTH if name in accepted})
+        made = optimizer([{"params": [weight]}])
+        group, called = "schedule", schedule
+        accepted = inspect.signature(schedule).parameters
+        schedule(made, **{name: steps for name in RUN_LENGTH if name in accepted})
     except INVALID_ARGUMENTS as error:
-        settings = {key: value for key, value in given[group].items() if not key.startswith("_")}
+        settings = getattr(called, "keywords", {})
         raise ConfigError(f"{prefix}{group}={settings}: {first_line(error)}.") from error

@@ -428,6 +428,15 @@ def test_an_unreachable_server_is_named(refused):
     )
 
 
+def test_a_temperature_at_which_top_k_is_biased_is_warned_about(server, in_process, settings):
+    def output(*overrides):
+        failing = ["stage=transfer", "teacher.retries=0", "teacher.url=http://127.0.0.1:9/v1"]
+        return in_process(*settings, *failing, *overrides, expect=2).stdout
+
+    assert "loss.temperature=2: an API teacher returns its top k" in output("loss.temperature=2")
+    assert "an API teacher returns its top k" not in output()
+
+
 def test_with_alpha_zero_no_request_is_sent(server, main, settings, outputs):
     main(*settings, "loss.alpha=0", f"hydra.run.dir={outputs}/plain")
     assert json.loads((outputs / "plain" / "results.json").read_text())["teacher"] is None
