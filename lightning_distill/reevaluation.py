@@ -73,10 +73,10 @@ def evaluate_run(
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher does not exist.")
     scores = evaluate_all(run.evaluation, run.trainers, data, folder, student, teacher, run.seed)
-    for role, own in scores.items():
-        if own:  # the scores of a teacher that was removed stay
+    for role, role_scores in scores.items():
+        if role_scores:  # the scores of a teacher that was removed stay
             previous = results.get(role) or {}
-            tasks = {**previous.get("tasks", {}), **own.get("tasks", {})}
-            results[role] = previous | own | ({"tasks": tasks} if tasks else {})
+            tasks = {**previous.get("tasks", {}), **role_scores.get("tasks", {})}
+            results[role] = previous | role_scores | ({"tasks": tasks} if tasks else {})
     write_results(folder, results)
     return results

@@ -61,12 +61,12 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
     """The folder of a single run: that of an interrupted run with the same key, or a new one."""
-    runs, found = Path(outputs) / "runs" / str(_root_.name), None
+    runs, interrupted = Path(outputs) / "runs" / str(_root_.name), None
     if _root_.stage == "distill" and _root_.trainer.get("resume") == "auto":
         # Where a setting is wrong, the job itself says so.
         with suppress(OmegaConfBaseException, LookupError, TypeError, ValueError, AttributeError):
-            found = interrupted_run(runs, job_key(job_settings(_root_)))
-    return str(found or runs / new)
+            interrupted = interrupted_run(runs, job_key(job_settings(_root_)))
+    return str(interrupted or runs / new)
 
 
 # At import, because another process of a sweep unpickles `job`, which imports this module there.

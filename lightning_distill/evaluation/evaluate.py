@@ -55,7 +55,7 @@ def evaluate_all(
             if log_samples:
                 log_samples(samples)
             for sample in samples:
-                log.info("%s", "\n".join(f"{who:>8}: {said!r}" for who, said in sample.items()))
+                log.info("%s", "\n".join(f"{name:>8}: {text!r}" for name, text in sample.items()))
     process_group.barrier()
     return scores
 

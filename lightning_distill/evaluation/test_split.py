@@ -90,7 +90,7 @@ def evaluate(
         weights = teacher.weights if teacher else [1.0]
         evaluation = Evaluation(models, weights, examples.quality_metric)
         trainer.test(evaluation, examples, verbose=False)
-        for role, own in evaluation.scores.items():
+        for role, role_scores in evaluation.scores.items():
             size = sum(count_parameters(one.model) for one in models[role])
-            scores[role] = {"parameters": size, **own}
+            scores[role] = {"parameters": size, **role_scores}
     return scores

@@ -1,4 +1,4 @@
-"""What is measured on the held-out split, over torchmetrics' accumulators."""
+"""Metrics of one model on the held-out split, with torchmetrics' accumulators."""
 
 import math
 import re
@@ -107,30 +107,30 @@ class ClassQuality(nn.Module):
             self.labels.update(labels)
 
     def compute(self) -> dict[str, float]:
-        found = {key: float(x) for key, x in self.scores.compute().items()}
+        scores = {key: float(x) for key, x in self.scores.compute().items()}
         if self.omitted is not None:
-            found |= omitted_class(
+            scores |= omitted_class(
                 self.log_probs.compute(), self.labels.compute(), self.omitted, self.frequency
             )
-        return {"nll": float(self.nll.compute()), **found}
+        return {"nll": float(self.nll.compute()), **scores}
 
 
 def omitted_class(
     log_probs: Tensor, labels: Tensor, omitted: int, frequency: float
 ) -> dict[str, float]:
     """log_probs: [N, C], labels: [N]. See `ClassQuality`."""
-    own = log_probs[:, omitted]
+    omitted_log_probs = log_probs[:, omitted]
     others = log_probs.clone()
     others[:, omitted] = -math.inf
     best, rival = others.max(-1)
-    behind = best - own  # by how much its bias has to rise for it to be predicted
+    behind = best - omitted_log_probs  # by how much its bias has to rise for it to be predicted
     count = round(frequency * len(labels))
     bias = behind.sort().values[max(0, count - 1)]
-    theirs = labels == omitted
+    is_omitted = labels == omitted
     corrected = torch.where(behind <= bias, omitted, rival)
     return {
-        "omitted_accuracy": float((behind < 0)[theirs].float().mean()),
-        "corrected_omitted_accuracy": float((corrected == omitted)[theirs].float().mean()),
+        "omitted_accuracy": float((behind < 0)[is_omitted].float().mean()),
+        "corrected_omitted_accuracy": float((corrected == omitted)[is_omitted].float().mean()),
         "corrected_accuracy": float((corrected == labels).float().mean()),
         "bias_correction": float(bias),
     }
@@ -164,10 +164,10 @@ def rouge_l(written: list[str], references: list[str]) -> float:
     """
     if len(written) != len(references):
         raise ValueError(f"{len(written)} texts for {len(references)} references")
-    found = rouge_score(
+    scores = rouge_score(
         written,
         references,
         rouge_keys="rougeL",  # rougeLsum would need nltk and a download
         normalizer=lambda text: re.sub(r"[\W_]+", " ", text.lower()),
     )
-    return float(found["rougeL_fmeasure"])
+    return float(scores["rougeL_fmeasure"])

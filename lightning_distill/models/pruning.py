@@ -140,9 +140,9 @@ def _kept_layers(settings: PruningSettings, available: int) -> list[int]:
 
 def _keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
     """A copy of the teacher with the layers `kept`, counted from 1."""
-    found = find_layers(teacher)
-    assert found, "checked by _problems"
-    name, layers = found
+    named_layers = find_layers(teacher)
+    assert named_layers, "checked by _problems"
+    name, layers = named_layers
     config = deepcopy(teacher.config)
     text_config = config.get_text_config()
     for key, value in vars(text_config).items():

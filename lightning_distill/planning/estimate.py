@@ -120,10 +120,10 @@ def _teacher_estimates(
     members = [member for member in run.teacher.members if member.is_trained]
     for index, (key, artifact) in enumerate(teachers.items()):
         parameters = (profile.teacher_parameters or 0) // len(teachers)
-        known = {"what": "teacher", "id": key, "there": artifact is not None}
+        entry = {"what": "teacher", "id": key, "there": artifact is not None}
         steps = members[index].model.max_steps
         costs = profile.teachers[index].estimate(steps, run.trainers) if profile.teachers else {}
-        yield {**known, "parameters": parameters, **costs}
+        yield {**entry, "parameters": parameters, **costs}
 
 
 def _existing_teacher(run: Run, store: Store, data: DistillationData) -> Teacher | None:

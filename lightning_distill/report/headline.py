@@ -43,8 +43,8 @@ def headline(jobs: list[JobRecord]) -> dict[str, Any]:
     """`ranking` is None if no student has finished; then `teacher` is the best teacher, if any."""
     ranking = rank_settings(jobs)
     if ranking is None:
-        found = teachers(jobs)
-        return {"ranking": None, "teacher": found[0][0] if found else None}
+        scored = teachers(jobs)
+        return {"ranking": None, "teacher": scored[0][0] if scored else None}
     best = ranking.best
     scores = [
         (one.label, Estimate.of(best.scores(one.key), one.digits)) for one in task_scores(jobs)

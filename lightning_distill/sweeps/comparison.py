@@ -117,8 +117,8 @@ def group_by_setting(jobs: list[JobRecord]) -> list[SeedGroup]:
             # One job may have two folders, with `seed=0` as an override and by default.
             groups.setdefault(job.name_without_seed, {}).setdefault(_job_key(job), job)
     metric = measure_of(jobs)
-    found = [SeedGroup(name, list(members.values())) for name, members in groups.items()]
-    return sorted(found, key=lambda group: group.mean(metric))
+    seed_groups = [SeedGroup(name, list(members.values())) for name, members in groups.items()]
+    return sorted(seed_groups, key=lambda group: group.mean(metric))
 
 
 @dataclass

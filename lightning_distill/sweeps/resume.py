@@ -36,7 +36,7 @@ REUSED_FILES = ("samples.json", "metrics.csv", "generated.jsonl")  # besides the
 # finished: in its own folder. reused: another folder holds a finished job with its key.
 # failed: and not to be repeated. new: has to run, from its last checkpoint where it has one.
 Status = Literal["finished", "reused", "failed", "new"]
-Run = Callable[[], dict[str, Any]]
+RunJob = Callable[[], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ResumePolicy:
     speed: bool = False  # may lack the scores
 
 
-def run_single(job: Job, run: Run) -> dict[str, Any]:
+def run_single(job: Job, run: RunJob) -> dict[str, Any]:
     """Runs a job outside of a sweep. Raises ConfigError where its folder is in use."""
     with locked(job.folder / LOCK, f"{job.folder}", wait=False):
         return run()
@@ -79,7 +79,7 @@ def discard_empty_run(job: Job, outputs: Path) -> None:
             job.folder.rmdir()
 
 
-def run_once(policy: ResumePolicy, job: Job, run: Run) -> dict[str, Any]:
+def run_once(policy: ResumePolicy, job: Job, run: RunJob) -> dict[str, Any]:
     """Runs a job of a sweep unless its results exist. Processes with one key take turns."""
     index = _index(policy.outputs, job)
     with locked(index.with_suffix(".lock"), f"job {job.key}"):
@@ -135,7 +135,7 @@ def _is_finished(folder: Path, policy: ResumePolicy, job: Job) -> bool:
     return finished and counts and (folder / "student").exists()
 
 
-def _begin(job: Job, run: Run) -> dict[str, Any]:
+def _begin(job: Job, run: RunJob) -> dict[str, Any]:
     if not results_in(job.folder):  # the results say from now on that the job has begun
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
         write_results(job.folder, job.results("running"))

@@ -74,9 +74,9 @@ def sum_over_devices(
 ) -> tuple[Tensor, Tensor]:
     """Both numbers, each summed over all devices."""
     device = trainer.strategy.root_device
-    own = torch.stack([torch.as_tensor(x, device=device).float() for x in (total, tokens)])
-    summed, counted = trainer.strategy.reduce(own, reduce_op="sum")
-    return summed, counted
+    local_sums = torch.stack([torch.as_tensor(x, device=device).float() for x in (total, tokens)])
+    total_sum, token_sum = trainer.strategy.reduce(local_sums, reduce_op="sum")
+    return total_sum, token_sum
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

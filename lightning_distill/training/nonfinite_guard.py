@@ -110,8 +110,8 @@ class NonFiniteGuard(Callback):
             raise self._diverged(module.global_step)
 
     def _record(self, step: int, loss: float, norm: float, examples: list[Tensor]) -> None:
-        own = [number for batch in examples for number in batch.flatten().tolist()]
-        numbers = process_group.all_gather(own)
+        local = [number for batch in examples for number in batch.flatten().tolist()]
+        numbers = process_group.all_gather(local)
         if not process_group.is_rank_zero():
             return
         log.warning(

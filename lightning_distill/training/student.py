@@ -64,10 +64,12 @@ class StudentModule(TrainedModule):
             for term in self.intermediate.values():
                 recording.enter_context(term.recording())
             student = self.predict(batch)
-            teacher, known = self.transfer.teacher_predictions(self.teachers, batch)
+            teacher, teacher_mask = self.transfer.teacher_predictions(self.teachers, batch)
         labels, logs = batch["labels"], self.logs_now
-        truth = "by_student" not in batch
-        terms = self.objective(student, teacher, labels, known, truth, logs, batch.get("kept"))
+        use_labels = "by_student" not in batch
+        terms = self.objective(
+            student, teacher, labels, teacher_mask, use_labels, logs, batch.get("kept")
+        )
         reshard(predictor.model for predictor in self.predictors[1:])
         for name, term in self.intermediate.items():
             # Of a classifier, with one label per example, the mask selects the input positions.

@@ -115,5 +115,5 @@ class Transfer:
         if self.aligner is None:
             return [teacher(batch) for teacher in teachers], None
         teacher_batch, where = self.aligner(batch)
-        known = where >= 0
-        return [teacher(teacher_batch).gather(where.clamp(min=0)) for teacher in teachers], known
+        mask, positions = where >= 0, where.clamp(min=0)
+        return [teacher(teacher_batch).gather(positions) for teacher in teachers], mask

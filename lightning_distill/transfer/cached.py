@@ -140,8 +140,8 @@ class Cached(Transfer):
     def _check_sparse(self, objective: Objective, num_teachers: int) -> None:
         """Raises ConfigError where the objective needs more than a few tokens' probabilities."""
         stored, temperatures = self.settings["stored"], self.settings["temperatures"]
-        ramp = objective.weights.schedules["temperature"]
-        if num_teachers > 1 and ramp.ends != (1.0, 1.0):
+        temperature = objective.weights.schedules["temperature"]
+        if num_teachers > 1 and temperature.ends != (1.0, 1.0):
             raise ConfigError(
                 f"transfer.stored={stored} of several teachers needs loss.temperature=1. "
                 "Choose transfer.stored=hidden."
@@ -153,11 +153,11 @@ class Cached(Transfer):
                 f"transfer.stored={stored} is unbiased for loss=forward_kl alone. Choose "
                 "transfer.stored=hidden, or topk, which is biased."
             )
-        if ramp.start != ramp.end or ramp.start not in temperatures:
+        if temperature.start != temperature.end or temperature.start not in temperatures:
             log.warning(
                 "loss.temperature=%s is not among transfer.temperatures=%s: the stored "
                 "probabilities are scaled to sum to 1, which is biased",
-                ramp,
+                temperature,
                 temperatures,
             )
 

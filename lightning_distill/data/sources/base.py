@@ -73,24 +73,24 @@ def held_out(source: Any, limit: int) -> dict[str, list[str]]:
 
     Raises ConfigError where a split, the train split included, has no document.
     """
-    found: dict[str, dict[str, None]] = {"validation": {}, "test": {}, "train": {}}
+    splits: dict[str, dict[str, None]] = {"validation": {}, "test": {}, "train": {}}
     read = 0
     for text in documents(source):
-        of_split = found[split_of(text)]
+        of_split = splits[split_of(text)]
         if len(of_split) < limit:
             of_split[text] = None
         read += 1
-        if all(len(texts) == limit for texts in found.values()):
+        if all(len(texts) == limit for texts in splits.values()):
             break
-    for split, texts in found.items():
+    for split, texts in splits.items():
         if not texts:
             raise ConfigError(
                 f"data.streaming=true leaves no document to the {split} split, of {read} there "
                 f"are: one in {HELD_OUT} is for validation, and one for the test. Bring more, or "
                 "set data.streaming=false."
             )
-    del found["train"]
-    return {split: list(texts) for split, texts in found.items()}
+    del splits["train"]
+    return {split: list(texts) for split, texts in splits.items()}
 
 
 def first_train_documents(source: Any, megabytes: float) -> Iterator[str]:

@@ -85,10 +85,10 @@ def load_dataset_at(
         if not Path(name).expanduser().is_dir():
             return load_dataset(name, subset, split=split, streaming=streaming)
         try:
-            found = load_from_disk(str(Path(name).expanduser()))
+            dataset = load_from_disk(str(Path(name).expanduser()))
         except FileNotFoundError:  # a folder of plain files
             return load_dataset(name, subset, split=split, streaming=streaming)
-        return found if isinstance(found, Dataset) else found[split]
+        return dataset if isinstance(dataset, Dataset) else dataset[split]
     except Exception as error:  # datasets raises errors of many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigError(f"{key}={name} (split {split}): {reason}") from error
