@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 
 from lightning_distill.config.catalog import CONF
+from lightning_distill.config.settings import plain_settings
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.run.builder import build_run
 from lightning_distill.storage.artifacts import Store
@@ -51,7 +52,7 @@ class Step:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg: DictConfig = compose("config", [*DEMO, f"paths.outputs={folder}", *overrides])
         self.steps, self.folder = steps + WARM_UP, folder
-        self.run = build_run(cfg)
+        self.run = build_run(plain_settings(cfg))
         self.data = self.run.make_data()
         self.data.prepare(Store(folder), None)
         torch.manual_seed(0)

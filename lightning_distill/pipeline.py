@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from lightning_distill.config import allowlist
+from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.evaluation.evaluate import evaluate_all
@@ -45,10 +45,10 @@ from lightning_distill.transfer.generated import GENERATED
 log = logging.getLogger(__name__)
 
 
-def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
+def distill(settings: Settings, job: Job) -> dict[str, Any]:
     """`stage=distill`: every step that is not done yet. Returns the content of results.json."""
-    allowlist.check_imports(cfg)
-    run = build_run(cfg)
+    allowlist.check_imports(settings)
+    run = build_run(settings)
     check_optimizers(run)
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
@@ -99,10 +99,10 @@ def distill(cfg: DictConfig, job: Job) -> dict[str, Any]:
     return results
 
 
-def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
+def train_teacher(settings: Settings, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
-    allowlist.check_imports(cfg)
-    run = build_run(cfg)
+    allowlist.check_imports(settings)
+    run = build_run(settings)
     check_optimizers(run, student=False)
     _, data = prepare_data(run)
     teacher = _obtain_teacher(run, job, Store(run.outputs), data)
@@ -112,10 +112,10 @@ def train_teacher(cfg: DictConfig, job: Job) -> dict[str, Any]:
     return results
 
 
-def run_transfer(cfg: DictConfig, job: Job) -> dict[str, Any]:
+def run_transfer(settings: Settings, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, whose artifacts students share."""
-    allowlist.check_imports(cfg)
-    run = build_run(cfg)
+    allowlist.check_imports(settings)
+    run = build_run(settings)
     check_optimizers(run, student=False)
     transfer, store = run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
@@ -151,7 +151,7 @@ def _obtain_teacher(run: Run, job: Job, store: Store, data: DistillationData) ->
 
 
 def _tracker(run: Run, job: Job) -> Tracker:
-    return Tracker(run.loggers, job, run.settings, run.choices, run.is_sweep)
+    return Tracker(run.loggers, job, run.settings)
 
 
 def make_student_module(

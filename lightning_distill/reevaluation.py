@@ -4,9 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from lightning_distill.config import untrusted
+from lightning_distill.config.settings import Settings
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import evaluate_all
@@ -24,20 +23,21 @@ from lightning_distill.training.teacher import find_teacher
 log = logging.getLogger(__name__)
 
 
-def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
+def evaluate_again(settings: Settings, job: Job) -> dict[str, Any] | None:
     """The student of the finished run `evaluate.run`, or those of all finished jobs of a sweep."""
-    if cfg.evaluate.run in (None, ""):
+    evaluate, trainer = settings["evaluate"], settings["trainer"]
+    if evaluate["run"] in (None, ""):
         raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run or a sweep>.")
-    folder = Path(str(cfg.evaluate.run))
+    folder = Path(str(evaluate["run"]))
     jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
     finished = [job for job in jobs if results_in(job).get("status") == "finished"]
     if not finished:
-        return evaluate_run(folder, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
+        return evaluate_run(folder, settings["paths"]["outputs"], evaluate, trainer)
     if unfinished := len(jobs) - len(finished):
         log.info("evaluate.run: %s of %s jobs are unfinished and skipped", unfinished, len(jobs))
     for one in finished:
         log.info("evaluating %s", one)
-        evaluate_run(one, cfg.paths.outputs, cfg.evaluate, cfg.trainer)
+        evaluate_run(one, settings["paths"]["outputs"], evaluate, trainer)
     if process_group.is_rank_zero():
         summarize(folder)
     return None
@@ -46,8 +46,8 @@ def evaluate_again(cfg: DictConfig, job: Job) -> dict[str, Any] | None:
 def evaluate_run(
     folder: Path,
     outputs: str,
-    evaluate: DictConfig | None = None,
-    trainer: DictConfig | None = None,
+    evaluate: Settings | None = None,
+    trainer: Settings | None = None,
 ) -> dict[str, Any]:
     """Evaluates a finished run's student, and its teacher where that exists, and updates
     results.json; scores that are not measured again stay.
@@ -55,15 +55,15 @@ def evaluate_run(
     evaluate: the `evaluate` node to use; the run's own if None. trainer: whose accelerator and
     devices to use; the run's own if None.
     """
-    cfg, results = finished_run("evaluate.run", folder)
-    cfg.paths.outputs = outputs
+    settings, results = finished_run("evaluate.run", folder)
+    settings["paths"]["outputs"] = outputs
     if evaluate is not None:
-        cfg.evaluate = evaluate
+        settings["evaluate"] = evaluate
     if trainer is not None:
         for key in HARDWARE:
-            cfg.trainer[key] = trainer[key]
-    untrusted.check(cfg, f"evaluate.run={folder}: ")
-    run = build_run(cfg)
+            settings["trainer"][key] = trainer[key]
+    untrusted.check(settings, f"evaluate.run={folder}: ")
+    run = build_run(settings)
     data, teacher_data = prepare_data(run)
     weights = folder / "student"  # missing after stage=teacher
     student = None

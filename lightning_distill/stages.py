@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """A function of the config and the job, and what the rest of the program must know of it.
+    """A function of the settings and the job, and what the rest of the program must know of it.
 
-    entry: dotted name of a function `(cfg: DictConfig, job: Job) -> dict | None`, imported when the
+    entry: dotted name of a function `(settings: dict, job: Job) -> dict | None`, imported when the
         stage runs.
     help: what the stage does, in a line.
     distributed: whether all devices of `trainer` take part, each in a process of its own.

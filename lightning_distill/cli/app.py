@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
+from lightning_distill.cli.help import describe, help_topics, list_stages
 from lightning_distill.cli.hydra_callback import end_broken_sweep
 from lightning_distill.config import untrusted
 from lightning_distill.config.catalog import CONF
-from lightning_distill.config.help import describe, help_topics, list_stages
 from lightning_distill.config.hydra_plugins import prefer_own_configs
 from lightning_distill.config.messages import explain
+from lightning_distill.config.settings import Settings, plain_settings
 from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.config.unknown_keys import check_overrides
 from lightning_distill.config.validation import check, check_secrets
@@ -39,9 +40,9 @@ from lightning_distill.distributed.gpus import (
 )
 from lightning_distill.errors import Refused, Stopped
 from lightning_distill.metrics.declarations import directions
-from lightning_distill.run.settings import job_settings, make_job, resume_policy
+from lightning_distill.run.settings import resume_policy
 from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
-from lightning_distill.sweeps.job_key import job_key
+from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key
 from lightning_distill.sweeps.naming import job_name, sweep_name
 from lightning_distill.sweeps.resume import (
     discard_empty_run,
@@ -53,10 +54,14 @@ from lightning_distill.sweeps.resume import (
 log = logging.getLogger(__name__)
 
 
+def key_of_job(cfg: DictConfig) -> str:
+    return job_key(plain_settings(cfg, WITHOUT_EFFECT))
+
+
 def job_folder(*, _root_: DictConfig) -> str:
     """The folder of a sweep's job, relative to the sweep's."""
     overrides, sweep = list(_root_.hydra.overrides.task), Path(_root_.hydra.sweep.dir)
-    return job_name(overrides, sweep, job_key(job_settings(_root_)))
+    return job_name(overrides, sweep, key_of_job(_root_))
 
 
 def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
@@ -65,7 +70,7 @@ def run_folder(outputs: str, new: str, *, _root_: DictConfig) -> str:
     if _root_.stage == "distill" and _root_.trainer.get("resume") == "auto":
         # Where a setting is wrong, the job itself says so.
         with suppress(OmegaConfBaseException, LookupError, TypeError, ValueError, AttributeError):
-            interrupted = interrupted_run(runs, job_key(job_settings(_root_)))
+            interrupted = interrupted_run(runs, key_of_job(_root_))
     return str(interrupted or runs / new)
 
 
@@ -92,45 +97,57 @@ untrusted.install(check_secrets, check_overrides)
 def job(cfg: DictConfig) -> float | list[float] | None:
     """One job, alone or of a sweep. Returns `sweep.objectives`, for sweepers that minimize them."""
     if not process_group.is_rank_zero():
-        follow_rank_zero(cfg)
+        follow_rank_zero(plain_settings(cfg))
         return None
-    hydra_cfg = HydraConfig.get()
-    alone = hydra_cfg.mode != RunMode.MULTIRUN
-    folder = Path(hydra_cfg.runtime.output_dir)
-    name = cfg.name if alone else folder.name
-    group = cfg.name if alone else Path(hydra_cfg.sweep.dir).name
-    this = make_job(cfg, folder, name, group, list(hydra_cfg.overrides.task))
+    settings = plain_settings(cfg)
+    this = make_job(cfg, settings)
     try:
         find_stage(cfg.stage)
         if cfg.stage != "distill":
-            results = run(cfg, this)
-        elif alone:
-            results = run_single(this, partial(run, cfg, this))
+            results = run(cfg, settings, this)
+        elif this.is_of_sweep:
+            results = run_once(resume_policy(settings), this, partial(run, cfg, settings, this))
         else:
-            results = run_once(resume_policy(cfg), this, partial(run, cfg, this))
+            results = run_single(this, partial(run, cfg, settings, this))
     except Exception as error:
         reason = explain(error)
-        if alone and reason:
+        if reason and not this.is_of_sweep:
             discard_empty_run(this, Path(cfg.paths.outputs))
             raise Refused(reason) from error
-        if alone:
+        if not this.is_of_sweep:
             raise
         # The other jobs of the sweep run; its end lists the failures, and sets the exit code.
-        log.error("%s failed: %s", folder.name, reason or traceback.format_exc())
+        log.error("%s failed: %s", this.folder.name, reason or traceback.format_exc())
         why = {"error": reason or repr(error), "user_error": reason is not None}
-        write_results(folder, this.results("failed", **why))
+        write_results(this.folder, this.results("failed", **why))
         return None
-    return objectives(results or {}, cfg.sweep.objectives)
+    return objectives(results or {}, settings["sweep"]["objectives"])
 
 
-def run(cfg: DictConfig, this: Job) -> Any:
+def make_job(cfg: DictConfig, settings: Settings) -> Job:
+    hydra_cfg = HydraConfig.get()
+    alone, folder = hydra_cfg.mode != RunMode.MULTIRUN, Path(hydra_cfg.runtime.output_dir)
+    return Job(
+        folder=folder,
+        name=cfg.name if alone else folder.name,
+        group=cfg.name if alone else Path(hydra_cfg.sweep.dir).name,
+        overrides=list(hydra_cfg.overrides.task),
+        seed=cfg.seed,
+        key=key_of_job(cfg),
+        started=settings["sweep"]["started"],
+        resumes=settings["trainer"].get("resume", "auto") == "auto",
+        choices={group: str(option) for group, option in hydra_cfg.runtime.choices.items()},
+        number=None if alone else hydra_cfg.job.num,
+    )
+
+
+def run(cfg: DictConfig, settings: Settings, this: Job) -> Any:
     """Checks the config and runs the stage. Not called for a job that has finished before."""
-    task = str(OmegaConf.select(cfg, "data._target_"))
-    check(cfg, problems_of_objectives(cfg.sweep.objectives, task))
-    chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
-    if HydraConfig.get().mode == RunMode.MULTIRUN and chosen in LAUNCHERS:
-        take_gpu(cfg.sweep.jobs_per_gpu)
-    return run_stage(cfg, this)
+    task = str(settings["data"].get("_target_"))
+    check(cfg, problems_of_objectives(settings["sweep"]["objectives"], task))
+    if this.is_of_sweep and this.choices["hydra/launcher"] in LAUNCHERS:
+        take_gpu(settings["sweep"]["jobs_per_gpu"])
+    return run_stage(settings, this)
 
 
 def main() -> None:

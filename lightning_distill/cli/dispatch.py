@@ -13,52 +13,53 @@ from importlib import import_module
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lightning_distill.config.messages import explain
+from lightning_distill.config.settings import Settings
 from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.launcher import launch
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
-from lightning_distill.run.settings import plain_settings
 from lightning_distill.sweeps.job import Job
 
 
-def run_stage(cfg: DictConfig, job: Job) -> Any:
+def run_stage(settings: Settings, job: Job) -> Any:
     """The results of the stage. Raises ConfigError for devices that this machine lacks."""
-    if not find_stage(cfg.stage).distributed:
-        return stage_function(cfg.stage)(cfg, job)
-    wanted = Hardware.from_settings(plain_settings(cfg))
+    if not find_stage(settings["stage"]).distributed:
+        return stage_function(settings)(settings, job)
+    wanted = Hardware.from_settings(settings)
     if problem := wanted.problem():  # said once, before there are several processes
         raise ConfigError(f"{problem}.")
     if process_group.is_distributed():
         _check_world_size(wanted)
         process_group.init_process_group(wanted)
-        process_group.broadcast((_resolved(cfg), job))
-        results = stage_function(cfg.stage)(cfg, job)
+        process_group.broadcast((settings, job))
+        results = stage_function(settings)(settings, job)
         process_group.destroy_process_group()
         return results
     if wanted.num_devices == 1:
-        return stage_function(cfg.stage)(cfg, job)
+        return stage_function(settings)(settings, job)
     if wanted.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={wanted.num_nodes} needs this command started on every machine, "
             "once for each device, by torchrun or srun. scripts/multi_node.sh is an example."
         )
-    set_up = partial(_set_up_rank, HydraConfig.get())
-    return launch(_run_in_rank, (_resolved(cfg), job), wanted, job.key, set_up)
+    return launch(
+        _run_in_rank, (settings, job), wanted, job.key, partial(_set_up_logging, _logging())
+    )
 
 
-def follow_rank_zero(cfg: DictConfig) -> None:
+def follow_rank_zero(settings: Settings) -> None:
     """What the other ranks of torchrun and srun do: rank 0's job, if it comes to have one."""
-    _set_up_logging(HydraConfig.get(), process_group.rank())
-    if not find_stage(cfg.stage).distributed:
+    _set_up_logging(_logging(), process_group.rank())
+    if not find_stage(settings["stage"]).distributed:
         return
-    process_group.init_process_group(Hardware.from_settings(plain_settings(cfg)))
+    process_group.init_process_group(Hardware.from_settings(settings))
     if (received := process_group.broadcast(None)) is not None:
-        cfg, job = received
-        stage_function(cfg.stage)(cfg, job)
+        settings, job = received
+        stage_function(settings)(settings, job)
         process_group.destroy_process_group()
 
 
@@ -69,9 +70,9 @@ def overrides_of_followers() -> list[str]:
     return [*folders, "hydra.output_subdir=null"]
 
 
-def stage_function(stage: str) -> Callable[[DictConfig, Job], Any]:
-    module, _, name = find_stage(stage).entry.rpartition(".")
-    function: Callable[[DictConfig, Job], Any] = getattr(import_module(module), name)
+def stage_function(settings: Settings) -> Callable[[Settings, Job], Any]:
+    module, _, name = find_stage(settings["stage"]).entry.rpartition(".")
+    function: Callable[[Settings, Job], Any] = getattr(import_module(module), name)
     return function
 
 
@@ -84,35 +85,25 @@ def _check_world_size(wanted: Hardware) -> None:
         )
 
 
-def _resolved(cfg: DictConfig) -> DictConfig:
-    """With interpolations resolved by this process: the time, the command's overrides."""
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    OmegaConf.set_struct(resolved, True)
-    assert isinstance(resolved, DictConfig)
-    return resolved
-
-
-def _run_in_rank(cfg: DictConfig, job: Job) -> Any:
+def _run_in_rank(settings: Settings, job: Job) -> Any:
     """Raises ConfigError for every mistake that the user can correct."""
     try:
-        return stage_function(cfg.stage)(cfg, job)
+        return stage_function(settings)(settings, job)
     except Exception as error:
         if reason := explain(error):
             raise ConfigError(reason) from error
         raise
 
 
-def _set_up_rank(hydra: Any, rank: int) -> None:
-    node: Any = OmegaConf.create({"hydra": hydra})
-    HydraConfig.instance().cfg = node
-    _set_up_logging(hydra, rank)
+def _logging() -> Settings:
+    """The settings of `logging.config` that this command's jobs use."""
+    settings: Any = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+    return dict(settings)
 
 
-def _set_up_logging(hydra: Any, rank: int) -> None:
+def _set_up_logging(settings: Settings, rank: int) -> None:
     """Rank 0 logs as the command does; the other ranks log errors only."""
     if rank == 0:
-        settings = OmegaConf.to_container(hydra.job_logging, resolve=True)
-        assert isinstance(settings, dict)
-        logging.config.dictConfig({str(key): value for key, value in settings.items()})
+        logging.config.dictConfig(settings)
     else:
         logging.basicConfig(level=logging.ERROR, format=f"rank {rank}: %(message)s", force=True)

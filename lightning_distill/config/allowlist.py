@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any
 
 from hydra._internal.utils import _locate
-from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.errors import ConfigError
 
@@ -68,12 +67,12 @@ def check_targets(settings: Any, where: str = "") -> None:
             raise ConfigError(f"{where}{key}={_refusal(name)}")
 
 
-def check_imports(cfg: DictConfig) -> None:
+def check_imports(settings: Any) -> None:
     """Raises ConfigError for allowed names that lead to something else once they are imported.
 
     Called before training, which would otherwise come before some of the imports.
     """
-    for _, name in _names(OmegaConf.to_container(cfg, resolve=False), ""):
+    for _, name in _names(settings, ""):
         if "${" not in name:
             with suppress(ImportError):  # reported where it is needed
                 locate(name)

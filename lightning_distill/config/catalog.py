@@ -1,5 +1,9 @@
-"""The committed config files: groups, their options, and the keys of each."""
+"""The config files: groups, their options, and the keys of each.
 
+Those of the package, and those of the folder that the command gives with --config-dir.
+"""
+
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,12 +30,27 @@ class Committed(NamedTuple):
     value: Any
 
 
-@cache
 def groups() -> dict[str, list[Path]]:
     """Every config group, as `hydra/launcher`, with the files of its options."""
+    return _groups((CONF, *user_folders()))
+
+
+def user_folders() -> list[Path]:
+    """The folder of --config-dir, if the command gives one."""
+    found = []
+    for flag, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found.append(Path(value if equals else following).resolve())
+    return [folder for folder in found if folder.is_dir()]
+
+
+@cache
+def _groups(folders: tuple[Path, ...]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    for file in sorted(CONF.rglob("*/*.yaml")):
-        found.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file)
+    for folder in folders:
+        for file in sorted(folder.rglob("*/*.yaml")):
+            found.setdefault(file.parent.relative_to(folder).as_posix(), []).append(file)
     return found
 
 
@@ -44,11 +63,11 @@ def default_options() -> dict[str, str]:
 
 @cache
 def committed() -> dict[str, list[Committed]]:
-    """Every dotted key of config.yaml and of the options, with its values."""
+    """Every dotted key of config.yaml and of the package's options, with its values."""
     found: dict[str, list[Committed]] = {}
     for key, value in keys_of(_load(CONF / "config.yaml")):
         found.setdefault(key, []).append(Committed("", value))
-    for group, files in groups().items():
+    for group, files in _groups((CONF,)).items():
         if group.split("/")[0] in RECIPES:
             continue
         for node in NODES.get(group, (group,)):

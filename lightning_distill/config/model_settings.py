@@ -6,13 +6,14 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from lightning_distill.config.settings import Settings, intermediate_losses
 
 ADDRESS = "http://localhost:8000/v1"
 
 
-def problems_of_quantization(cfg: DictConfig) -> Iterator[str]:
-    kind, steps = cfg.teacher.get("quantization"), cfg.teacher.max_steps
+def problems_of_quantization(settings: Settings) -> Iterator[str]:
+    kind, steps = settings["teacher"].get("quantization"), settings["teacher"]["max_steps"]
     if kind is None:
         return
     setting = f"teacher.quantization={kind}"
@@ -20,7 +21,7 @@ def problems_of_quantization(cfg: DictConfig) -> Iterator[str]:
         yield (
             f"{setting} is for a frozen teacher; set it to null, or teacher.max_steps={steps} to 0"
         )
-    elif cfg.student.initialize == "teacher_layers":
+    elif settings["student"]["initialize"] == "teacher_layers":
         yield (
             f"{setting} leaves no weights for student.initialize=teacher_layers to copy; set it to "
             "null"
@@ -29,24 +30,24 @@ def problems_of_quantization(cfg: DictConfig) -> Iterator[str]:
         yield f"{setting} needs torchao: pip install 'lightning_distill[quantization]'"
 
 
-def problems_of_lora(cfg: DictConfig) -> Iterator[str]:
+def problems_of_lora(settings: Settings) -> Iterator[str]:
     for role in ("teacher", "student"):
-        node, lora = cfg[role], cfg[role].get("lora")
-        if not lora or not lora.rank:
+        node, lora = settings[role], settings[role].get("lora")
+        if not lora or not lora["rank"]:
             continue
-        setting = f"{role}.lora.rank={lora.rank}"
+        setting = f"{role}.lora.rank={lora['rank']}"
         if "name" not in node and node.get("initialize") != "teacher_layers":
             also = " or student.initialize=teacher_layers" if role == "student" else ""
             yield (
                 f"{setting} leaves the {role}'s weights at their random initial values; set "
                 f"{role}=pretrained{also}, or {role}.lora.rank=null"
             )
-        elif not node.max_steps:
+        elif not node["max_steps"]:
             yield f"{setting} with {role}.max_steps=0 has nothing to train; set one of them"
         elif find_spec("peft") is None:
             yield f"{setting} needs peft: pip install 'lightning_distill[lora]'"
-        modules = lora.target_modules
-        if isinstance(modules, list | ListConfig) and not (
+        modules = lora["target_modules"]
+        if isinstance(modules, list) and not (
             modules and all(isinstance(one, str) for one in modules)
         ):
             yield (
@@ -71,9 +72,9 @@ def problems_of_secrets(url: str, variable: str | None) -> Iterator[str]:
         )
 
 
-def problems_of_server(teacher: DictConfig) -> Iterator[str]:
+def problems_of_server(teacher: Settings) -> Iterator[str]:
     """What is wrong with a server's address or its model's name."""
-    url, variable = str(teacher.url), teacher.key_variable
+    url, variable = str(teacher["url"]), teacher["key_variable"]
     yield from problems_of_secrets(url, None if variable is None else str(variable))
     try:
         parts = urlsplit(url)
@@ -86,32 +87,31 @@ def problems_of_server(teacher: DictConfig) -> Iterator[str]:
         yield f"teacher.url={url} must be an address such as {ADDRESS}"
     elif parts.path.rstrip("/").endswith("/completions"):
         yield f"teacher.url={url} must end before /completions, as in http://localhost:8000/v1"
-    if not isinstance(teacher.name, str) or not teacher.name:
-        yield f"teacher.name={teacher.name} must be a model of the server, by its name there"
+    name = teacher["name"]
+    if not isinstance(name, str) or not name:
+        yield f"teacher.name={name} must be a model of the server, by its name there"
 
 
-def problems_of_api_teacher(cfg: DictConfig) -> Iterator[str]:
+def problems_of_api_teacher(settings: Settings) -> Iterator[str]:
     """What a server cannot do: it returns its largest probabilities, and nothing else."""
-    only, loss = "with teacher=served", cfg.loss
-    if not instantiate(cfg.transfer).accepts_top_k:
+    only, loss, teacher = "with teacher=served", settings["loss"], settings["teacher"]
+    if not instantiate(settings["transfer"]).accepts_top_k:
         yield (
             f"this transfer {only} needs more than the largest probabilities: set transfer=cached "
             "transfer.stored=topk"
         )
-    if cfg.stage == "teacher":
+    if settings["stage"] == "teacher":
         yield f"stage=teacher {only} has nothing to train: set stage=transfer"
-    if cfg.teacher.max_steps != 0:
-        yield f"teacher.max_steps={cfg.teacher.max_steps} {only} must be 0: it is not trained here"
-    if cfg.teacher.get("members"):
+    if teacher["max_steps"] != 0:
+        yield f"teacher.max_steps={teacher['max_steps']} {only} must be 0: it is not trained here"
+    if teacher.get("members"):
         yield f"teacher.members {only} must be null: one server is one teacher"
-    if cfg.student.initialize == "teacher_layers":
+    if settings["student"]["initialize"] == "teacher_layers":
         yield (
             f"student.initialize=teacher_layers {only} has no layers to copy: set "
             "student.initialize=random"
         )
-    for term in ("hidden", "relations"):
-        weight = OmegaConf.select(cfg, f"loss.{term}.weight")
-        if weight:
-            yield f"loss.{term}.weight={weight} {only} has no hidden states: set it to 0"
+    for term, weight in intermediate_losses(loss).items():
+        yield f"loss.{term}.weight={weight} {only} has no hidden states: set it to 0"
     if loss.get("compares") == "logits" or not loss.get("shared_vocabulary", True):
         yield f"this loss {only} lacks its logits: set loss=forward_kl"

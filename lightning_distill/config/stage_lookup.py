@@ -1,9 +1,10 @@
 """From `stage=` to its declaration, in the package or in a module of the user's."""
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from lightning_distill.config.allowlist import ALLOW, user_allows
+from lightning_distill.config.allowlist import ALLOW, allowed_by_user, user_allows
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.stages import STAGES, Stage
 
@@ -27,3 +28,14 @@ def find_stage(name: Any) -> Stage:
     if not isinstance(stage, Stage):
         raise ConfigError(f"stage={name} is not a lightning_distill.stages.Stage.")
     return stage
+
+
+def stages_of_user() -> dict[str, Stage]:
+    """The stages in the modules that LIGHTNING_DISTILL_ALLOW names, by their dotted names."""
+    found: dict[str, Stage] = {}
+    for name in allowed_by_user():
+        with suppress(ImportError):  # it names a class, or a key
+            module = import_module(name)
+            stages = ((key, one) for key, one in vars(module).items() if isinstance(one, Stage))
+            found |= {f"{name}.{key}": one for key, one in stages}
+    return found

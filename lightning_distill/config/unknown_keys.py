@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.allowlist import LOOKUPS
 from lightning_distill.config.catalog import committed, groups
@@ -15,12 +14,11 @@ from lightning_distill.errors import ConfigError
 OURS = ("lightning_distill.", "hydra.utils.")
 
 
-def check_overrides(cfg: DictConfig) -> None:
+def check_overrides(settings: dict[str, Any]) -> None:
     """Raises ConfigError for keys of the command that nothing reads, as soon as it is composed.
 
     Hydra refuses a key that no file has, unless `+` adds it: `+loss.temprature=4` would be ignored.
     """
-    settings: Any = OmegaConf.to_container(cfg, resolve=False)
     overrides = OverridesParser.create().parse_overrides(settings["hydra"]["overrides"]["task"])
     swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
     swept_groups = {key for key in swept if _is_group(key, settings)}

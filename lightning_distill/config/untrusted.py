@@ -64,10 +64,10 @@ LOGGING = (
 )
 
 
-def install(*more: Callable[[DictConfig], None]) -> None:
+def install(*more: Callable[[Any], None]) -> None:
     """Makes Hydra check each composed config, and each name that it looks up.
 
-    more: further checks of a composed config, called before anything is written or built from it.
+    more: further checks of the settings, called before anything is written or built from them.
     """
     if hydra.utils._locate is locate:
         return
@@ -75,17 +75,20 @@ def install(*more: Callable[[DictConfig], None]) -> None:
 
     def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = compose(self, *args, **kwargs)
+        settings = OmegaConf.to_container(cfg, resolve=False)
         for one in (check, *more):
-            one(cfg)
+            one(settings)
         return cfg
 
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
     hydra.utils._locate = _instantiate2._locate = locate
 
 
-def check(cfg: DictConfig, where: str = "") -> None:
-    """Raises ConfigError for what a config may not run or set. where: prefix of the messages."""
-    settings: Any = OmegaConf.to_container(cfg, resolve=False)
+def check(settings: Any, where: str = "") -> None:
+    """Raises ConfigError for what a config may not run or set.
+
+    settings: with or without interpolations resolved. where: prefix of the messages.
+    """
     check_targets(settings, where)
     problems = [
         f"{key} runs code that is not ours; give it on the command line, or allow it by "

@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
-
+from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import task_class
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.export import gguf, hub, huggingface, onnx
@@ -23,7 +22,7 @@ from lightning_distill.export.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings, Format
 from lightning_distill.run.builder import build_run
 from lightning_distill.run.preparation import prepare_data
-from lightning_distill.run.settings import finished_run, plain_settings
+from lightning_distill.run.settings import finished_run
 from lightning_distill.storage.artifacts import MANIFEST, find_damage, read_manifest, write_manifest
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.job import Job
@@ -33,27 +32,28 @@ log = logging.getLogger(__name__)
 FORMATS = {format.name: format for format in (huggingface.FORMAT, gguf.FORMAT, onnx.FORMAT)}
 
 
-def export(cfg: DictConfig, job: Job) -> None:
+def export(settings: Settings, job: Job) -> None:
     """`stage=export export.run=<folder>`.
 
     Raises ConfigError before anything is written if the run, the folder or a format is unsuitable.
     """
-    node = cfg.export
-    if node.run is None:
+    node = settings["export"]
+    if node["run"] is None:
         raise ConfigError("stage=export needs export.run=<the folder of a finished run>.")
-    if not isinstance(node.formats, ListConfig) or not node.formats:
-        raise ConfigError(f"export.formats={node.formats} must be a list, such as [huggingface].")
-    settings = ExportSettings(
-        formats=tuple(dict.fromkeys(map(str, node.formats))),
-        converter=None if node.converter is None else Path(node.converter),
-        license=node.license,
-        push=node.push,
-        private=node.private,
+    names = node["formats"]
+    if not isinstance(names, list) or not names:
+        raise ConfigError(f"export.formats={names} must be a list, such as [huggingface].")
+    request = ExportSettings(
+        formats=tuple(dict.fromkeys(map(str, names))),
+        converter=None if node["converter"] is None else Path(node["converter"]),
+        license=node["license"],
+        push=node["push"],
+        private=node["private"],
     )
-    formats = select_formats(settings.formats)
-    run = read_run(Path(node.run), cfg.paths.outputs)
-    folder = run.folder / "export" if node.folder is None else Path(node.folder)
-    export_run(run, folder, formats, settings)
+    formats = select_formats(request.formats)
+    run = read_run(Path(node["run"]), settings["paths"]["outputs"])
+    folder = run.folder / "export" if node["folder"] is None else Path(node["folder"])
+    export_run(run, folder, formats, request)
 
 
 def read_run(folder: Path, outputs: str) -> FinishedRun:
@@ -61,19 +61,19 @@ def read_run(folder: Path, outputs: str) -> FinishedRun:
 
     Raises ConfigError if the folder is not that of a finished run with a student.
     """
-    cfg, results = finished_run("export.run", folder)
+    settings, results = finished_run("export.run", folder)
     if not (folder / "student" / "config.json").exists():
         raise ConfigError(
             f"export.run={folder} has no student; name a run of stage=distill, not of "
             "stage=teacher or stage=transfer."
         )
-    cfg.paths.outputs = outputs
+    settings["paths"]["outputs"] = outputs
     return FinishedRun(
         folder=folder,
-        settings=plain_settings(cfg),
+        settings=settings,
         results=results,
-        task=task_class(cfg.data._target_),
-        load_data=lambda: prepare_data(build_run(cfg))[0],
+        task=task_class(settings["data"]["_target_"]),
+        load_data=lambda: prepare_data(build_run(settings))[0],
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from hydra.utils import instantiate
 
+from lightning_distill.config.settings import intermediate_losses
 from lightning_distill.export.markdown import Markdown, code, text
 
 HARD_TARGETS = {"labels": "the text", "teacher": "the teacher's distribution"}
@@ -17,11 +18,8 @@ def objective_formula(loss: dict[str, Any]) -> str:
     T, alpha, hard = (_symbol(loss, key) for key in ("temperature", "alpha", "hard_weight"))
     if loss["hard_weight"] == "complement":
         hard = f"(1 − {alpha})"
-    intermediate = "".join(
-        f" + {loss[term]['weight']:g} · {term}"
-        for term in ("hidden", "relations")
-        if term in loss and loss[term]["weight"]
-    )
+    terms = intermediate_losses(loss).items()
+    intermediate = "".join(f" + {weight:g} · {name}" for name, weight in terms)
     return f"L = {hard} · H(t, q) + {alpha} · {T}² · D(p_T, q_T){intermediate}"
 
 

@@ -5,11 +5,11 @@ It prints one line for each check: what was found, what to do, or why the check 
 
 import logging
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
 from lightning_distill.config.messages import explain
+from lightning_distill.config.settings import Settings
 from lightning_distill.errors import ConfigError
 from lightning_distill.planning.doctor_checks import CHECKS
 from lightning_distill.planning.doctor_context import Context, SkippedError
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 STYLES = {"ok": "green", "WRONG": "bold red", "-": "dim"}
 
 
-def examine(cfg: DictConfig, job: Job) -> None:
+def examine(settings: Settings, job: Job) -> None:
     """Prints a line for each check. Raises ConfigError if one fails."""
-    context, console = Context(cfg, job), Console()
+    context, console = Context(settings, job), Console()
     failed: dict[str, str] = {}  # from a message to the first check that failed with it
     for check in CHECKS:
         mark = "ok"

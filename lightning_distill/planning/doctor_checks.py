@@ -75,7 +75,8 @@ def check_settings(context: Context) -> str:
     objective, transfer = run.make_objective(), run.make_transfer()
     transfer.check(objective, data, teacher_data, len(run.teacher.members))
     check_intermediate_losses(run, data, teacher_data)
-    return f"loss={run.choices['loss']} and transfer={run.choices['transfer']} are compatible"
+    choices = context.job.choices
+    return f"loss={choices['loss']} and transfer={choices['transfer']} are compatible"
 
 
 def check_teacher(context: Context) -> str:

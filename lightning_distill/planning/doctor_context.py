@@ -3,9 +3,9 @@
 from functools import cached_property
 
 import lightning as L
-from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.planning.estimate import Estimate, estimate_job
 from lightning_distill.run.builder import Run, build_run
@@ -22,12 +22,12 @@ class SkippedError(Exception):
 class Context:
     """A part that cannot be made raises its error in every check that needs it."""
 
-    def __init__(self, cfg: DictConfig, job: Job) -> None:
-        self._cfg, self.job = cfg, job
+    def __init__(self, settings: Settings, job: Job) -> None:
+        self._settings, self.job = settings, job
 
     @cached_property
     def run(self) -> Run:
-        return build_run(self._cfg)
+        return build_run(self._settings)
 
     @cached_property
     def _prepared(self) -> tuple[DistillationData, DistillationData]:
@@ -69,6 +69,6 @@ class Context:
     @cached_property
     def _estimate(self) -> Estimate | Exception:
         try:
-            return estimate_job(self._cfg, self.run, self.job, self.run.student.max_steps)
+            return estimate_job(self.run, self.job, self.run.student.max_steps)
         except Exception as error:
             return error

@@ -8,13 +8,12 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
-
+from lightning_distill.config.settings import Settings
 from lightning_distill.pipeline import distill
 from lightning_distill.planning.profile import (
     DRY_RUN_BATCHES,
@@ -28,7 +27,7 @@ from lightning_distill.sweeps.job import Job
 
 
 def profile_dry_run(
-    cfg: DictConfig, run: Run, job: Job, teachers: Sequence[Artifact], folder: Path
+    run: Run, job: Job, teachers: Sequence[Artifact], folder: Path
 ) -> DryRunProfile:
     """Runs the pipeline in a temporary folder below `folder`.
 
@@ -42,7 +41,7 @@ def profile_dry_run(
         for teacher in teachers:
             _link(teacher.folder, store.root / "teacher" / teacher.key)
         records = temporary / "profile.jsonl"
-        small = shrink_config(cfg, store.root.parent, records, trains_teachers=not teachers)
+        small = shrink_settings(run, store.root.parent, records, trains_teachers=not teachers)
         start = time.perf_counter()
         with quiet():
             results = distill(small, replace(job, folder=temporary / "run"))
@@ -51,33 +50,29 @@ def profile_dry_run(
         return summarize_profile(run, lines, results, seconds, store.root, temporary / "run")
 
 
-def shrink_config(
-    cfg: DictConfig, outputs: Path, records: Path, trains_teachers: bool
-) -> DictConfig:
+def shrink_settings(run: Run, outputs: Path, records: Path, trains_teachers: bool) -> Settings:
     """The same run with few steps, blocks and held-out batches, profiled into `records`."""
-    small = cfg.copy()
-    transfer = instantiate(cfg.transfer)
+    small = deepcopy(run.settings)
+    trainer, teacher = small["trainer"], small["teacher"]
     profiler = {
         "_target_": "lightning_distill.planning.step_profiler.StepProfiler",
         "file": str(records),
     }
-    with open_dict(small):
-        small.paths.outputs = str(outputs)
-        small.logger = {}
-        small.evaluate.update(tasks=[], speed=False)
-        small.checkpoint_every_n_steps = small.student.max_steps = DRY_RUN_STEPS
-        for node in [small.teacher, *(small.teacher.get("members") or [])]:
-            if trains_teachers and node.get("max_steps"):
-                node.max_steps = DRY_RUN_STEPS
-        small.transfer.update(
-            transfer.dry_run_settings(cfg.data.batch_size, api_teacher="url" in cfg.teacher)
-        )
-        small.trainer.update(
-            callbacks=[profiler, *(cfg.trainer.get("callbacks") or [])],
-            val_check_interval=DRY_RUN_STEPS * cfg.trainer.accumulate_grad_batches,
-            limit_val_batches=DRY_RUN_BATCHES,
-            limit_test_batches=DRY_RUN_BATCHES,
-        )
+    small["paths"]["outputs"] = str(outputs)
+    small["logger"] = {}
+    small["evaluate"].update(tasks=[], speed=False)
+    small["checkpoint_every_n_steps"] = small["student"]["max_steps"] = DRY_RUN_STEPS
+    for node in [teacher, *(teacher.get("members") or [])]:
+        if trains_teachers and node.get("max_steps"):
+            node["max_steps"] = DRY_RUN_STEPS
+    batch_size, is_api = run.trainers.batch_size, run.teacher.is_api
+    small["transfer"] |= run.make_transfer().dry_run_settings(batch_size, api_teacher=is_api)
+    trainer.update(
+        callbacks=[profiler, *(trainer.get("callbacks") or [])],
+        val_check_interval=DRY_RUN_STEPS * run.trainers.accumulate_grad_batches,
+        limit_val_batches=DRY_RUN_BATCHES,
+        limit_test_batches=DRY_RUN_BATCHES,
+    )
     return small
 
 

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.planning.dry_run import profile_dry_run
 from lightning_distill.planning.profile import DryRunProfile
@@ -27,15 +25,15 @@ Estimate = dict[str, Any]  # seconds, flops, bytes, memory_mb, and what else the
 TUNED = ("loss", "optimizer", "schedule")
 
 
-def estimate_job(cfg: DictConfig, run: Run, job: Job, steps: int) -> Estimate:
+def estimate_job(run: Run, job: Job, steps: int) -> Estimate:
     """Of `steps` of the student; `shared` lists the estimates of the artifacts.
 
-    cfg: of `run`, for the dry run. Raises what the dry run raises.
+    Raises what the dry run raises.
     """
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
     teachers = trained_teachers(run.teacher, run.trainers, store, teacher_data)
-    profile = _profile(cfg, run, job, teachers)
+    profile = _profile(run, job, teachers)
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
     shared: list[Estimate] = []
     if needs_teacher or run.student.pruning:
@@ -52,6 +50,7 @@ def estimate_job(cfg: DictConfig, run: Run, job: Job, steps: int) -> Estimate:
                 "what": transfer.prepares,
                 "id": key_of(made_from),
                 "there": store.find(transfer.prepares, made_from) is not None,
+                "unit": transfer.unit_count_key.rpartition(".")[2].removeprefix("num_"),
                 **profile.preparation.estimate(units, run.trainers),
             }
         )
@@ -83,19 +82,17 @@ def _numbers_as_truth(value: Any) -> Any:
     return bool(value) if isinstance(value, int | float) else value
 
 
-def _profile(
-    cfg: DictConfig, run: Run, job: Job, teachers: dict[str, Artifact | None]
-) -> DryRunProfile:
+def _profile(run: Run, job: Job, teachers: dict[str, Artifact | None]) -> DryRunProfile:
     """Of a dry run that the jobs of a sweep share where they cost the same."""
     trained = [teacher for teacher in teachers.values() if teacher]
     if len(trained) < len(teachers):
         trained = []  # the dry run trains all of them
-    if not run.is_sweep:
-        return profile_dry_run(cfg, run, job, trained, job.folder)
+    if not job.is_of_sweep:
+        return profile_dry_run(run, job, trained, job.folder)
 
     def make(folder: Path) -> dict[str, Any]:
         log.info("%s: dry run", job.name)
-        return asdict(profile_dry_run(cfg, run, job, trained, folder))
+        return asdict(profile_dry_run(run, job, trained, folder))
 
     settings = cost_settings(run.settings) | {"trained": bool(trained), "started": job.started}
     artifact = Store(job.folder.parent).get("dry_run", settings, make)
@@ -120,7 +117,7 @@ def _teacher_estimates(
     members = [member for member in run.teacher.members if member.is_trained]
     for index, (key, artifact) in enumerate(teachers.items()):
         parameters = (profile.teacher_parameters or 0) // len(teachers)
-        entry = {"what": "teacher", "id": key, "there": artifact is not None}
+        entry = {"what": "teacher", "id": key, "there": artifact is not None, "unit": "steps"}
         steps = members[index].model.max_steps
         costs = profile.teachers[index].estimate(steps, run.trainers) if profile.teachers else {}
         yield {**entry, "parameters": parameters, **costs}

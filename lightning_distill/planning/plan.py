@@ -5,9 +5,7 @@ Each job writes its estimate to plan.json in its folder. One table is printed at
 
 import json
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
+from lightning_distill.config.settings import Settings
 from lightning_distill.planning.estimate import estimate_job
 from lightning_distill.report.plan_table import PLAN, print_plan
 from lightning_distill.run.builder import build_run
@@ -18,10 +16,10 @@ from lightning_distill.sweeps.resume import ResumePolicy, job_status, last_folde
 from lightning_distill.training.checkpoint_io import newest, step_of
 
 
-def plan(cfg: DictConfig, job: Job) -> None:
+def plan(settings: Settings, job: Job) -> None:
     """Writes plan.json; outside of a sweep, prints the table."""
-    run = build_run(cfg)
-    state, step = _state(resume_policy(cfg), job) if run.is_sweep else ("new", 0)
+    run = build_run(settings)
+    state, step = _state(resume_policy(settings), job) if job.is_of_sweep else ("new", 0)
     content = {
         "job": job.name,
         "overrides": job.overrides,
@@ -29,12 +27,12 @@ def plan(cfg: DictConfig, job: Job) -> None:
         "state": state,
         "from_step": step,
         "outputs": str(run.outputs),
-        "number": HydraConfig.get().job.num if run.is_sweep else 0,
+        "number": job.number or 0,
     }
     if state in ("new", "running"):
-        content |= estimate_job(cfg, run, job, run.student.max_steps - step)
+        content |= estimate_job(run, job, run.student.max_steps - step)
     write_atomic(job.folder / PLAN, json.dumps(content, indent=2).encode())
-    if not run.is_sweep:
+    if not job.is_of_sweep:
         print_plan(job.folder)
 
 

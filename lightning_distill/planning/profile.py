@@ -8,6 +8,7 @@ from typing import Any
 from lightning_distill.planning.step_profiler import WARMUP_STEPS
 from lightning_distill.run.builder import Run
 from lightning_distill.storage.artifacts import read_manifest
+from lightning_distill.training.cost import peak_memory_mb
 from lightning_distill.training.trainer import TrainerFactory
 
 DRY_RUN_STEPS = 20  # optimizer steps of each training
@@ -140,11 +141,14 @@ def _preparation_cost(
     transfer = run.make_transfer()
     folders = [file.parent for file in artifacts.glob(f"{transfer.prepares}/*/manifest.json")]
     passes = [record for record in records if record["stage"] == "predict"]
-    if not passes or not folders:
+    if not folders:
         return None
-    (folder,), record = folders, passes[0]
+    (folder,) = folders
     manifest = read_manifest(folder)
     units, content = manifest["made_from"][transfer.unit_count_key], manifest["content"]
+    if not passes:  # it runs the teacher without a trainer
+        return PartCost(seconds / units, 0.0, peak_memory_mb(), unit_bytes=_size(folder) / units)
+    record = passes[0]
     bytes_per_token = content.get("bytes_per_token")
     if bytes_per_token is None:
         unit_bytes = _size(folder) / units

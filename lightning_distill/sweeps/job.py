@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ class Job:
     key: str  # job_key of its settings
     started: str  # start of the command, which may be that of a whole sweep
     resumes: bool = True  # from the last checkpoint, where a run with this key was interrupted
+    choices: dict[str, str] = field(default_factory=dict)  # the option of each config group
+    number: int | None = None  # in its sweep; None for a single run
+
+    @property
+    def is_of_sweep(self) -> bool:
+        return self.number is not None
 
     def was_interrupted(self) -> bool:
         """Whether this folder holds an unfinished run with this key, which this job resumes."""

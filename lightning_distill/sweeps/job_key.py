@@ -6,6 +6,7 @@ Two jobs with one key would give the same results, so that the second reuses tho
 from pathlib import Path
 from typing import Any
 
+from lightning_distill.config.settings import intermediate_losses
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.storage.artifacts import key_of
 
@@ -36,6 +37,12 @@ INPUTS = (
     ("student", "name"),
     ("transfer", "cache"),
 )
+# Transfers without an effect on a student that learns from the labels alone. `Sequence` has one:
+# the text is the teacher's. So may one from outside of the package.
+NEEDS_SOFT_TARGETS = tuple(
+    f"lightning_distill.transfer.{name}" for name in ("Online", "Cached", "OnPolicy")
+)
+OBJECTIVE = "lightning_distill.losses.Objective"
 # Settings of `data` that have an effect only with data.streaming=true.
 OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
 
@@ -54,8 +61,8 @@ def effective_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def is_baseline(settings: dict[str, Any]) -> bool:
     """Whether nothing in this job's student comes from a teacher."""
     copied = settings["student"].get("initialize") == "teacher_layers"
-    generated = settings["transfer"].get("_target_", "").endswith(".Sequence")
-    return _uses_labels_only(settings["loss"]) and not (generated or copied)
+    online = settings["transfer"].get("_target_") in (None, *NEEDS_SOFT_TARGETS)
+    return _uses_labels_only(settings["loss"]) and online and not copied
 
 
 def _relevant(settings: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +97,8 @@ def _without_idle(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _effective_loss(loss: dict[str, Any]) -> dict[str, Any]:
-    loss = _less(loss, *(term for term in ("hidden", "relations") if not loss[term]["weight"]))
+    nodes = {key for key, value in loss.items() if isinstance(value, dict) and "weight" in value}
+    loss = _less(loss, *(nodes - intermediate_losses(loss).keys()))
     if not _uses_labels_only(loss):
         return loss
     kept = {key: loss.get(key) for key in ("fused", "label_smoothing", "shared_vocabulary")}
@@ -99,8 +107,9 @@ def _effective_loss(loss: dict[str, Any]) -> dict[str, Any]:
 
 
 def _uses_labels_only(loss: dict[str, Any]) -> bool:
-    intermediate = any(loss[term]["weight"] for term in ("hidden", "relations") if term in loss)
-    return loss["alpha"] == 0 and loss["hard_target"] == "labels" and not intermediate
+    if loss.get("_target_", OBJECTIVE) != OBJECTIVE or intermediate_losses(loss):
+        return False
+    return loss["alpha"] == 0 and loss["hard_target"] == "labels"
 
 
 def _less(node: dict[str, Any], *keys: str) -> dict[str, Any]:

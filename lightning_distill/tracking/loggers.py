@@ -64,14 +64,12 @@ class LoggerFactory:
 class Tracker:
     """The loggers for the trainings of one job.
 
-    settings, choices, is_sweep: of the `Run`.
+    settings: of the `Run`.
     """
 
     factories: list[LoggerFactory]
     job: Job
     settings: dict[str, Any]
-    choices: dict[str, str]
-    is_sweep: bool
 
     def start(self, folder: Path, checkpoints: Path, teacher: str | None = None) -> list[Logger]:
         """The loggers of one training, which write below `folder`; none on ranks other than 0.
@@ -89,9 +87,7 @@ class Tracker:
             if not factory.is_wandb:
                 loggers.append(factory.make(save_dir=str(folder)))
             elif teacher is None or not agent_sweep_id():  # an agent's run is the student's
-                description = RunDescription(
-                    self.settings, self.choices, self.is_sweep, self.job, factory.tags
-                )
+                description = RunDescription(self.settings, self.job, factory.tags)
                 arguments = description.of_teacher(teacher) if teacher else description.of_student()
                 run = wandb_run.start(factory.make, arguments, checkpoints / "wandb_id")
                 loggers.append(StepLogger(experiment=run, save_dir=str(folder)))

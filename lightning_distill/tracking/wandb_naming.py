@@ -21,18 +21,15 @@ MAX_TAG = 64
 class RunDescription:
     """The arguments of `wandb.init` for the runs of one job.
 
-    settings: the resolved config. choices: the option of each config group. tags: of
-    `logger.wandb.tags`.
+    settings: of the `Run`. tags: of `logger.wandb.tags`.
     """
 
     settings: dict[str, Any]
-    choices: dict[str, str]
-    is_sweep: bool
     job: Job
     tags: list[str]
 
     def of_student(self) -> dict[str, Any]:
-        choices, label = self.choices, self._label()
+        choices, label = self.job.choices, self._label()
         seed = next(filter(_is_seed, self.job.overrides), None)
         tags = [choices["loss"], choices["transfer"]]
         tags += [f"student {choices['student']}", f"teacher {choices['teacher']}"]
@@ -46,7 +43,7 @@ class RunDescription:
 
     def of_teacher(self, key: str) -> dict[str, Any]:
         """key: of the teacher's artifact."""
-        name = f"teacher {self.choices['teacher']}"
+        name = f"teacher {self.job.choices['teacher']}"
         job = {"key": key, "settings": key, "name": name}
         return self._arguments("teacher", f"{name} {key[:8]}", self.job.group, [name], job)
 
@@ -54,7 +51,7 @@ class RunDescription:
         self, role: str, name: str, group: str, tags: list[str], job: dict[str, str]
     ) -> dict[str, Any]:
         # One folder for all runs of a sweep, because W&B's terminal viewer shows a folder.
-        folder = self.job.folder.parent if self.is_sweep else self.job.folder
+        folder = self.job.folder.parent if self.job.is_of_sweep else self.job.folder
         return {
             "job_type": role,
             "name": fit_name(name),
@@ -70,7 +67,7 @@ class RunDescription:
         if agent_sweep_id():
             parameters = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
             return short_overrides([o for o in overrides if _key(o) in parameters]) or self.job.name
-        if not self.is_sweep:
+        if not self.job.is_of_sweep:
             return self.job.name
         command = OverridesParser.create().parse_overrides(list(self.settings["sweep"]["command"]))
         fixed = {o.get_key_element() for o in command if not o.is_sweep_override()}

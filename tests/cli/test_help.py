@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from lightning_distill.cli.help import describe, first_comment, help_topics
 from lightning_distill.config.catalog import groups
-from lightning_distill.config.help import describe, first_comment, help_topics
 from lightning_distill.config.schema import SCHEMA
 from lightning_distill.errors import ConfigError
 

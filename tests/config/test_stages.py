@@ -11,8 +11,8 @@ from lightning_distill.stages import STAGES, Stage
 SEEN = []
 
 
-def record(cfg, job):
-    SEEN.append((cfg.seed, job.name))
+def record(settings, job):
+    SEEN.append((settings["seed"], job.name))
 
 
 MY_STAGE = Stage(f"{__name__}.record", "record the seed")

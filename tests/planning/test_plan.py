@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from lightning_distill.cli import app
 from lightning_distill.config.catalog import CONF
+from lightning_distill.config.settings import plain_settings
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.planning.estimate import cost_settings
 from lightning_distill.planning.profile import PartCost, pass_seconds
-from lightning_distill.run.settings import plain_settings
 from lightning_distill.training.trainer import TrainerFactory
 
 SWEEP = [

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lightning_distill.cli import app
+from lightning_distill.cli.app import key_of_job
 from lightning_distill.config.catalog import CONF
-from lightning_distill.run.settings import job_settings
 from lightning_distill.storage.artifacts import key_of
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key
 
@@ -26,7 +26,7 @@ def composed():
 
 @pytest.fixture(scope="module")
 def key(composed):
-    return lambda *overrides: job_key(job_settings(composed(*overrides)))
+    return lambda *overrides: key_of_job(composed(*overrides))
 
 
 SAME = [

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omegaconf import DictConfig, ListConfig
-
 from lightning_distill.errors import unknown_name
 
 LARGEST_SEED = 2**32 - 1  # accepted by torch, NumPy and Lightning alike
@@ -118,13 +116,11 @@ def _has_type(name: str, value: Any) -> bool:
     if name == "switch":
         return isinstance(value, bool)
     if name == "node":
-        return isinstance(value, Mapping | DictConfig)
-    is_list = isinstance(value, ListConfig) or (
-        isinstance(value, Sequence) and not isinstance(value, str)
-    )
+        return isinstance(value, Mapping)
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if name == "list":
         return is_list
-    return not is_list and not isinstance(value, Mapping | DictConfig)
+    return not is_list and not isinstance(value, Mapping)
 
 
 def _problems_of_text(key: str, value: Any) -> Iterator[str]:

@@ -3,13 +3,17 @@
 import difflib
 import json
 import re
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from textwrap import wrap
 
+import yaml
+
 from lightning_distill.config.catalog import committed, default_options, groups
 from lightning_distill.config.schema import SCHEMA
+from lightning_distill.config.stage_lookup import stages_of_user
 from lightning_distill.errors import ConfigError
+from lightning_distill.metrics.declarations import Metric, objective_metrics
 from lightning_distill.stages import STAGES
 
 WIDTH = 80
@@ -20,7 +24,9 @@ def help_topics(arguments: list[str]) -> list[str]:
     """The words beside --help that are neither flags nor overrides: `--help loss`."""
     if not {"--help", "-h"} & set(arguments):
         return []
-    return [word for word in arguments if not word.startswith("-") and "=" not in word]
+    values = {after for flag, after in pairwise(arguments) if flag in ("--config-dir", "-cd")}
+    words = (word for word in arguments if word not in values)
+    return [word for word in words if not word.startswith("-") and "=" not in word]
 
 
 def describe(topic: str) -> str:
@@ -44,10 +50,25 @@ def describe(topic: str) -> str:
     if topic in SCHEMA and topic not in groups():
         blocks.append(_describe_key(topic))
     if topic == "stage":
-        blocks.append("\n".join(_entry(name, stage.help) for name, stage in STAGES.items()))
+        stages = STAGES | stages_of_user()
+        blocks.append("\n".join(_entry(name, stage.help) for name, stage in stages.items()))
+    if topic == "sweep.objectives":
+        blocks.append("\n".join(_entry(name, *_about(one)) for name, one in _metrics().items()))
     if keys:
         blocks.append("\n".join(_describe_key(key) for key in keys))
     return "\n\n".join(blocks)
+
+
+def _metrics() -> dict[str, Metric]:
+    """Every metric, those of the tasks in --config-dir included."""
+    files = groups()["data"]
+    tasks = (yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") for file in files)
+    by_task = (objective_metrics(str(task)) for task in dict.fromkeys(tasks))
+    return {name: one for metrics in by_task for name, one in metrics.items()}
+
+
+def _about(metric: Metric) -> list[str]:
+    return [f"{metric.meaning}; {metric.direction}d"]
 
 
 def list_stages() -> str:
