@@ -45,6 +45,13 @@ class IntermediateLoss(nn.Module):
         self._recorded: dict[str, dict[Any, Tensor]] = {"student": {}, "teacher": {}}
         self._edges: list[Any] = []
 
+    def attach(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Has the layers that are compared recorded, and makes what the loss learns.
+
+        Both may be on the meta device. Raises ConfigError where a model lacks such layers.
+        """
+        raise NotImplementedError
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """The hooks record inside this context only.

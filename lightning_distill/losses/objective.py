@@ -29,6 +29,7 @@ from lightning_distill.losses.distributions import (
     TeacherSignal,
 )
 from lightning_distill.losses.divergences.forward_kl import forward_kl
+from lightning_distill.losses.intermediate import IntermediateLoss
 from lightning_distill.losses.schedules import LossWeights
 from lightning_distill.losses.terms import Terms
 from lightning_distill.models.output_head import Predictions
@@ -40,8 +41,7 @@ COMPARED = ("probabilities", "logits")
 class Objective:
     """The weighted sum of a hard target, a soft target, and losses on intermediate layers.
 
-    divergence: (student, teacher) log-probabilities [N, V] to [N]; called with `settings` too,
-        the config keys that only this divergence has.
+    divergence: (student, teacher) log-probabilities [N, V] to [N].
     temperature: above 0. alpha: weight of the soft term, from 0. Each is a number, or a schedule
         over the steps: {shape: cosine, start: 4, end: 1} (`losses/schedules.py`).
     hard_weight: weight of H(t, q), or `complement` for 1 − alpha.
@@ -50,9 +50,10 @@ class Objective:
         t is the ground truth (Szegedy et al. 2016, section 7): the baseline that softens targets
         without a teacher.
     fused: never hold all logits, where the models allow that (`losses/chunked.py`).
-    hidden, relations: losses on intermediate layers, each with its own weight.
     compares: `logits` if the divergence takes logits / T in place of log-probabilities.
     shared_vocabulary: false if the divergence takes any two vocabularies, [N, V] and [N, V'].
+    more: losses on intermediate layers (`IntermediateLoss`), each under its name in logs; anything
+        else is passed to the divergence.
 
     Raises ConfigError that names every setting that is out of range.
     """
@@ -66,27 +67,22 @@ class Objective:
         hard_target: str,
         label_smoothing: float = 0.0,
         fused: bool = True,
-        hidden: Any = None,
-        relations: Any = None,
         compares: str = "probabilities",
         shared_vocabulary: bool = True,
-        **settings: Any,
+        **more: Any,
     ) -> None:
         self.divergence = divergence
-        self.settings = settings
+        terms = {name: one for name, one in more.items() if isinstance(one, IntermediateLoss)}
+        self.intermediate = {name: term for name, term in terms.items() if term.weight}
+        self.settings = {name: value for name, value in more.items() if name not in terms}
         self.hard_target = hard_target
         self.label_smoothing = label_smoothing
         self.fused = fused
-        self.intermediate: dict[str, Any] = {
-            name: term
-            for name, term in (("hidden", hidden), ("relations", relations))
-            if term is not None and term.weight
-        }
         self.compares = compares
         self.shared_vocabulary = shared_vocabulary
         self.teacher_weights: Sequence[float] = (1.0,)
         self.weights = LossWeights(temperature, alpha, hard_weight)
-        if problems := [*self._problems(), *problems_of_divergence(divergence, settings)]:
+        if problems := [*self._problems(), *problems_of_divergence(divergence, self.settings)]:
             raise ConfigError("; ".join(problems) + ".")
 
     @property

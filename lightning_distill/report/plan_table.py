@@ -26,7 +26,6 @@ STATES = {
     "failed": "failed, not run again",
     "reused": "reused",  # the results of another folder
 }
-UNITS = {"teacher": "steps", "predictions": "blocks", "text": "sequences"}  # of artifacts
 MB = 1e6
 
 
@@ -82,14 +81,14 @@ def _state(plan: dict[str, Any]) -> str:
 
 
 def _artifact_line(artifact: dict[str, Any]) -> str:
-    kind = artifact["what"]
-    name = f"{kind} {artifact['id']}"
+    name = f"{artifact['what']} {artifact['id']}"
     if "parameters" in artifact:
         name += f", {with_unit_prefix(artifact['parameters'])} parameters"
     if artifact["there"]:
         return f"{name}: exists"
+    units = f"{artifact['count']:,} {artifact['unit']}"
     return (
-        f"{name}: to make, {artifact['count']:,} {UNITS[kind]}, {duration(artifact['seconds'])}, "
+        f"{name}: to make, {units}, {duration(artifact['seconds'])}, "
         f"{decimal(int(artifact['memory_mb'] * MB))} of memory, "
         f"{decimal(int(artifact['bytes']))} on disk"
     )

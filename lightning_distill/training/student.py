@@ -51,7 +51,7 @@ class StudentModule(TrainedModule):
         self.transfer = transfer
         self.teacher_hash = teacher_hash
         for term in objective.intermediate.values():
-            term.attach(model, self.teachers[0].model)
+            term.attach(model, teachers[0].model)
 
     @property
     def predictors(self) -> list[Predictor]:

@@ -32,7 +32,7 @@ class Transfer:
     # The kind of artifact that is made from the whole transfer set before the student trains; None
     # for none. With one, the train split cannot be streamed, as a stream has no end.
     prepares: ClassVar[str | None] = None
-    # The key of `made_from` that counts the units of that artifact: blocks or sequences.
+    # The key of `made_from` that counts the units of that artifact, which it names: `num_blocks`.
     unit_count_key: ClassVar[str] = "transfer.num_blocks"
     # The student learns from text that the teacher generated, so that it depends on a teacher even
     # where the objective needs none (alpha = 0).
