@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from forked import Command, environment, write_documents
+from hydra._internal.hydra import Hydra
 from wandb_server import Server
 
 from lightning_distill.cli import app
@@ -157,6 +158,7 @@ def in_process(text_file, tmp_path_factory):
             patch.setenv("HYDRA_FULL_ERROR", "0")
             patch.setattr(SweepCallback, "running", None)  # a command has a process of its own
             patch.setattr(sys, "argv", ["lightning-distill", *settings])
+            without_first_composition(patch, settings)
             try:
                 app.main()
             except SystemExit as stop:
@@ -168,6 +170,13 @@ def in_process(text_file, tmp_path_factory):
         return done
 
     return run
+
+
+def without_first_composition(patch, settings):
+    """Hydra composes a config twice, first for `hydra.mode`, which only some recipes set."""
+    recipes = ("experiment=", "+experiment=", "sweep=", "+sweep=", "hydra.mode", "hydra/")
+    if not any(one.startswith(recipes) for one in settings):
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
 
 def curve(folder, name):

@@ -91,6 +91,8 @@ def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], bef
     os.environ.clear()
     os.environ.update(env)
     sys.argv = ["lightning-distill", *argv]
+    if env.get("RANKS") != "spawn" and not torch.cuda.is_available():
+        launcher.START_METHOD = "fork"  # ranks need not import everything again
     if before:
         before()
     from lightning_distill.cli.app import main

@@ -17,7 +17,7 @@ from lightning_distill.models.output_head import Predictions, find_head
 pytestmark = pytest.mark.slow
 
 
-FIRST = ("ours", "trl", "cached_topk")
+FIRST = ("ours",)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,9 @@ def problems_of_secrets(url: str, variable: str | None) -> Iterator[str]:
 
 def problems_of_server(teacher: Settings) -> Iterator[str]:
     """What is wrong with a server's address or its model's name."""
+    if missing := [key for key in ("url", "name") if teacher[key] == "???"]:
+        yield from (f"teacher.{key} is not set; give teacher.{key}=<value>" for key in missing)
+        return
     url, variable = str(teacher["url"]), teacher["key_variable"]
     yield from problems_of_secrets(url, None if variable is None else str(variable))
     try:

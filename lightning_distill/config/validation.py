@@ -44,8 +44,7 @@ def check(cfg: DictConfig, more: Iterable[str] = ()) -> None:
     problems += [*_problems_of_sweep(settings), *_problems_of_streaming(settings)]
     problems += [*_problems_of_callbacks(settings), *_problems_of_tasks(settings)]
     if "url" in settings["teacher"]:
-        problems += problems_of_server(settings["teacher"])
-        problems += problems_of_api_teacher(settings)
+        problems += [*problems_of_server(settings["teacher"]), *problems_of_api_teacher(settings)]
     _refuse([*problems, *more])
 
 

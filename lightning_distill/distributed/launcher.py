@@ -30,6 +30,7 @@ from lightning_distill.errors import ConfigError, Stopped
 
 log = logging.getLogger(__name__)
 
+START_METHOD = "spawn"  # a forked process cannot use CUDA
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)  # which end a training after its next step
 MAX_TRACEBACK = 20_000  # characters; a pipe holds 64 KiB
 # How a rank ends, the most informative first: with a mistake that the user can correct, by a
@@ -69,7 +70,7 @@ def launch(
     Raises ConfigError if a rank did, else Stopped if a signal ended the ranks, else RuntimeError
     with the traceback of the first rank that failed.
     """
-    context = get_context("spawn")  # a forked process cannot use CUDA
+    context = get_context(START_METHOD)
     work = Work(function, args, hardware, run_id, set_up, free_port())
     pipes = [context.Pipe(duplex=False) for _ in range(hardware.local_devices)]
     ranks = [

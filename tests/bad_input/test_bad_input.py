@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import world
 import yaml
+from conftest import without_first_composition
 
 from lightning_distill.cli import app
 from lightning_distill.storage.artifacts import find_damage, hash_of
@@ -45,6 +46,7 @@ def typed(command, monkeypatch, capsys):
     flags = [argument for argument in arguments if argument.startswith("-")]
     arguments += [] if tracked or flags == arguments else ["logger=none"]
     monkeypatch.setattr(sys, "argv", ["lightning-distill", *arguments])
+    without_first_composition(monkeypatch, arguments)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the same wherever it is tested
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     before = list(logging.getLogger().handlers)

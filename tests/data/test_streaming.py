@@ -308,8 +308,8 @@ def test_a_bad_row_behind_the_beginning_ends_a_run_in_one_line(in_process, text_
     [
         ["data.streaming=true"],
         ["data.streaming=true", "transfer=on_policy", "transfer.prompt_length=8"],
-        ["data.streaming=true", "loss.alpha=0"],
-        ["transfer=cached"],
+        pytest.param(["data.streaming=true", "loss.alpha=0"], marks=pytest.mark.long),
+        pytest.param(["transfer=cached"], marks=pytest.mark.long),
     ],
 )
 def test_the_number_of_workers_changes_no_result(in_process, tmp_path, settings):

@@ -49,6 +49,7 @@ def test_two_devices_give_the_run_of_one(command, outputs, one, trainer):
     said = command(
         *(*SAME, f"trainer={trainer}", *TWO, "transfer=online"),
         *(f"paths.outputs={folder}", f"hydra.run.dir={folder}"),
+        RANKS="spawn" if trainer == "ddp" else "fork",  # as in use, and at once
     ).stdout
     assert said.count("training the teacher") == 1  # logged by rank 0 only
     for name in ("train/loss", "train/hard", "train/soft", "train/gradient_norm", "validation/nll"):
@@ -185,7 +186,7 @@ def test_a_rank_that_aborts_after_its_work_costs_no_result(command, tmp_path):
     aborts = "+trainer.callbacks=[{_target_: test_multi_device_runs.Aborts}]"
     allow = {"LIGHTNING_DISTILL_ALLOW": "test_multi_device_runs"}
     few = ["student.max_steps=2", "teacher.max_steps=2", f"hydra.run.dir={tmp_path}"]
-    said = command("trainer=ddp", *TWO, *few, aborts, **allow).stdout
+    said = command("trainer=ddp", *TWO, *few, aborts, **allow, RANKS="spawn").stdout
     assert "rank 1 of 2 returned, then ended with exit code -6" in said
     assert scores(tmp_path)["student"]["nll"] > 0
 
@@ -243,7 +244,7 @@ sys.exit(max([rank.wait() for rank in ranks]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_for_several_machines_runs_under_srun(text_file, outputs, one, tmp_path):
     """With a stand-in of srun that starts both machines' tasks on this one."""
     for name, content in (

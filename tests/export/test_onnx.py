@@ -147,7 +147,7 @@ def test_a_graph_gives_the_models_logits_at_sizes_it_was_not_traced_with(tmp_pat
     assert difference < onnx.TOLERANCE * largest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_graph_with_a_fixed_size_is_refused(tmp_path):
     model = build(MambaConfig(**MAMBA))
     examples, file = example_batches(model, Text(20)), tmp_path / "model.onnx"

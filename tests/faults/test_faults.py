@@ -21,6 +21,10 @@ from lightning_distill.training.checkpoint_io import LAST, PREVIOUS
 pytestmark = pytest.mark.slow
 
 
+def long(value):
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The numbers of the sweep that nobody has hurt, and its folder."""
@@ -91,7 +95,7 @@ def test_ctrl_c_once_keeps_the_step_and_twice_ends_at_once(place, expected):
     assert numbers(place.sweep) == expected[0]
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("share", [long(0.05), 0.3, long(0.5), long(0.7), 0.9])
 def test_a_full_disk_is_named_and_what_fitted_is_kept(place, disk, expected, share):
     size = int(share * bytes_of(expected[1].outputs) / 1024)
     disk(f"size={size}k")
@@ -163,6 +167,7 @@ def jump():
     time.time = leaping
 
 
+@pytest.mark.long
 def test_a_clock_that_jumps_changes_nothing(place, expected):
     place.run(before=jump)
     check_whole(place.outputs)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -251,6 +252,7 @@ def test_forward_kl_and_jensen_shannon_agree_with_trl(logits, name, beta, overri
     same(gradient, torch.autograd.grad(theirs, z)[0], 1e-10)
 
 
+@cache
 def make(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return instantiate(compose("config", [f"loss={name}", *overrides]).loss)

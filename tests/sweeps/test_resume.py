@@ -105,6 +105,7 @@ def test_a_sweep_killed_at_random_moments_ends_at_the_same_numbers(
         assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.long
 def test_a_stream_killed_at_random_moments_ends_at_the_same_weights(start, run, tmp_path):
     text, rng = tmp_path / "large.jsonl", random.Random(5)
     words = ["a", "small", "student", "learns", "soft", "targets", "from", "its", "teacher"]

@@ -50,7 +50,15 @@ def whole(run):
     return run()[0]
 
 
-@pytest.mark.parametrize("gpu", ["holds: 8", "holds: 3", "{holds: 4, since: 7}", "holds: 1"])
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        pytest.param("holds: 8", marks=pytest.mark.long),
+        "holds: 3",
+        "{holds: 4, since: 7}",
+        pytest.param("holds: 1", marks=pytest.mark.long),
+    ],
+)
 def test_batches_that_do_not_fit_are_divided_without_changing_the_run(run, whole, gpu):
     folder, output = run(gpu=gpu.strip("{}"))
     for name in ("step", "train/loss", "train/gradient_norm", "validation/nll"):
