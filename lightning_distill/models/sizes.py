@@ -11,6 +11,7 @@ embeddings enter with unit variance. Perplexity of a student with 0.5 M paramete
 this.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,12 +77,7 @@ def decoder(size: Size, tokenizer: PreTrainedTokenizerBase) -> GraniteForCausalL
         pad_token_id=None,
     )
     model = GraniteForCausalLM(config)
-    with torch.no_grad():
-        for name, module in model.model.named_modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.normal_(std=EMBEDDING_STD)
-            elif isinstance(module, nn.Linear):
-                _initialize(module, name.endswith(("o_proj", "down_proj")))
+    _initialize(model.model, EMBEDDING_STD, ("o_proj", "down_proj"))
     return model
 
 
@@ -99,13 +95,9 @@ def encoder_decoder(
     4.92.
     """
     model = PegasusForConditionalGeneration(_pegasus_config(size, tokenizer, max_tokens))
-    with torch.no_grad():
-        for name, module in model.model.named_modules():
-            if name == "shared":
-                # The model multiplies embeddings by √width: unit variance.
-                module.weight.normal_(std=size.hidden_size**-0.5)
-            elif isinstance(module, nn.Linear):
-                _initialize(module, name.endswith(("out_proj", "fc2")))
+    # The model multiplies embeddings by √width: unit variance. Its positions are a fixed table.
+    positions = [model.model.encoder.embed_positions, model.model.decoder.embed_positions]
+    _initialize(model.model, size.hidden_size**-0.5, ("out_proj", "fc2"), positions)
     return model
 
 
@@ -161,16 +153,20 @@ def encoder(
         **settings,
     )
     model = kind(config)
-    output = model.get_output_embeddings()
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.normal_(std=EMBEDDING_STD)
-            elif isinstance(module, nn.Linear) and module is not output:
-                _initialize(module, name.endswith((".Wo", "classifier")))
+    _initialize(model, EMBEDDING_STD, (".Wo", "classifier"), [model.get_output_embeddings()])
     return model
 
 
-def _initialize(linear: nn.Linear, adds_to_residual: bool) -> None:
-    std = linear.in_features**-0.5
-    linear.weight.normal_(std=std * RESIDUAL_SCALE if adds_to_residual else std)
+@torch.no_grad()
+def _initialize(
+    model: nn.Module, embedding_std: float, residual: tuple[str, ...], fixed: Sequence[Any] = ()
+) -> None:
+    """residual: ends of the names of layers that add to the residual stream. fixed: left as is."""
+    for name, module in model.named_modules():
+        if any(module is one for one in fixed):
+            continue
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(std=embedding_std)
+        elif isinstance(module, nn.Linear):
+            scale = RESIDUAL_SCALE if name.endswith(residual) else 1.0
+            module.weight.normal_(std=scale * module.in_features**-0.5)
