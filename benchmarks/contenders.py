@@ -155,6 +155,7 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
 
     from lightning_distill.storage.artifacts import Store
     from lightning_distill.training.teacher import Teacher
+    from lightning_distill.transfer.base import Workspace
     from lightning_distill.transfer.cached import Cached
 
     data: Any = SimpleNamespace(
@@ -171,7 +172,8 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
     teacher = Teacher([held.pop], [1.0], "", 0.0, data)
     transfer = Cached(None, stored, k, draws, [1.0], 16)
     with tempfile.TemporaryDirectory() as folder:
-        transfer.prepare(data, teacher, Store(folder), lambda _: _trainer(), Path(folder))
+        workspace = Workspace(Store(folder), Path(folder), lambda _: _trainer())
+        transfer.prepare(data, teacher, workspace)
         del teacher
         reset_peak()
         _train(work, clock, _forward_kl(True), transfer, [], transfer.dataset(data))

@@ -28,6 +28,7 @@ from lightning_distill.run.builder import build_run
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.student import StudentModule
 from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.base import Workspace
 
 DEMO = ["experiment=demo", "experiment/job=distilled", "logger=csv"]
 WARM_UP = 20  # steps that are not timed
@@ -61,7 +62,7 @@ class Step:
         if self.objective.needs_teacher:
             held = Teacher([lambda: self.teacher], [1.0], "untrained", 0.0, self.data)
             make = partial(self.run.trainers.trainer, folder)
-            self.transfer.prepare(self.data, held, Store(folder), make, folder)
+            self.transfer.prepare(self.data, held, Workspace(Store(folder), folder, make))
 
     def module(self) -> StudentModule:
         asks = self.objective.needs_teacher and self.transfer.holds_teacher

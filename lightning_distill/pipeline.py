@@ -39,7 +39,7 @@ from lightning_distill.training.fit import fit, save_trained
 from lightning_distill.training.nonfinite_guard import SKIPPED
 from lightning_distill.training.student import StudentModule
 from lightning_distill.training.teacher import Teacher, find_teacher, obtain_teacher
-from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.base import Transfer, Workspace
 from lightning_distill.transfer.generated import GENERATED
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     pruning = run.student.pruning
     student = outline_student(run, data) if pruning else run.student.build(data)
     lora.check(student, run.student.lora, "student")
-    transfer.check(objective, data, teacher_data, len(run.teacher.members))
+    transfer.check(objective, data, teacher_data)
 
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
     teacher = _teacher(run, job, store, teacher_data, needs_teacher or bool(pruning))
@@ -76,8 +76,9 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     loggers = tracker.start(job.folder, job.folder / "checkpoints")
     source = teacher if needs_teacher else None
     if source:
-        objective.teacher_weights = source.weights
-        cost.transfer_seconds = transfer.prepare(data, source, store, make_trainer, job.folder)
+        cost.transfer_seconds = transfer.prepare(
+            data, source, Workspace(store, job.folder, make_trainer)
+        )
     if teacher and not (transfer.holds_teacher and objective.needs_teacher):
         teacher.release()
     L.seed_everything(run.seed, verbose=False)  # independent of what was made above
@@ -119,10 +120,10 @@ def run_transfer(settings: Settings, job: Job) -> dict[str, Any]:
     check_optimizers(run, student=False)
     transfer, store = run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
-    transfer.check(run.make_objective(), data, teacher_data, len(run.teacher.members))
+    transfer.check(run.make_objective(), data, teacher_data)
     teacher = _obtain_teacher(run, job, store, teacher_data)
     make_trainer = partial(run.trainers.trainer, job.folder)
-    seconds = transfer.prepare(data, teacher, store, make_trainer, job.folder)
+    seconds = transfer.prepare(data, teacher, Workspace(store, job.folder, make_trainer))
     scores = _evaluate(run, job.folder, data, None, teacher)
     results = job.final_results(Cost(teacher.seconds, seconds), scores)
     write_results(job.folder, results)

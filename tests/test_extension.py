@@ -120,8 +120,8 @@ FILES = {
                     return {"teacher": teacher.hash, "tokens": data.artifact.key,
                             **data.example_settings, "transfer.num_blocks": blocks}
 
-                def prepare(self, data, teacher, store, make_trainer, folder):
-                    super().prepare(data, teacher, store, make_trainer, folder)
+                def prepare(self, data, teacher, workspace):
+                    super().prepare(data, teacher, workspace)
                     made_from = self.made_from(data, teacher)
 
                     @torch.no_grad()
@@ -134,7 +134,7 @@ FILES = {
                             labels.append(torch.where(known, best, IGNORED))
                         torch.save(torch.stack(labels), target / "labels.pt")
 
-                    artifact = store.get(self.prepares, made_from, make)
+                    artifact = workspace.store.get(self.prepares, made_from, make)
                     self.labels = torch.load(artifact.folder / "labels.pt")
                     return artifact.seconds
 

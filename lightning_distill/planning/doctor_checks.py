@@ -73,7 +73,7 @@ def check_settings(context: Context) -> str:
     """Whether loss, transfer and the shapes of the models are compatible."""
     run, data, teacher_data = context.run, context.data, context.teacher_data
     objective, transfer = run.make_objective(), run.make_transfer()
-    transfer.check(objective, data, teacher_data, len(run.teacher.members))
+    transfer.check(objective, data, teacher_data)
     check_intermediate_losses(run, data, teacher_data)
     choices = context.job.choices
     return f"loss={choices['loss']} and transfer={choices['transfer']} are compatible"

@@ -62,16 +62,17 @@ class Run:
 def build_run(settings: Settings) -> Run:
     """Raises ConfigError, or Hydra's InstantiationException, where a node cannot be built."""
     cfg = OmegaConf.create(settings)  # whole, so that Hydra's errors name the key of a node
+    teacher = _teacher(settings)
     return Run(
         settings=settings,
         seed=settings["seed"],
         outputs=Path(settings["paths"]["outputs"]),
         task=get_class(cfg.data._target_),
         make_data=partial(instantiate, cfg.data),
-        make_objective=partial(instantiate, cfg.loss),
+        make_objective=partial(_objective, cfg.loss, teacher),
         make_transfer=partial(instantiate, cfg.transfer),
         shares_vocabulary=settings["loss"].get("shared_vocabulary", True),
-        teacher=_teacher(settings),
+        teacher=teacher,
         student=_model("student", settings["student"]),
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
@@ -79,6 +80,12 @@ def build_run(settings: Settings) -> Run:
         evaluation=_evaluation(settings["evaluate"]),
         loggers=[_logger(node) for node in cfg.logger.values()],
     )
+
+
+def _objective(node: DictConfig, teacher: TeacherSpec) -> Objective:
+    objective: Objective = instantiate(node)
+    objective.teacher_weights = teacher.weights
+    return objective
 
 
 def _evaluation(node: Settings) -> EvaluationRequest:

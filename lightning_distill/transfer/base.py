@@ -1,6 +1,7 @@
 """The interface of a transfer: how the teacher's signal reaches the student (`transfer=`)."""
 
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,19 @@ from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.module import TrainedModule
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer.alignment import Aligner
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a transfer runs the teacher, and keeps what it made.
+
+    folder: of the run. make_trainer: called with a description, makes the trainer that runs the
+    teacher.
+    """
+
+    store: Store
+    folder: Path
+    make_trainer: Callable[..., L.Trainer]
 
 
 class Transfer:
@@ -62,30 +76,18 @@ class Transfer:
         raise NotImplementedError
 
     def check(
-        self,
-        objective: Objective,
-        data: DistillationData,
-        teacher_data: DistillationData,
-        num_teachers: int,
+        self, objective: Objective, data: DistillationData, teacher_data: DistillationData
     ) -> None:
-        """Raises ConfigError where this transfer cannot supply what the objective needs."""
+        """Raises ConfigError where this transfer cannot supply what the objective needs.
+
+        objective: with the weights of its teachers.
+        """
 
     def check_cache(self, data: DistillationData, teacher: Teacher) -> None:
         """Raises ConfigError where `transfer.cache` was made for other settings or is damaged."""
 
-    def prepare(
-        self,
-        data: DistillationData,
-        teacher: Teacher,
-        store: Store,
-        make_trainer: Callable[..., L.Trainer],
-        folder: Path,
-    ) -> float:
-        """Makes what the student's training needs. Returns the seconds that this took now.
-
-        make_trainer: called with a description, makes the trainer that runs the teacher.
-        folder: of the run.
-        """
+    def prepare(self, data: DistillationData, teacher: Teacher, workspace: Workspace) -> float:
+        """Makes what the student's training needs. Returns the seconds that this took now."""
         if teacher.data is not data:
             self.aligner = Aligner(data.tokenizer, teacher.data.tokenizer, teacher.max_positions)
         return 0.0

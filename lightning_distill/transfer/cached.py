@@ -18,9 +18,9 @@ from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.output_head import Predictions
-from lightning_distill.storage.artifacts import Store, read_manifest
+from lightning_distill.storage.artifacts import read_manifest
 from lightning_distill.training.teacher import Teacher
-from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.base import Transfer, Workspace
 from lightning_distill.transfer.cache.hidden_codec import (
     HiddenStateCodec,
     heads_of,
@@ -109,11 +109,7 @@ class Cached(Transfer):
         }
 
     def check(
-        self,
-        objective: Objective,
-        data: DistillationData,
-        teacher_data: DistillationData,
-        num_teachers: int,
+        self, objective: Objective, data: DistillationData, teacher_data: DistillationData
     ) -> None:
         """Raises ConfigError where the objective needs more than what is stored."""
         self._check_size(data.num_classes)
@@ -126,7 +122,7 @@ class Cached(Transfer):
                 "holds its predictions alone. Choose transfer=online."
             )
         if self.settings["stored"] != "hidden":
-            self._check_sparse(objective, num_teachers)
+            self._check_sparse(objective)
 
     def _check_size(self, num_classes: int) -> None:
         sizes = {name: self.settings[name] for name in ("k", "draws") if name in self.settings}
@@ -137,11 +133,11 @@ class Cached(Transfer):
                 f"Set transfer.stored=topk transfer.k={num_classes}, or fewer."
             )
 
-    def _check_sparse(self, objective: Objective, num_teachers: int) -> None:
+    def _check_sparse(self, objective: Objective) -> None:
         """Raises ConfigError where the objective needs more than a few tokens' probabilities."""
         stored, temperatures = self.settings["stored"], self.settings["temperatures"]
         temperature = objective.weights.schedules["temperature"]
-        if num_teachers > 1 and temperature.ends != (1.0, 1.0):
+        if len(objective.teacher_weights) > 1 and temperature.ends != (1.0, 1.0):
             raise ConfigError(
                 f"transfer.stored={stored} of several teachers needs loss.temperature=1. "
                 "Choose transfer.stored=hidden."
@@ -165,14 +161,7 @@ class Cached(Transfer):
         if self.given:
             require_match(self.given, self.made_from(data, teacher))
 
-    def prepare(
-        self,
-        data: DistillationData,
-        teacher: Teacher,
-        store: Store,
-        make_trainer: Callable[..., L.Trainer],
-        folder: Path,
-    ) -> float:
+    def prepare(self, data: DistillationData, teacher: Teacher, workspace: Workspace) -> float:
         """Finds the cache, or has the teacher label the transfer set."""
         _require_same_tokenizer(data, teacher.data)  # `check` does not know of stage=transfer
         seconds = 0.0
@@ -180,10 +169,9 @@ class Cached(Transfer):
             self.check_cache(data, teacher)
             self.folder = self.given
         else:
-            make = partial(self._write, data, teacher, make_trainer)
-            artifact = store.get(
-                self.prepares, self.made_from(data, teacher), make, on_all_ranks=True
-            )
+            make = partial(self._write, data, teacher, workspace.make_trainer)
+            made_from = self.made_from(data, teacher)
+            artifact = workspace.store.get(self.prepares, made_from, make, on_all_ranks=True)
             self.folder, seconds = artifact.folder, artifact.seconds
         content = read_manifest(self.folder)["content"]
         kl = content.get("kl")  # None of an API teacher, whose full distributions are unknown

@@ -1,11 +1,8 @@
 """On-policy distillation: the teacher labels what the student generates."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
 from lightning_distill.config.validation import require
@@ -13,10 +10,9 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.generation import Sampling, generate, seed_of
-from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.module import TrainedModule
 from lightning_distill.training.teacher import Teacher
-from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.base import Transfer, Workspace
 from lightning_distill.transfer.generated import GENERATED, append_lines, require_generative
 
 
@@ -46,11 +42,7 @@ class OnPolicy(Transfer):
         self.data: DistillationData | None = None  # set by `prepare`, where there is a teacher
 
     def check(
-        self,
-        objective: Objective,
-        data: DistillationData,
-        teacher_data: DistillationData,
-        num_teachers: int,
+        self, objective: Objective, data: DistillationData, teacher_data: DistillationData
     ) -> None:
         require_generative(data, "on_policy")
         data.check_prompt_length(self.prompt_length)
@@ -60,16 +52,9 @@ class OnPolicy(Transfer):
                 "student's. Set loss.alpha above 0, or transfer=online."
             )
 
-    def prepare(
-        self,
-        data: DistillationData,
-        teacher: Teacher,
-        store: Store,
-        make_trainer: Callable[..., L.Trainer],
-        folder: Path,
-    ) -> float:
-        self.data, self.file = data, folder / GENERATED
-        return super().prepare(data, teacher, store, make_trainer, folder)
+    def prepare(self, data: DistillationData, teacher: Teacher, workspace: Workspace) -> float:
+        self.data, self.file = data, workspace.folder / GENERATED
+        return super().prepare(data, teacher, workspace)
 
     def transform_batch(self, module: TrainedModule, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch itself, or its prompts with the student's completions.

@@ -1,13 +1,10 @@
 """Sequence-level distillation: the student trains on text that the teacher generates."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_distill.config.validation import require
@@ -16,10 +13,10 @@ from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.generation import Sampling
-from lightning_distill.storage.artifacts import Artifact, Store
+from lightning_distill.storage.artifacts import Artifact
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer import vllm
-from lightning_distill.transfer.base import Transfer
+from lightning_distill.transfer.base import Transfer, Workspace
 from lightning_distill.transfer.generated import GENERATED, append_lines, require_generative
 from lightning_distill.transfer.sequence_writer import WritingPlan, read_sequences, write_sequences
 
@@ -75,11 +72,7 @@ class Sequence(Transfer):
         self.seed, self.batch_size, self.mix = seed, batch_size, mix
 
     def check(
-        self,
-        objective: Objective,
-        data: DistillationData,
-        teacher_data: DistillationData,
-        num_teachers: int,
+        self, objective: Objective, data: DistillationData, teacher_data: DistillationData
     ) -> None:
         """Raises ConfigError where blocks or prompts are too short or too few."""
         require_generative(data, "sequence")
@@ -121,16 +114,9 @@ class Sequence(Transfer):
             **asdict(self._plan(teacher_data)),
         }
 
-    def prepare(
-        self,
-        data: DistillationData,
-        teacher: Teacher,
-        store: Store,
-        make_trainer: Callable[..., L.Trainer],
-        folder: Path,
-    ) -> float:
-        super().prepare(data, teacher, store, make_trainer, folder)
-        artifact = self._obtain(data, teacher, store, make_trainer)
+    def prepare(self, data: DistillationData, teacher: Teacher, workspace: Workspace) -> float:
+        super().prepare(data, teacher, workspace)
+        artifact = self._obtain(data, teacher, workspace)
         sequences = list(read_sequences(artifact.folder))
         log.info(
             "text: %s%s; %s sequences, %s tokens",
@@ -140,23 +126,21 @@ class Sequence(Transfer):
             sum(len(one["ids"]) for one in sequences),
         )
         if process_group.is_rank_zero():
-            (folder / GENERATED).unlink(missing_ok=True)
+            (workspace.folder / GENERATED).unlink(missing_ok=True)
             shown = [{k: one[k] for k in ("prompt", "text")} for one in sequences[:SHOWN]]
-            append_lines(folder / GENERATED, shown)
+            append_lines(workspace.folder / GENERATED, shown)
         self.generated: Any = data.from_generated(sequences, teacher.data)
         return artifact.seconds
 
-    def _obtain(
-        self,
-        data: DistillationData,
-        teacher: Teacher,
-        store: Store,
-        make_trainer: Callable[..., L.Trainer],
-    ) -> Artifact:
+    def _obtain(self, data: DistillationData, teacher: Teacher, workspace: Workspace) -> Artifact:
         examples: Any = teacher.data.transfer_set()
-        source = Subset(examples, range(self.num_examples(examples)))
-        make = partial(write_sequences, teacher, source, self._plan(teacher.data), make_trainer)
-        return store.get(self.prepares, self.made_from(data, teacher), make, on_all_ranks=True)
+        source, plan = (
+            Subset(examples, range(self.num_examples(examples))),
+            self._plan(teacher.data),
+        )
+        make = partial(write_sequences, teacher, source, plan, workspace.make_trainer)
+        made_from = self.made_from(data, teacher)
+        return workspace.store.get(self.prepares, made_from, make, on_all_ranks=True)
 
     def _plan(self, teacher_data: DistillationData) -> WritingPlan:
         return WritingPlan(

@@ -35,6 +35,7 @@ from lightning_distill.models.output_head import Predictor
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.base import Workspace
 from lightning_distill.transfer.cache.shards import CachedExamples
 from lightning_distill.transfer.cached import Cached
 from lightning_distill.transfer.sequence import Sequence
@@ -496,7 +497,7 @@ def test_stored_predictions_are_cut_like_the_labels(make, tmp_path):
     model = model_of(data)
     teacher = Teacher([lambda: model], [1.0], "t", 0.0, data)
     transfer = Cached(20, "hidden", 1, 1, [1], 32)
-    transfer.prepare(data, teacher, Store(tmp_path), trainer, tmp_path)
+    transfer.prepare(data, teacher, Workspace(Store(tmp_path), tmp_path, trainer))
     dataset = transfer.dataset(data)
     assert isinstance(dataset, CachedExamples)
     batch = next(iter(data.loader(dataset, 8)))
@@ -512,8 +513,8 @@ def test_the_teachers_translations_take_the_place_of_the_targets(make, tmp_path)
     model = model_of(data)
     teacher = Teacher([lambda: model], [1.0], "t", 0.0, data)
     transfer = Sequence(10, None, 16, None, 0.0, 1.0, 0, 4, 0.0, num_beams=2)
-    transfer.check(LABELS_ALONE, data, data, 1)
-    transfer.prepare(data, teacher, Store(tmp_path), trainer, tmp_path)
+    transfer.check(LABELS_ALONE, data, data)
+    transfer.prepare(data, teacher, Workspace(Store(tmp_path), tmp_path, trainer))
     written, examples = transfer.dataset(data), data.examples("train")
     assert len(written) == 10
     sources = [examples.source(i) for i in range(10)]

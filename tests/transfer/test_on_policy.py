@@ -13,6 +13,7 @@ from lightning_distill.models import sizes
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.training.student import StudentModule
 from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.base import Workspace
 from lightning_distill.transfer.on_policy import OnPolicy
 from lightning_distill.transfer.online import Online
 
@@ -27,7 +28,8 @@ def make(make_data, tmp_path):
         data = make_data(isolate_documents=isolate)
         torch.manual_seed(1)
         big = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer)
-        transfer.prepare(data, Teacher([], [1.0], "t", 0.0, data), None, None, folder)
+        teacher = Teacher([], [1.0], "t", 0.0, data)
+        transfer.prepare(data, teacher, Workspace(None, folder, None))
         module = StudentModule(
             sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
             len(data.tokenizer),
@@ -161,7 +163,7 @@ def test_without_a_term_that_grades_predictions_it_is_refused(make):
     inside = HiddenStates(1.0, "last", "mse")
     objective = Objective(forward_kl, 1.0, 0.0, 1.0, "labels", hidden=inside)
     with pytest.raises(ConfigError, match=r"Set loss.alpha above 0"):
-        module.transfer.check(objective, data, data, 1)
+        module.transfer.check(objective, data, data)
 
 
 @pytest.mark.slow

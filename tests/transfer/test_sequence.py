@@ -14,6 +14,7 @@ from lightning_distill.losses.objective import Objective
 from lightning_distill.models import sizes
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.teacher import Teacher
+from lightning_distill.transfer.base import Workspace
 from lightning_distill.transfer.sequence import Sequence
 
 P = 8  # tokens of a prompt
@@ -37,7 +38,9 @@ def prepare(make_data, tmp_path):
         torch.manual_seed(3)
         model = sizes.decoder(sizes.Size(32, 1, 2, 64), data.tokenizer)
         teacher = Teacher([lambda: model], [1.0], "t", 0.0, data)
-        seconds = transfer.prepare(data, teacher, Store(store), trainer, tmp_path / "run")
+        seconds = transfer.prepare(
+            data, teacher, Workspace(Store(store), tmp_path / "run", trainer)
+        )
         (folder,) = (f for f in (store / "artifacts/text").iterdir() if f.suffix == "")
         return data, seconds, folder
 
