@@ -111,9 +111,8 @@ def make_data(text_file, tmp_path_factory):
     """A prepared CausalLM on that text."""
 
     def make(sequence_length=32, batch_size=4, isolate_documents=False) -> CausalLM:
-        data = CausalLM(
-            Text, sequence_length, batch_size, 300, isolate_documents, path=str(text_file)
-        )
+        settings = {"isolate_documents": isolate_documents, "path": str(text_file)}
+        data = CausalLM(Text, sequence_length, batch_size, 300, **settings)
         data.prepare(Store(tmp_path_factory.getbasetemp() / "outputs"), None)
         return data
 

@@ -20,7 +20,7 @@ TEXTS = [f"Document {i}: soft targets teach the student number {i}." for i in ra
 
 
 def module(source=Text, **settings):
-    return CausalLM(source, 16, 4, 300, False, **settings)
+    return CausalLM(source, 16, 4, 300, isolate_documents=False, **settings)
 
 
 def documents_of(data):

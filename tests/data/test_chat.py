@@ -243,7 +243,7 @@ def chats(tmp_path_factory):
 def make_chat(chats, tmp_path_factory):
     def make(path=chats, length=96, template=None, skip=False, tokenizer=None):
         data = Chat(
-            Conversations, length, 4, 400, template,
+            Conversations, length, 4, 400, chat_template=template,
             path=str(path), column="messages", skip_bad_rows=skip,
         )  # fmt: skip
         data.prepare(Store(tmp_path_factory.getbasetemp() / "outputs"), tokenizer)

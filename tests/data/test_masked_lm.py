@@ -92,7 +92,7 @@ def test_each_block_is_framed_as_a_text_and_its_frame_is_never_hidden(tokens, fr
 
 
 def make(text_file, store, length=16, tokenizer=None, share=0.15):
-    data = MaskedLM(Text, length, 4, 300, share, path=str(text_file))
+    data = MaskedLM(Text, length, 4, 300, mask_share=share, path=str(text_file))
     data.prepare(store, tokenizer)
     return data
 

@@ -36,7 +36,7 @@ def source(name, role="teacher"):
 
 def empty_task(tokenizer, sequence_length=32):
     """A task without examples, with this tokenizer."""
-    data = CausalLM(lambda: None, sequence_length, 4, 300, False)
+    data = CausalLM(lambda: None, sequence_length, 4, 300, isolate_documents=False)
     data.tokenizer = tokenizer
     return data
 

@@ -16,7 +16,7 @@ from lightning_distill.data.sources.base import check_streams, first_train_docum
 from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.streaming import StreamedBlocks
 from lightning_distill.data.tasks.base import DistillationData
-from lightning_distill.data.tasks.text import VERSION, TextTask
+from lightning_distill.data.tasks.text import VERSION, BlockTask
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
 from lightning_distill.models.document_isolation import check_isolates
@@ -27,7 +27,7 @@ PROMPT_TOKENS = 16  # of a sample
 NEW_TOKENS = 48
 
 
-class CausalLM(TextTask):
+class CausalLM(BlockTask):
     """Blocks of tokens, each of which predicts the next.
 
     isolate_documents: neither attention nor loss crosses from one document into the next.
@@ -45,11 +45,8 @@ class CausalLM(TextTask):
     def __init__(
         self,
         source: Callable[..., Any],
-        sequence_length: int,
-        batch_size: int,
-        vocab_size: int,
+        *shared: Any,
         isolate_documents: bool,
-        num_workers: int = 0,
         streaming: bool = False,
         held_out_documents: int = 200,
         tokenizer_mb: float = 10,
@@ -57,7 +54,7 @@ class CausalLM(TextTask):
     ) -> None:
         if streaming and "streaming" in inspect.signature(source).parameters:
             settings["streaming"] = True
-        super().__init__(source, sequence_length, batch_size, vocab_size, num_workers, **settings)
+        super().__init__(source, *shared, **settings)
         if streaming:
             check_streams(self.source)
         self.streaming = streaming

@@ -46,13 +46,11 @@ class Chat(CausalLM):
     def __init__(
         self,
         source: Callable[..., ConversationSource],
-        sequence_length: int,
-        batch_size: int,
-        vocab_size: int,
+        *shared: Any,
         chat_template: str | None,
         **settings: Any,
     ) -> None:
-        super().__init__(source, sequence_length, batch_size, vocab_size, True, **settings)
+        super().__init__(source, *shared, isolate_documents=True, **settings)
         self.chat_template = chat_template
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -5,7 +5,6 @@ rows → split by hash → tokenizer (trained on the train split) → tokens and
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from transformers import (
 )
 
 from lightning_distill.data.loaders import collate_trimmed
-from lightning_distill.data.sources.base import Source
 from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
-from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
     check_reads,
     obtain_tokenizer,
@@ -42,7 +40,7 @@ VERSION = 1  # raise it when this file starts to give other tokens for the same 
 SAMPLE_CHARACTERS = 400  # of a text
 
 
-class Classification(DistillationData):
+class Classification(TextTask):
     """Texts with one label each, from one source; duplicate texts count once.
 
     source: called with the remaining settings, which only it needs.
@@ -54,20 +52,9 @@ class Classification(DistillationData):
     auto_class = AutoModelForSequenceClassification
     model_kind, hub_task = "text classifier", "text-classification"
 
-    def __init__(
-        self,
-        source: Callable[..., Source[tuple[str, str]]],
-        sequence_length: int,
-        batch_size: int,
-        vocab_size: int,
-        held_out: int,
-        num_workers: int = 0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(batch_size, num_workers)
-        self.source = source(**settings)
-        self.sequence_length = sequence_length
-        self.vocab_size = vocab_size
+    def __init__(self, *shared: Any, held_out: int, **settings: Any) -> None:
+        """shared, settings: of every task on text."""
+        super().__init__(*shared, **settings)
         self.held_out = held_out
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -1,6 +1,5 @@
 """The task of a masked language model: the tokens that were hidden in a block."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from lightning_distill.config.validation import require
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.packing import CHECKED_BLOCKS
 from lightning_distill.data.splits import SPLITS
-from lightning_distill.data.tasks.text import TextTask
+from lightning_distill.data.tasks.text import BlockTask
 from lightning_distill.data.tokenizer import MASK, special_tokens_around
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
@@ -28,7 +27,7 @@ MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 SAMPLE_TOKENS = 48  # of a block
 
 
-class MaskedLM(TextTask):
+class MaskedLM(BlockTask):
     """Blocks of tokens, a share of which are chosen to be predicted (Devlin et al. 2019, BERT).
 
     mask_share: of a block's tokens. They depend on the block's index alone, so that teacher,
@@ -41,17 +40,10 @@ class MaskedLM(TextTask):
     required_tokens = ("mask_token",)
     special_tokens = (MASK,)
 
-    def __init__(
-        self,
-        source: Callable[..., Any],
-        sequence_length: int,
-        batch_size: int,
-        vocab_size: int,
-        mask_share: float,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *shared: Any, mask_share: float, **settings: Any) -> None:
+        """shared, settings: of every task on text."""
         require("data.mask_share", mask_share, 0.01, 0.9)
-        super().__init__(source, sequence_length, batch_size, vocab_size, **settings)
+        super().__init__(*shared, **settings)
         self.mask_share = mask_share
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -1,6 +1,7 @@
-"""Documents as tokens: what the tasks on running text share.
+"""What the tasks on text share, and those on running text.
 
-documents → split by hash → tokenizer (trained on the train split) → tokens, in a file.
+Running text: documents → split by hash → tokenizer (trained on the train split) → tokens, in a
+file.
 """
 
 import json
@@ -22,15 +23,12 @@ VERSION = 1  # raise it when this file starts to give other tokens for the same 
 
 
 class TextTask(DistillationData):
-    """Blocks of tokens from one source.
+    """Examples of at most so many tokens, from one source.
 
     source: called with the remaining settings, which only it needs.
-    sequence_length: tokens per block.
+    sequence_length: tokens per example.
     vocab_size: of a tokenizer trained here; a pretrained model brings its own.
     """
-
-    required_tokens: ClassVar[tuple[str, ...]] = ("eos_token",)  # that the tokenizer must have
-    special_tokens: ClassVar[tuple[str, ...]] = ()  # that a tokenizer trained here has besides
 
     def __init__(
         self,
@@ -45,7 +43,14 @@ class TextTask(DistillationData):
         self.source = source(**settings)
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
-        self._folder = Path(tempfile.gettempdir())  # for the documents while they are tokenized
+
+
+class BlockTask(TextTask):
+    """Blocks of tokens from running text."""
+
+    required_tokens: ClassVar[tuple[str, ...]] = ("eos_token",)  # that the tokenizer must have
+    special_tokens: ClassVar[tuple[str, ...]] = ()  # that a tokenizer trained here has besides
+    _folder = Path(tempfile.gettempdir())  # for the documents while they are tokenized
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._folder = store.root / "tokens"

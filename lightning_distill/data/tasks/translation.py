@@ -4,7 +4,7 @@ pairs → split by hash → one tokenizer for both sides (trained on the train s
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.loaders import collate_trimmed
 from lightning_distill.data.sentence_pairs import SentencePairs, concatenate
-from lightning_distill.data.sources.base import Pair, Source
+from lightning_distill.data.sources.base import Pair
 from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
     check_reads,
     obtain_tokenizer,
@@ -35,7 +36,7 @@ SCORED_PAIRS = 500  # the first test pairs, on which BLEU and chrF are computed
 GENERATION_BATCH = 64
 
 
-class Translation(DistillationData):
+class Translation(TextTask):
     """Pairs from one source.
 
     source: called with the remaining settings, which only it needs.
@@ -47,20 +48,6 @@ class Translation(DistillationData):
     model_kind, hub_task = "sequence-to-sequence model", "translation"
     is_generative = True
     continues_prompt = False
-
-    def __init__(
-        self,
-        source: Callable[..., Source[Pair]],
-        sequence_length: int,
-        batch_size: int,
-        vocab_size: int,
-        num_workers: int = 0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(batch_size, num_workers)
-        self.source = source(**settings)
-        self.sequence_length = sequence_length
-        self.vocab_size = vocab_size
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         inputs: dict[str, Any] = {"source": self.source.fingerprint(), "edition": VERSION}
