@@ -70,7 +70,7 @@ def launch(
     Raises ConfigError if a rank did, else Stopped if a signal ended the ranks, else RuntimeError
     with the traceback of the first rank that failed.
     """
-    context = get_context(START_METHOD)
+    context: Any = get_context(START_METHOD)
     work = Work(function, args, hardware, run_id, set_up, free_port())
     pipes = [context.Pipe(duplex=False) for _ in range(hardware.local_devices)]
     ranks = [

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ def start(
     run_id = None if agent_sweep_id() else _read_or_create_id(id_file)  # an agent sets the id
     Path(arguments["dir"]).mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    init = partial(_init, make_init, arguments)
     try:
-        run = _init(make_init, arguments, run_id, mode)
+        run = init(run_id, mode)
     except Exception as error:  # W&B raises many types for a rejected key or an absent server
         if mode != "online":
             raise
         log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
-        run = _init_offline(make_init, arguments, run_id, id_file)
+        run = _init_offline(init, run_id, id_file)
     run.define_metric("*", step_metric="trainer/global_step")
     if run.offline:
         log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)
@@ -70,24 +72,19 @@ def _init(
         raise ConfigError(f"logger.wandb: {error}.") from error
 
 
-def _init_offline(
-    make_init: Callable[[], Callable[..., Any]],
-    arguments: dict[str, Any],
-    run_id: str | None,
-    id_file: Path,
-) -> Any:
+def _init_offline(init: Callable[..., Any], run_id: str | None, id_file: Path) -> Any:
     """After a failed `_init`."""
     import wandb
 
     os.environ["WANDB_MODE"] = "offline"  # later jobs of the sweep do not try the server again
     wandb.teardown()  # W&B's background process holds the run's id while it retries
     try:
-        return _init(make_init, arguments, run_id, "offline")
+        return init(run_id, "offline")
     except Exception:  # the id is still held: take another
         if run_id is None:
             raise
         id_file.unlink(missing_ok=True)
-        return _init(make_init, arguments, _read_or_create_id(id_file), "offline")
+        return init(_read_or_create_id(id_file), "offline")
 
 
 def finish(run: Any, results: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def fit(
     if trainers.gradient_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     data.batch_size = trainers.batch_size
-    while not _attempt(trainers, module, data, max_steps, folder, loggers, role):
+    make_trainer = partial(trainers.trainer, folder, role, loggers, max_steps=max_steps)
+    while not _attempt(trainers, make_trainer, module, data, last, role):
         gc.collect()
         torch.cuda.empty_cache()
         if last.exists():
@@ -57,20 +60,21 @@ def fit(
 
 def _attempt(
     trainers: TrainerFactory,
+    make_trainer: Callable[..., L.Trainer],
     module: TrainedModule,
     data: DistillationData,
-    max_steps: int,
-    folder: Path,
-    loggers: list[Logger],
+    last: Path,
     role: str,
 ) -> bool:
-    """Whether the training came to its end; False where smaller micro-batches may fit."""
-    last = folder / "checkpoints" / LAST
+    """Whether the training came to its end; False where smaller micro-batches may fit.
+
+    last: the checkpoint to resume from.
+    """
     checkpoints = CheckpointCallback(
         last, trainers.checkpoint_every_n_steps, trainers.checkpoint_every_n_minutes
     )
     counts = _counted_in_micro_batches(trainers, trainers.batch_size // data.batch_size)
-    trainer = trainers.trainer(folder, role, loggers, [checkpoints], max_steps=max_steps, **counts)
+    trainer = make_trainer([checkpoints], **counts)
     start = process_group.broadcast(str(last) if last.exists() else None)
     if start:
         log.info("%s: resuming from step %s, %s", role, step_of(last), last)
