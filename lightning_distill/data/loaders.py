@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lightning_distill.constants import IGNORED
+
+MAX_PREFETCHED = 8  # batches that a trainer may have fetched and not yet trained on
 
 
 class Examples(Protocol):
@@ -50,6 +53,24 @@ class TimedLoader(DataLoader):
                 ) from error
             self.wait_seconds += time.perf_counter() - start
             yield batch
+
+
+def make_loader(
+    examples: Any, batch_size: int, collate: Any, workers: int, sampler: Any = None
+) -> DataLoader:
+    """workers: processes that load, 0 for none. sampler: None for the order of the examples."""
+    if not isinstance(examples, Sized) and sampler is None:
+        sampler = count()
+    return TimedLoader(
+        examples,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        multiprocessing_context=worker_start_method(workers),
+    )
 
 
 @dataclass(frozen=True)

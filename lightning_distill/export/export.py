@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
+
 from lightning_distill.config.settings import Settings
-from lightning_distill.data.tasks.base import task_class
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.export import gguf, hub, huggingface, onnx
 from lightning_distill.export.card import model_card
@@ -72,7 +73,7 @@ def read_run(folder: Path, outputs: str) -> FinishedRun:
         folder=folder,
         settings=settings,
         results=results,
-        task=task_class(settings["data"]["_target_"]),
+        task=get_class(settings["data"]["_target_"]),
         load_data=lambda: prepare_data(build_run(settings))[0],
     )
 

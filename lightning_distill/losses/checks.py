@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_distill.errors import unknown_name
+
+HARD_TARGETS = ("labels", "teacher")
+COMPARED = ("probabilities", "logits")
+
 
 def check_range(name: str, value: Any, low: float, high: float, below: bool = False) -> None:
     """Raises ValueError unless value is a number from low to high; below: less than high."""
@@ -35,3 +40,21 @@ def problems_of_divergence(
     else:
         if shape != (1,):
             yield f"the loss makes {list(shape)} of [N, V] = [1, 2]; it must make [1], [N]"
+
+
+def problems_of_settings(
+    hard_target: Any, label_smoothing: Any, compares: Any, shared_vocabulary: bool
+) -> Iterator[str]:
+    """What is wrong with the objective's settings that are no weights."""
+    if hard_target not in HARD_TARGETS:
+        yield str(unknown_name("loss.hard_target", hard_target, HARD_TARGETS)).rstrip(".")
+    elif hard_target == "teacher" and not shared_vocabulary:
+        yield "loss.hard_target=teacher needs a loss for one shared vocabulary"
+    try:
+        check_range("label_smoothing", label_smoothing, 0, 1, below=True)
+    except ValueError as error:
+        yield f"loss.{error}"
+    if label_smoothing and hard_target == "teacher":
+        yield "loss.label_smoothing is of labels; set it to 0 with loss.hard_target=teacher"
+    if compares not in COMPARED:
+        yield f"loss.compares={compares} must be one of {', '.join(COMPARED)}"

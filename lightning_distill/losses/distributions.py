@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_distill.constants import LEAST
+from lightning_distill.constants import IGNORED, LEAST
 from lightning_distill.losses.ensemble import log_probabilities, mean_logits
 from lightning_distill.models.output_head import Predictions
 
@@ -181,3 +181,8 @@ def _with_others(log_probs: Tensor) -> Tensor:
     """Log-probabilities of K tokens [N, K] to [N, K + 1]: the last is that of all other tokens."""
     others = -torch.expm1(log_probs.logsumexp(-1, keepdim=True))
     return torch.cat([log_probs, others.clamp(min=LEAST).log()], dim=-1)
+
+
+def target_positions(labels: Tensor) -> Tensor:
+    """The indices of the flattened labels at which a token is predicted: [B, T] to [N]."""
+    return (labels.flatten() != IGNORED).nonzero()[:, 0]

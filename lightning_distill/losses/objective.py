@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_distill.constants import IGNORED
-from lightning_distill.errors import ConfigError, unknown_name
-from lightning_distill.losses.checks import check_range, problems_of_divergence
+from lightning_distill.errors import ConfigError
+from lightning_distill.losses.checks import problems_of_divergence, problems_of_settings
 from lightning_distill.losses.chunked import sum_in_chunks
 from lightning_distill.losses.distributions import (
     DenseSignal,
@@ -27,15 +26,13 @@ from lightning_distill.losses.distributions import (
     StudentLogits,
     Target,
     TeacherSignal,
+    target_positions,
 )
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.intermediate import IntermediateLoss
 from lightning_distill.losses.schedules import LossWeights
 from lightning_distill.losses.terms import Terms
 from lightning_distill.models.output_head import Predictions
-
-HARD_TARGETS = ("labels", "teacher")
-COMPARED = ("probabilities", "logits")
 
 
 class Objective:
@@ -234,23 +231,9 @@ class Objective:
             self.weights.uses("hard") or self.weights.uses("soft") or self.intermediate
         ):
             yield "loss.hard_weight=0 with loss.alpha=0 leaves nothing to learn from"
-        if self.hard_target not in HARD_TARGETS:
-            yield str(unknown_name("loss.hard_target", self.hard_target, HARD_TARGETS)).rstrip(".")
-        elif self.hard_target == "teacher" and not self.shared_vocabulary:
-            yield "loss.hard_target=teacher needs a loss for one shared vocabulary"
-        try:
-            check_range("label_smoothing", self.label_smoothing, 0, 1, below=True)
-        except ValueError as error:
-            yield f"loss.{error}"
-        if self.label_smoothing and self.hard_target == "teacher":
-            yield "loss.label_smoothing is of labels; set it to 0 with loss.hard_target=teacher"
-        if self.compares not in COMPARED:
-            yield f"loss.compares={self.compares} must be one of {', '.join(COMPARED)}"
-
-
-def target_positions(labels: Tensor) -> Tensor:
-    """The indices of the flattened labels at which a token is predicted: [B, T] to [N]."""
-    return (labels.flatten() != IGNORED).nonzero()[:, 0]
+        yield from problems_of_settings(
+            self.hard_target, self.label_smoothing, self.compares, self.shared_vocabulary
+        )
 
 
 def nll(student: Predictions, labels: Tensor) -> tuple[Tensor, Tensor]:

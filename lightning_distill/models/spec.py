@@ -70,3 +70,41 @@ class ModelSpec:
             )
             data.adapt_model(model, source.name, bool(self.max_steps))
             return model
+
+
+@dataclass(frozen=True)
+class TeacherMember:
+    """One teacher; of an ensemble, one of several.
+
+    settings: those that decide its weights. optimizer, schedule: of its own training.
+    """
+
+    model: ModelSpec
+    seed: int
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Callable[..., Any]
+    settings: dict[str, Any]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether we train it, rather than take it as it is."""
+        return bool(self.model.max_steps)
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """The teachers that a run asks for.
+
+    weights: of their probabilities. device: where they are held; None for the student's.
+    api_k: log-probabilities to ask a server for, where the teacher is behind one.
+    """
+
+    members: list[TeacherMember]
+    weights: list[float]
+    device: str | None = None
+    api_k: int | None = None
+
+    @property
+    def is_api(self) -> bool:
+        source = self.members[0].model.source
+        return bool(source and source.is_api)

@@ -19,9 +19,13 @@ from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.lora import LoRASettings
 from lightning_distill.models.pruning import PruningSettings
-from lightning_distill.models.spec import ModelSpec, PretrainedSource
+from lightning_distill.models.spec import (
+    ModelSpec,
+    PretrainedSource,
+    TeacherMember,
+    TeacherSpec,
+)
 from lightning_distill.tracking.loggers import LoggerFactory
-from lightning_distill.training.teacher import TeacherMember, TeacherSpec
 from lightning_distill.training.trainer import TrainerFactory
 from lightning_distill.transfer.base import Transfer
 

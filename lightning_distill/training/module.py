@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import uses_fsdp
-from lightning_distill.losses.objective import Objective, nll, target_positions
+from lightning_distill.losses.distributions import target_positions
+from lightning_distill.losses.objective import Objective, nll
 from lightning_distill.losses.terms import Terms
 from lightning_distill.models.output_head import Predictions, Predictor
 from lightning_distill.models.sharding import shard

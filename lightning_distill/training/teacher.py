@@ -22,7 +22,7 @@ from lightning_distill.models import lora, pretrained
 from lightning_distill.models.api_teacher import APITeacher
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.inspection import count_parameters, max_positions
-from lightning_distill.models.spec import ModelSpec
+from lightning_distill.models.spec import ModelSpec, TeacherMember, TeacherSpec
 from lightning_distill.storage.artifacts import Artifact, Store, key_of
 from lightning_distill.training.fit import fit, save_trained
 from lightning_distill.training.module import TrainedModule
@@ -47,44 +47,6 @@ class TeacherModule(TrainedModule):
         labels, kept = batch["labels"], batch.get("kept")
         terms = self.objective(self(batch), [], labels, details=self.logs_now, positions=kept)
         return self.step(terms)
-
-
-@dataclass(frozen=True)
-class TeacherMember:
-    """One teacher; of an ensemble, one of several.
-
-    settings: those that decide its weights. optimizer, schedule: of its own training.
-    """
-
-    model: ModelSpec
-    seed: int
-    optimizer: Callable[..., Optimizer]
-    schedule: Callable[..., Any]
-    settings: dict[str, Any]
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether we train it, rather than take it as it is."""
-        return bool(self.model.max_steps)
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """The teachers that a run asks for.
-
-    weights: of their probabilities. device: where they are held; None for the student's.
-    api_k: log-probabilities to ask a server for, where the teacher is behind one.
-    """
-
-    members: list[TeacherMember]
-    weights: list[float]
-    device: str | None = None
-    api_k: int | None = None
-
-    @property
-    def is_api(self) -> bool:
-        source = self.members[0].model.source
-        return bool(source and source.is_api)
 
 
 @dataclass

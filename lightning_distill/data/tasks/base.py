@@ -5,30 +5,26 @@ tokens that it makes are artifacts: made once and shared by every job with the s
 """
 
 from collections.abc import Sized
-from itertools import count
 from typing import Any, ClassVar
 
 import lightning as L
-import torch
-from hydra.utils import get_class
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.data.loaders import (
+    MAX_PREFETCHED,
     Examples,
     HeldOutShard,
     RankShare,
-    TimedLoader,
     TrainSampler,
-    worker_start_method,
+    make_loader,
 )
 from lightning_distill.data.splits import evenly_spaced
 from lightning_distill.metrics.declarations import Metric
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Artifact, Store
 
-MAX_PREFETCHED = 8  # batches that a trainer may have fetched and not yet trained on
 NUM_SAMPLES = 3  # test examples that samples show
 
 
@@ -60,8 +56,6 @@ class DistillationData(L.LightningDataModule):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.set_train_examples(None, seed=0)
-
-    # Examples
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Makes the artifacts that do not exist yet, and loads them.
@@ -101,8 +95,7 @@ class DistillationData(L.LightningDataModule):
         """What is predicted, in one line. Raises ConfigError for a split without valid labels."""
         raise NotImplementedError
 
-    # Models
-
+    # Models:
     def new_model(self, size: Size) -> PreTrainedModel:
         """An untrained model of that size, initialized from torch's global RNG."""
         raise NotImplementedError
@@ -124,8 +117,7 @@ class DistillationData(L.LightningDataModule):
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(folder)
 
-    # Evaluation
-
+    # Evaluation:
     def quality_metric(self) -> nn.Module:
         """The metric of the test split: `update(log_probs [N, V], labels [N])`; `compute()` returns
         a dictionary of numbers that has `nll`."""
@@ -149,8 +141,7 @@ class DistillationData(L.LightningDataModule):
         """
         raise NotImplementedError
 
-    # Generative tasks
-
+    # Generative tasks:
     def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
         """Scores of texts that a model generates on the test split; empty where there are none."""
         return {}
@@ -190,8 +181,7 @@ class DistillationData(L.LightningDataModule):
         """A batch of prompts and completions, of which only the completions are predicted."""
         raise NotImplementedError
 
-    # Loaders, the same for all tasks
-
+    # Loaders, the same for all tasks:
     @property
     def is_streaming(self) -> bool:
         """Whether the train split is endless and brings its own workers."""
@@ -201,35 +191,23 @@ class DistillationData(L.LightningDataModule):
         """Selects the examples to train on (None: the train split) and the seed of their order."""
         self.dataset, self.seed, self.start = dataset, seed, 0
         self.stream: Any = None  # the stream that is trained on
-        self.stream_state: dict[str, Any] | None = None  # where it resumes
+        self.stream_state: Any = None  # where it resumes
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         return default_collate(examples)
 
     def loader(self, examples: Any, batch_size: int, sampler: Any = None) -> DataLoader:
         workers = 0 if self.is_streaming else self.num_workers
-        if not isinstance(examples, Sized) and sampler is None:
-            sampler = count()
-        return TimedLoader(
-            examples,
-            batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=self.collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            multiprocessing_context=worker_start_method(workers),
-        )
+        return make_loader(examples, batch_size, self.collate, workers, sampler)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         examples: Any = self.examples("train") if self.dataset is None else self.dataset
         rank, world = self.trainer.global_rank, self.trainer.world_size
         num_samples = self.trainer.max_steps * self._examples_per_step
-        sampler: Any
         if isinstance(examples, Sized):
             share = RankShare(rank, world, self.batch_size)
-            sampler = TrainSampler(len(examples), num_samples, self.seed, self.start, share)
+            sampler: Any = TrainSampler(len(examples), num_samples, self.seed, self.start, share)
         else:  # a stream: each rank reads its part in the order of the source
             self.stream = examples
             kept = (self.trainer.accumulate_grad_batches + MAX_PREFETCHED) * self.batch_size
@@ -268,9 +246,3 @@ class DistillationData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.seed = state_dict["start"], state_dict["seed"]
         self.stream_state = state_dict.get("stream")
-
-
-def task_class(target: str) -> type[DistillationData]:
-    """The class that `data._target_` names. What a task declares is known without its data."""
-    task: type[DistillationData] = get_class(target)
-    return task
