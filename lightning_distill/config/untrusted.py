@@ -173,7 +173,7 @@ def _problems_of_logging(hydra_node: dict[str, Any]) -> Iterator[str]:
             if not (called or "://" in value or "${" in plain):
                 continue
             if value not in LOGGING and not (called and user_allows(value)):
-                yield f"{key}={value} is nothing that a log may be made with"
+                yield f"{key}={value} may not be used by a log"
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -80,7 +80,7 @@ class AssistantMasker:
         if self.has_markers and not tokenizer.is_fast:
             raise ConfigError(
                 f"The tokenizer of {tokenizer.name_or_path} cannot tell the places of its tokens, "
-                "which {% generation %} in its chat template needs. Bring its tokenizer.json."
+                "which {% generation %} in its chat template needs. Add its tokenizer.json."
             )
         special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.special_ids = {tokenizer.eos_token_id, *special}
@@ -133,7 +133,7 @@ class AssistantMasker:
                 stop += 1
             spans.append((start, stop))
         if not spans:
-            raise ConfigError("the chat template marks nothing as said by the assistant")
+            raise ConfigError("the chat template marks no text as the assistant's")
         return ids, spans
 
     def _from_diffs(self, messages: list[Message]) -> tuple[list[int], list[Span]]:
@@ -148,12 +148,12 @@ class AssistantMasker:
             if ids[: len(with_turn)] != with_turn:
                 raise ConfigError(
                     f"the chat template writes message {k + 1} otherwise once others follow it, "
-                    f"so that its tokens cannot be told. {REMEDY}"
+                    f"so that its tokens cannot be identified. {REMEDY}"
                 )
             if with_turn[: len(prompt)] != prompt:
                 raise ConfigError(
                     f"by the chat template, message {k + 1} does not begin with the prompt that "
-                    f"asks for it, so that its tokens cannot be told. {REMEDY}"
+                    f"asks for it, so that its tokens cannot be identified. {REMEDY}"
                 )
             if prompt == self._ids(messages[:k]):
                 self._check_no_header(messages[: k + 1])
@@ -168,7 +168,7 @@ class AssistantMasker:
         if not turn.lstrip().startswith((messages[-1].get("content") or "").strip()):
             raise ConfigError(
                 "the chat template has no prompt for the assistant (add_generation_prompt), so "
-                f"that a turn's header cannot be told from what is said. {REMEDY}"
+                f"that a turn's header cannot be told from its text. {REMEDY}"
             )
 
     def _closed(self, ids: list[int], start: int, stop: int) -> int:

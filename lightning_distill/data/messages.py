@@ -20,7 +20,7 @@ def check_messages(value: Any) -> list[Message]:
         if message["role"] != "assistant":
             asked = asked or message["role"] != "system"
         elif not asked:
-            raise ConfigError(f"message {number} is the assistant's, and nobody has asked for it")
+            raise ConfigError(f"message {number} is the assistant's, and follows no other message")
         elif not message.get("content", "").strip() and not message.get("tool_calls"):
             raise ConfigError(f"message {number} is the assistant's, and empty")
     if "assistant" not in {message["role"] for message in messages}:

@@ -133,11 +133,11 @@ def check_targets(splits: dict[str, Blocks]) -> str:
             labelled, total = labelled + int(has_label.sum()), total + len(labels)
         if wrong:
             raise ConfigError(
-                f"data: {wrong:,} labels of the {split} split are not the tokens that come next."
+                f"data: {wrong:,} labels of the {split} split are not the next tokens."
             )
         if not labelled:
             raise ConfigError(
-                f"data: no token of the {split} split is there to be predicted. Set "
+                f"data: no token of the {split} split has a label. Set "
                 "data.isolate_documents=false, or bring longer documents."
             )
         shares.append(f"{labelled / total:.1%} of {split}")

@@ -129,7 +129,7 @@ class StreamedBlocks(Dataset[dict[str, Tensor]]):
         marks = state["marks"] if state else [StreamPosition()] * world
         if len(marks) != world:
             raise ConfigError(
-                f"data.streaming=true: this run was begun on {len(marks)} devices and goes on on "
+                f"data.streaming=true: this run started on {len(marks)} devices and resumes on "
                 f"as many, not on {world}. Set trainer.devices={len(marks)}, or start a new run."
             )
         self.next: int = state["start"] if state else 0

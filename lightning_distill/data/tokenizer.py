@@ -146,7 +146,7 @@ def check_reads(
     if rows < len(tokenizer):
         raise ConfigError(
             f"{name} has {rows} embedding rows, the tokenizer "
-            f"{len(tokenizer)} tokens: they do not belong together."
+            f"{len(tokenizer)} tokens: they do not match."
         )
     positions = max_positions(model)
     if positions and positions < length:

@@ -70,9 +70,9 @@ def score_generation(
 
 def _log_scored_models(teacher: Teacher | None) -> None:
     if teacher is None:
-        log.info("evaluate: there is no teacher here; the student alone is scored")
+        log.info("evaluate: the teacher does not exist; only the student is scored")
     elif len(teacher.models) > 1:
-        log.info("evaluate: of %s teachers the first one is scored", len(teacher.models))
+        log.info("evaluate: only the first of %s teachers is scored", len(teacher.models))
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Tasks:
             # Answers longer than the model has positions, or an error in a task's metric.
             except (AssertionError, ValueError, TypeError, LookupError) as error:
                 reason = str(error).split("\n")[0] or repr(error)
-                raise ConfigError(f"evaluate.tasks: not with this model: {reason}") from error
+                raise ConfigError(f"evaluate.tasks, with this model: {reason}") from error
         scores = {name: flat_metrics(result) for name, result in output["results"].items()}
         return {name: metrics for name, metrics in scores.items() if metrics}
 
@@ -150,7 +150,7 @@ def _prepare(name: str, task: Any, num_fewshot: int | None) -> None:
             f"evaluate.tasks: {name} runs code that models generate, which is not supported."
         )
     if getattr(task, "MULTIMODAL", False):
-        raise ConfigError(f"evaluate.tasks: {name} is not of text alone.")
+        raise ConfigError(f"evaluate.tasks: {name} is not text-only.")
     default = task.get_config("num_fewshot")
     if default is None or (num_fewshot is not None and default != 0):  # 0: they are in the prompt
         task.set_config(key="num_fewshot", value=num_fewshot or 0)

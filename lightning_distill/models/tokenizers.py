@@ -46,7 +46,7 @@ class Tokenizers:
                 )
             if tokenizer.eos_token_id != first.eos_token_id:
                 log.warning(
-                    "%s ends a text with %r, %s with %r: the student learns the former",
+                    "%s ends a text with %r, %s with %r: the student learns the first",
                     *(first_key, first.eos_token, key, tokenizer.eos_token),
                 )
 

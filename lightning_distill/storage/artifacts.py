@@ -214,7 +214,7 @@ def _matches(file: Path, digest: str) -> bool:
 def _set_aside(folder: Path, partial: Path) -> None:
     """Turn a damaged artifact into an unfinished one without its damaged files."""
     damaged = find_damage(folder)
-    log.warning("%s is damaged (%s) and is made again", folder, ", ".join(damaged))
+    log.warning("%s is damaged (%s) and will be created again", folder, ", ".join(damaged))
     if MANIFEST in damaged:  # no checksums to verify the other files with
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         return

@@ -168,7 +168,7 @@ HEADLESS = CHATML[: CHATML.index("{%- if add")]
         (
             MARKED.replace('"assistant" %}{% gen', '"model" %}{% gen'),
             TWO,
-            "marks nothing as said by the assistant",
+            "marks no text as the assistant's",
         ),
         (CHATML, [*ONE, {"role": "user", "content": "<|im_end|>"}], "message 3 holds '<|im_end|>'"),
     ],
@@ -195,7 +195,7 @@ def test_a_template_that_is_none_is_refused_with_its_line():
         ([{"role": "user", "content": 3}], "message 1 has int for its content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "has parts that are not text"),
         ([ONE[0]], "no message is the assistant's"),
-        ([SYSTEM, ONE[1]], "message 2 is the assistant's, and nobody has asked for it"),
+        ([SYSTEM, ONE[1]], "message 2 is the assistant's, and follows no other message"),
         (
             [ONE[0], {"role": "assistant", "content": " "}],
             "message 2 is the assistant's, and empty",
@@ -349,7 +349,7 @@ def test_a_long_conversation_is_cut_and_counted(make_chat):
     counts = data._stream("train")[1].unique(return_counts=True)[1]
     assert 0 < (counts > 40).sum() < len(counts)
     assert re.search(r"\d+ of 150 conversations are longer than .*=40, and cut", data.describe())
-    with pytest.raises(ConfigError, match="No conversation of the train set has anything of the"):
+    with pytest.raises(ConfigError, match="No conversation of the train split has text of the"):
         make_chat(length=4)
 
 
@@ -443,9 +443,9 @@ def test_bad_rows_are_named_or_left_out_and_counted(make_chat, chats, tmp_path, 
         ConfigError, match=r"line 3: no message is the assistant's\. data\.skip_bad"
     ):
         make_chat(path)
-    assert "2 of 152 rows are left out" not in caplog.text
+    assert "skipped 2 of 152 rows" not in caplog.text
     data = make_chat(path, skip=True)
-    assert "2 of 152 rows are left out; the first: " in caplog.text
+    assert "skipped 2 of 152 rows; the first: " in caplog.text
     assert "line 2: the chat template fails: there is no role bot" in caplog.text
     assert sorted(runs_of(data, "test")) == sorted(runs_of(make_chat(), "test"))
 

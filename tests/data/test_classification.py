@@ -171,7 +171,7 @@ def test_a_bad_row_is_named_or_left_out(bad, message, prepare, tmp_path, caplog)
         prepare(file)
     with caplog.at_level(logging.WARNING):
         assert prepare(file, skip=True).labels == LABELS
-    assert "1 of 91 rows are left out" in caplog.text
+    assert "skipped 1 of 91 rows" in caplog.text
 
 
 def test_labels_that_cannot_be_learned_are_refused(prepare, tmp_path):

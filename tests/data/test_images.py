@@ -192,11 +192,11 @@ def test_a_file_that_is_no_image_is_named_or_left_out(make, folder, tmp_path, ca
         (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
         (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
     (copy / "dark" / "0.png").write_text("no image")
-    with pytest.raises(ConfigError, match=r"dark/0.png is no image that can be read"):
+    with pytest.raises(ConfigError, match=r"dark/0.png cannot be read as an image"):
         make(path=str(copy))
     data = make(path=str(copy), skip_bad_rows=True)
     assert sum(len(data.examples(split)) for split in SPLITS) == 59
-    assert "1 of 60 images are left out" in caplog.text
+    assert "skipped 1 of 60 images" in caplog.text
 
 
 def test_a_language_model_data_set_has_no_convnet(in_process):

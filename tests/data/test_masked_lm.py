@@ -181,4 +181,4 @@ def test_a_model_that_was_never_taught_to_guess_is_no_teacher(run, tmp_path, tok
     BertModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     said = run("teacher=pretrained", f"teacher.name={tmp_path}", expect=2)
-    assert "has no trained head that guesses tokens" in said
+    assert "has no trained masked-language-modeling head" in said

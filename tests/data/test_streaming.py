@@ -207,7 +207,7 @@ def test_a_source_that_lists_its_documents_is_refused(make):
 
 def test_a_run_that_goes_on_on_another_number_of_devices_is_refused(make):
     stream = make().examples("train")
-    with pytest.raises(ConfigError, match="begun on 1 devices"):
+    with pytest.raises(ConfigError, match="started on 1 devices"):
         stream.begin(stream.state(0), 0, 2, 9, 9)
 
 
@@ -279,8 +279,8 @@ def test_what_a_stream_cannot_do_is_refused(in_process, settings, message):
     ("content", "message"),
     [
         ("", "is empty"),
-        ("\n\n", "leaves no document to the validation split, of 0 there are"),
-        ('{"text": "one"}\n', "leaves no document to the validation split, of 1 there are"),
+        ("\n\n", "leaves the validation split without a document, of 0 that"),
+        ('{"text": "one"}\n', "leaves the validation split without a document, of 1 that"),
         ('{"text": "one"}\n{', "line 2"),
     ],
 )

@@ -55,7 +55,7 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path, cap
     file = write_jsonl(tmp_path / "a.jsonl", [*bad, *ROWS])
     with caplog.at_level(logging.WARNING):
         assert [row for _, row in read(file, skip=True)] == ROWS
-    assert "4 of 13 rows are left out; the first: " in caplog.text
+    assert "skipped 4 of 13 rows; the first: " in caplog.text
     assert "line 1: text is empty" in caplog.text
 
 

@@ -403,7 +403,7 @@ def test_a_model_that_is_no_translator_is_refused(in_process, checkpoints, make,
     from transformers import GPT2Config, GPT2LMHeadModel
 
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=8, n_layer=1, n_head=1, n_positions=24))
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel, is no encoder-decoder"):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel, is not an encoder-decoder"):
         make(pretrained_tokenizer()).check_model(gpt, "gpt")
 
 

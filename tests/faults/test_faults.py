@@ -141,7 +141,7 @@ def test_a_cache_with_a_flipped_bit_is_not_read(halfway, expected):
     data[random.Random(0).randrange(len(data))] ^= 4
     shard.write_bytes(data)
     said = place.run()
-    assert f"is damaged ({shard.name}) and is made again" in said
+    assert f"is damaged ({shard.name}) and will be created again" in said
     check_whole(place.outputs)
     assert numbers(place.sweep) == expected[0]
 

@@ -159,7 +159,7 @@ def test_a_pretrained_role_without_a_name_is_refused_with_the_missing_key():
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_is_refused(saved):
     other = train_tokenizer([f"word{i * i}" for i in range(2000)], 1000)
-    with pytest.raises(ConfigError, match="do not belong together"):
+    with pytest.raises(ConfigError, match="do not match"):
         source(str(saved)).build(empty_task(other))
 
 

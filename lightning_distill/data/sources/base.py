@@ -85,8 +85,8 @@ def held_out(source: Any, limit: int) -> dict[str, list[str]]:
     for split, texts in splits.items():
         if not texts:
             raise ConfigError(
-                f"data.streaming=true leaves no document to the {split} split, of {read} there "
-                f"are: one in {HELD_OUT} is for validation, and one for the test. Bring more, or "
+                f"data.streaming=true leaves the {split} split without a document, of {read} that "
+                f"were read; 1 in {HELD_OUT} goes to validation, and 1 to the test. Bring more, or "
                 "set data.streaming=false."
             )
     del splits["train"]

@@ -35,7 +35,7 @@ class ImageFolder:
         self.files = [f for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
         if not self.files:
             raise ConfigError(
-                f"data.path={path} holds no folder of a class with images ({', '.join(SUFFIXES)})."
+                f"data.path={path} has no folder with images ({', '.join(SUFFIXES)})."
             )
 
     def fingerprint(self) -> str:
@@ -55,13 +55,11 @@ class ImageFolder:
                 bad.append(file)
                 if not self.skip_bad_rows:
                     raise ConfigError(
-                        f"data.path: {file} is no image that can be read. "
+                        f"data.path: {file} cannot be read as an image. "
                         "data.skip_bad_rows=true leaves such files out."
                     ) from error
                 continue
             pixels = np.asarray(scaled, dtype=np.uint8).reshape(self.size, self.size, -1)
             yield pixels.transpose(2, 0, 1).copy(), file.relative_to(self.path).parts[0]
         if bad:
-            log.warning(
-                "%d of %d images are left out; the first: %s", len(bad), len(self.files), bad[0]
-            )
+            log.warning("skipped %d of %d images; the first: %s", len(bad), len(self.files), bad[0])

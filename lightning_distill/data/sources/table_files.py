@@ -71,7 +71,7 @@ class TableFiles:
             good += 1
             yield parsed
         if bad:
-            log.warning("%d of %d rows are left out; the first: %s", bad, bad + good, first)
+            log.warning("skipped %d of %d rows; the first: %s", bad, bad + good, first)
         if not good:
             raise ConfigError(f"data.path={self.path} has no row{' that can be read' * bool(bad)}.")
 

@@ -171,7 +171,7 @@ class CausalLM(BlockTask):
             targets += [False] * len(prompt) + [True] * len(completion)
         if len(tokens) <= self.sequence_length:
             raise ConfigError(
-                f"The teacher has written {len(tokens)} tokens, fewer than one block of "
+                f"The teacher generated {len(tokens)} tokens, fewer than one block of "
                 f"data.sequence_length={self.sequence_length}. Set more transfer.num_sequences."
             )
         return self._blocks(

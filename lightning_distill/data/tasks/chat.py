@@ -159,7 +159,7 @@ class Chat(CausalLM):
         tokens, documents, targets = whole_documents(tokens, documents, targets, length)
         if not len(tokens):
             raise ConfigError(
-                f"No conversation of the {name} set has anything of the assistant's in its first "
+                f"No conversation of the {name} split has text of the assistant in its first "
                 f"{length} tokens. Set a longer data.sequence_length."
             )
         return Blocks(tokens, documents, length, True, targets)

@@ -138,7 +138,7 @@ class Images(DistillationData):
             present = self._tensors[f"{split}_labels"].unique().tolist()
             missing = [name for i, name in enumerate(self.names) if i not in present]
             if split == "train" and missing:
-                raise ConfigError(f"data: no image to train on is a {', a '.join(missing)}.")
+                raise ConfigError(f"data: the train split has no image of {', '.join(missing)}.")
             counts.append(f"{len(present)} of {self.num_classes} classes in {split}")
         return ", ".join(counts)
 
@@ -168,7 +168,7 @@ class Images(DistillationData):
             ) from error
         if logits.shape[-1] != self.num_classes:
             raise ConfigError(
-                f"{name} tells {logits.shape[-1]} classes apart, the images are of "
+                f"{name} predicts {logits.shape[-1]} classes, the images have "
                 f"{self.num_classes}: {', '.join(self.names[:20])}."
             )
 
@@ -222,7 +222,7 @@ class Images(DistillationData):
     def _make_images(self, folder: Path) -> None:
         names = sorted({name for split in SPLITS for _, name in self._splits[split]})
         if len(names) < 2:
-            raise ConfigError(f"data.path: the images are of one class alone, {', '.join(names)}.")
+            raise ConfigError(f"data.path: all images are of one class, {', '.join(names)}.")
         tensors: dict[str, Tensor] = {}
         for split in SPLITS:
             rows = self._splits[split]

@@ -80,7 +80,7 @@ class MaskedLM(BlockTask):
         saved = model.config.architectures or []
         if not is_trained and not any("MaskedLM" in x or "PreTraining" in x for x in saved):
             raise ConfigError(
-                f"teacher.name={name} has no trained head that guesses tokens. Set "
+                f"teacher.name={name} has no trained masked-language-modeling head. Set "
                 "teacher.max_steps to train one, or name a masked language model."
             )
 

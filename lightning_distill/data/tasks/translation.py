@@ -96,7 +96,7 @@ class Translation(TextTask):
         config = model.config
         if not config.is_encoder_decoder:
             raise ConfigError(
-                f"{name}, a {type(model).__name__}, is no encoder-decoder, which translation "
+                f"{name}, a {type(model).__name__}, is not an encoder-decoder, which translation "
                 "needs: a Marian, T5 or BART model, for one."
             )
         if config.decoder_start_token_id is None:
@@ -157,7 +157,7 @@ class Translation(TextTask):
         """The same sources, with the teacher's translations as targets."""
         sources, targets = ([r[key] for r in records] for key in ("prompt_ids", "ids"))
         if not any(targets):
-            raise ConfigError("The teacher has written nothing. Train it longer.")
+            raise ConfigError("The teacher generated no text. Train it longer.")
         return self._pairs_of(concatenate(sources), concatenate(targets))
 
     def completion_batch(
