@@ -51,7 +51,7 @@ def small_chunks(monkeypatch):
 def make(text_file, tmp_path):
     def make(source=Text, isolate=True, **settings):
         settings = {"path": str(text_file)} | settings
-        data = CausalLM(source, 16, 4, 300, isolate, streaming=True, **settings)
+        data = CausalLM(source, 16, 4, 300, isolate_documents=isolate, streaming=True, **settings)
         data.prepare(Store(tmp_path / "outputs"), None)
         return data
 
@@ -196,7 +196,7 @@ def test_a_stream_that_holds_out_nothing_is_refused(texts):
         def rows(self):
             yield from texts
 
-    with pytest.raises(ConfigError, match=f"no document to the .* split, of {len(texts)} there"):
+    with pytest.raises(ConfigError, match=f"split without a document, of {len(texts)} that"):
         held_out(Few(""), 10)
 
 

@@ -164,7 +164,7 @@ class Shifted(Blocks):
 def test_labels_that_are_not_the_next_tokens_are_an_error():
     checks = blocks([True] * 9)
     shifted = Shifted(checks.tokens, checks.documents, 4, False)
-    with pytest.raises(ConfigError, match="6 labels of the train split are not the tokens"):
+    with pytest.raises(ConfigError, match="6 labels of the train split are not the next"):
         check_targets({"train": shifted})
 
 

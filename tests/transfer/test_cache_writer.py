@@ -206,7 +206,7 @@ def test_what_is_no_number_where_nothing_is_to_be_learned_is_no_hindrance(make_d
 def label_alike(text, outputs, folder):
     """What each of the devices does."""
     shards.SHARD_TOKENS = 128, 2**20
-    data = CausalLM(Text, 32, 4, 300, False, path=str(text))
+    data = CausalLM(Text, 32, 4, 300, isolate_documents=False, path=str(text))
     data.prepare(Store(outputs), None)
     torch.manual_seed(1)
     size = len(data.tokenizer)

@@ -122,7 +122,7 @@ def test_going_on_after_an_interruption_makes_the_same_files(prepare, tmp_path):
 
 def test_the_likeliest_text_is_written_once_for_each_prompt(make_data):
     with pytest.raises(ConfigError, match="temperature=0 has one sequence for each of the 40"):
-        sequence(num_sequences=41, temperature=0.0).check(LOSS, make_data(), make_data(), 1)
+        sequence(num_sequences=41, temperature=0.0).check(LOSS, make_data(), make_data())
 
 
 def test_a_sequence_that_the_teacher_cannot_hold_is_refused(prepare):
