@@ -10,6 +10,7 @@ SCHEMA: dict[str, Key] = {**experiment.KEYS, **run.KEYS}
 
 # Old keys and options, and what to type in their place. They are refused.
 RENAMED = {
+    "experiment/job=repaired": "experiment/job=tuned_baseline",
     "trainer=deepspeed": "trainer=fsdp trainer.strategy.reshard_after_forward=false",
 }
 
