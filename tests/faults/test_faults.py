@@ -221,9 +221,9 @@ def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
     server.fail(fault)
     command.wait(timeout=90)
     assert numbers(place.sweep) == expected[0]
-    assert "the samples are in samples.json alone" in command.said
+    assert "the samples were not logged; they are in samples.json" in command.said
 
-    (later,) = re.findall(r"this run; it .* later with `(wandb sync .*)`", command.said)
+    (later,) = re.findall(r"stored on disk; upload it with `(wandb sync .*)`", command.said)
     healthy = Server()
     sent = subprocess.run(
         [sys.executable, "-m", *later.split()],
