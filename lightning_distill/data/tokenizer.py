@@ -16,7 +16,7 @@ from transformers import (
 from lightning_distill.data.splits import sha256
 from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
-from lightning_distill.models.inspection import max_positions
+from lightning_distill.models.inspection import max_positions, vocabulary_size
 from lightning_distill.storage.artifacts import Store
 
 END_OF_TEXT = "<|endoftext|>"
@@ -131,10 +131,13 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for two tokenizers only if they give every text the same ids."""
+    """Equal for two tokenizers only if they give every text the same ids, and close it alike."""
     if tokenizer.is_fast:
-        return sha256(tokenizer.backend_tokenizer.to_str())
-    return sha256(json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]))
+        ids = tokenizer.backend_tokenizer.to_str()
+    else:
+        ids = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return sha256(json.dumps([ids, sorted(special.items())]))
 
 
 def check_reads(
@@ -143,10 +146,10 @@ def check_reads(
     """Raises ConfigError if the model has too few embedding rows or positions."""
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.num_embeddings
-    if rows < len(tokenizer):
+    if rows < vocabulary_size(tokenizer):
         raise ConfigError(
             f"{name} has {rows} embedding rows, the tokenizer "
-            f"{len(tokenizer)} tokens: they do not match."
+            f"{vocabulary_size(tokenizer)} ids: they do not match."
         )
     positions = max_positions(model)
     if positions and positions < length:

@@ -25,6 +25,7 @@ from lightning_distill.models.spec import (
     TeacherMember,
     TeacherSpec,
 )
+from lightning_distill.sweeps.job_key import HARDWARE
 from lightning_distill.tracking.loggers import LoggerFactory
 from lightning_distill.training.trainer import TrainerFactory
 from lightning_distill.transfer.base import Transfer
@@ -35,6 +36,14 @@ TRAINING = {
     *("initialize", "layers", "lora"),
 }
 # What of `trainer` is not an argument of `lightning.Trainer`.
+# Callbacks that change nothing.
+OBSERVERS = ("lightning_distill.planning.step_profiler.StepProfiler",)
+# What of `trainer` does not change the weights of a training. Everything else counts in their key.
+NO_WEIGHT_CHANGES = (
+    *(*HARDWARE, "_target_", "resume", "log_every_n_steps", "gradient_checkpointing"),
+    *("val_check_interval", "limit_val_batches", "limit_test_batches", "check_val_every_n_epoch"),
+    *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler"),
+)
 OURS = ("compile", "gradient_checkpointing", "matmul_precision", "resume", "callbacks", "plugins")
 
 
@@ -177,7 +186,15 @@ def _trainers(cfg: DictConfig, settings: Settings) -> TrainerFactory:
         max_skipped_steps=settings["max_skipped_steps"],
         callbacks=lambda: instantiate(node.get("callbacks") or []),
         plugins=lambda: instantiate(node.get("plugins") or []),
+        identity=_identity(node),
     )
+
+
+def _identity(trainer: Settings) -> dict[str, Any]:
+    """The settings of the trainer less those that are known not to change trained weights."""
+    own = [one for one in trainer.get("callbacks") or [] if one["_target_"] not in OBSERVERS]
+    settings = {**trainer, "callbacks": own or None}
+    return {key: value for key, value in settings.items() if key not in NO_WEIGHT_CHANGES}
 
 
 def _logger(node: DictConfig) -> LoggerFactory:

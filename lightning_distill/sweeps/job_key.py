@@ -78,6 +78,9 @@ def _on_one_device(settings: dict[str, Any]) -> dict[str, Any]:
     if data.get("streaming"):  # each device reads a part of the stream
         data["devices"] = devices
     trainer = _less(settings["trainer"], *HARDWARE, "resume")
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, float):  # 1.0 is the whole run, and 1 one batch
+        trainer["val_check_interval"] = f"{interval} of the run"
     teacher = _less(settings["teacher"], "device")
     return {**settings, "trainer": trainer, "teacher": teacher, "data": data}
 

@@ -165,7 +165,7 @@ def made_from(
         "examples": data.example_settings
         | {"data.batch_size": data.batch_size * devices}
         | streams,
-        "trainer": trainers.numeric,
+        "trainer": trainers.identity,
     }
 
 

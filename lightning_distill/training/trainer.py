@@ -1,7 +1,7 @@
 """Lightning trainers, as the `trainer` group describes them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,6 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.training.checkpoint_io import AtomicCheckpointIO
 from lightning_distill.training.progress_bar import progress_bar_callbacks
 
-# Settings of the trainer that can change a model's numbers, beside the data it sees.
-NUMERIC = ("precision", "accumulate_grad_batches", "gradient_clip_val", "matmul_precision")
-
 
 @dataclass(frozen=True)
 class TrainerFactory:
@@ -27,7 +24,8 @@ class TrainerFactory:
     make: `lightning.Trainer` with the settings of the `trainer` group, as a partial.
     callbacks, plugins: make those that the user adds, anew for each trainer.
     batch_size: examples a micro-batch. val_check_interval: micro-batches, or a share of the run.
-    max_skipped_steps: consecutive steps that may be skipped for NaN or Inf.
+    max_skipped_steps: consecutive steps that may be skipped for NaN or Inf. identity: the settings
+    that can change the weights that are trained.
     """
 
     make: Callable[..., L.Trainer]
@@ -45,10 +43,7 @@ class TrainerFactory:
     max_skipped_steps: int = 10
     callbacks: Callable[[], list[Callback]] = list
     plugins: Callable[[], list[Any]] = list
-
-    @property
-    def numeric(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in NUMERIC}
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def trainer(
         self,
