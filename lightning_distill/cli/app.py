@@ -5,17 +5,19 @@ Nothing here imports torch, so that `--help`, completion and a mistyped name ans
 
 import logging
 import os
+import re
 import sys
 import traceback
 from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
@@ -38,20 +40,39 @@ from lightning_distill.distributed.gpus import (
     take_gpu,
     visible_gpus,
 )
-from lightning_distill.errors import Refused, Stopped
+from lightning_distill.errors import ConfigError, Refused, Stopped
 from lightning_distill.metrics.declarations import directions
 from lightning_distill.run.settings import resume_policy
-from lightning_distill.sweeps.job import Job, objectives, problems_of_objectives, write_results
+from lightning_distill.stages import STAGES
+from lightning_distill.sweeps.job import (
+    Job,
+    objectives,
+    problems_of_objectives,
+    results_in,
+    write_results,
+)
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, job_key
 from lightning_distill.sweeps.naming import job_name, sweep_name
 from lightning_distill.sweeps.resume import (
     discard_empty_run,
     interrupted_run,
+    refuse_other_results,
     run_once,
     run_single,
 )
 
 log = logging.getLogger(__name__)
+
+
+def expand_outputs(cfg: DictConfig) -> None:
+    """`~` in paths.outputs is the user's home, as in a shell. Raises ConfigError for a URL."""
+    outputs = OmegaConf.to_container(cfg, resolve=False).get("paths", {})  # type: ignore[union-attr]
+    path = outputs.get("outputs") if isinstance(outputs, dict) else None
+    if isinstance(path, str) and re.match(r"[a-zA-Z][\w+.-]*://", path):
+        raise ConfigError(f"paths.outputs={path} must be a folder of this machine, and not a URL.")
+    if isinstance(path, str) and path.startswith("~"):
+        with flag_override(cfg, ["readonly", "struct"], False):
+            cfg.paths.outputs = str(Path(path).expanduser())
 
 
 def key_of_job(cfg: DictConfig) -> str:
@@ -90,7 +111,7 @@ OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
 OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
 prefer_own_configs()
-untrusted.install(check_secrets, check_overrides)
+untrusted.install(check_secrets, check_overrides, adjust=expand_outputs)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -99,8 +120,12 @@ def job(cfg: DictConfig) -> float | list[float] | None:
     if not process_group.is_rank_zero():
         follow_rank_zero(plain_settings(cfg))
         return None
+    if HydraConfig.get().job.chdir:  # relative paths are those of where the command was given
+        os.chdir(HydraConfig.get().runtime.cwd)
     settings = plain_settings(cfg)
     this = make_job(cfg, settings)
+    if isinstance(cfg.stage, str) and cfg.stage in STAGES and STAGES[cfg.stage].makes_jobs:
+        refuse_other_results(this)
     try:
         find_stage(cfg.stage)
         if cfg.stage != "distill":
@@ -115,6 +140,10 @@ def job(cfg: DictConfig) -> float | list[float] | None:
             discard_empty_run(this, Path(cfg.paths.outputs))
             raise Refused(reason) from error
         if not this.is_of_sweep:
+            if results_in(this.folder).get("status") == "running":
+                write_results(
+                    this.folder, this.results("failed", error=repr(error), user_error=False)
+                )
             raise
         # The other jobs of the sweep run; its end lists the failures, and sets the exit code.
         log.error("%s failed: %s", this.folder.name, reason or traceback.format_exc())
@@ -153,6 +182,9 @@ def run(cfg: DictConfig, settings: Settings, this: Job) -> Any:
 def main() -> None:
     """Exits with 0; with 2 and a line or two for a mistake of the user's; with 1 otherwise."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal or a log may not be UTF-8
+            stream.reconfigure(errors="replace")
     untrusted.allow_typed_keys(sys.argv[1:])
     process_group.adopt_srun_environment()
     if not process_group.is_rank_zero():

@@ -105,7 +105,7 @@ def _from_library(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, ValueError) or not frames:
         return None
-    packages = {"hydra", "lightning", "optim"}
+    packages = {"hydra", "lightning", "optim", "optuna"}
     return first_line(error) if packages & set(Path(frames[-1].filename).parts) else None
 
 

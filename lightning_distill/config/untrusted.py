@@ -64,10 +64,11 @@ LOGGING = (
 )
 
 
-def install(*more: Callable[[Any], None]) -> None:
+def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig], None]) -> None:
     """Makes Hydra check each composed config, and each name that it looks up.
 
     more: further checks of the settings, called before anything is written or built from them.
+    adjust: changes the config before the checks.
     """
     if hydra.utils._locate is locate:
         return
@@ -75,6 +76,7 @@ def install(*more: Callable[[Any], None]) -> None:
 
     def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = compose(self, *args, **kwargs)
+        adjust(cfg)
         settings = OmegaConf.to_container(cfg, resolve=False)
         for one in (check, *more):
             one(settings)

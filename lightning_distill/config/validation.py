@@ -27,6 +27,8 @@ from lightning_distill.config.settings import (
 from lightning_distill.config.unknown_keys import is_foreign
 from lightning_distill.errors import ConfigError
 
+MONITORED = ("validation/nll",)  # what a callback of Lightning's can wait for
+MAX_WANDB_NAME = 128  # characters
 BUILT = ("data", "teacher", "student", "transfer", "loss")  # nodes that build our classes
 
 
@@ -43,6 +45,7 @@ def check(cfg: DictConfig, more: Iterable[str] = ()) -> None:
     problems += [*_problems_of_weights(settings), *_problems_of_initialization(settings)]
     problems += [*_problems_of_sweep(settings), *_problems_of_streaming(settings)]
     problems += [*_problems_of_callbacks(settings), *_problems_of_tasks(settings)]
+    problems += _problems_of_wandb(settings)
     if "url" in settings["teacher"]:
         problems += [*problems_of_server(settings["teacher"]), *problems_of_api_teacher(settings)]
     _refuse([*problems, *more])
@@ -135,6 +138,11 @@ def _problems_of_callbacks(settings: Settings) -> Iterator[str]:
         nodes = [one for one in items if isinstance(one, dict) and "_target_" in one]
         if len(nodes) < len(items):
             yield f"trainer.{key}={given} must be a list of nodes with a _target_"
+        # A callback of the user's own may log anything.
+        own = all(str(one["_target_"]).startswith("lightning.pytorch.callbacks.") for one in nodes)
+        for monitor in {one["monitor"] for one in nodes if one.get("monitor")} - set(MONITORED):
+            if key == "callbacks" and own:
+                yield f"trainer.callbacks: monitor={monitor} is not logged; {MONITORED[0]} is"
 
 
 def _problems_of_weights(settings: Settings) -> Iterator[str]:
@@ -202,6 +210,20 @@ def _problems_of_sweep(settings: Settings) -> Iterator[str]:
     single = not isinstance(name, list | dict)
     if name is not None and not (single and _is_below(str(name))):
         yield f"sweep.name={name} must be the name of a folder below outputs/sweeps, or null"
+
+
+def _problems_of_wandb(settings: Settings) -> Iterator[str]:
+    """What W&B refuses, but only once a run starts."""
+    node = settings["logger"].get("wandb") or {}
+    for key in ("project", "entity"):
+        name = node.get(key)
+        bad = sorted(set(str(name or "")) & set("/\\#?%:"))
+        if bad or len(str(name or "")) > MAX_WANDB_NAME:
+            hint = "; give the team as logger.wandb.entity" * (key == "project" and "/" in bad)
+            yield (
+                f"logger.wandb.{key}={name} must have at most {MAX_WANDB_NAME} characters, and "
+                f"none of / \\ # ? % :{hint}"
+            )
 
 
 def _problems_of_tasks(settings: Settings) -> Iterator[str]:

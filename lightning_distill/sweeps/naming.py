@@ -10,7 +10,7 @@ from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.errors import ConfigError
 from lightning_distill.sweeps.job import results_in
 
-MAX_LENGTH = 120  # characters; file systems take 255 bytes
+MAX_BYTES = 120  # of UTF-8; file systems take 255, and other names are made of these
 # Groups of settings that distinguish no job from another.
 UNNAMED = ("paths", "name", "logger", "sweep", "evaluate")
 
@@ -55,9 +55,11 @@ def affects_identity(key: str, value: Any = None) -> bool:
 def _folder_name(overrides: list[str]) -> str:
     """`loss.alpha=1,student=xs`: without slashes, and with a hash in place of what is too long."""
     name = ",".join(overrides).replace("experiment/", "").replace("/", ".")
-    if len(name) <= MAX_LENGTH:
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) <= MAX_BYTES:
         return name
-    return f"{name[:MAX_LENGTH]}-{sha256(name.encode()).hexdigest()[:8]}"
+    start = encoded[:MAX_BYTES].decode(errors="ignore")
+    return f"{start}-{sha256(encoded).hexdigest()[:8]}"
 
 
 def _inspects_only(stage: Any) -> bool:

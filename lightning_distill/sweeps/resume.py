@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
+from lightning_distill.errors import Refused
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.storage.locks import is_held, locked
 from lightning_distill.sweeps.job import (
@@ -48,6 +50,19 @@ class ResumePolicy:
     stop_after_failures: int | None = None  # of this command
     tasks: Sequence[str] = ()  # evaluate.tasks and evaluate.speed, of which a skipped job
     speed: bool = False  # may lack the scores
+
+
+def refuse_other_results(job: Job) -> None:
+    """Raises Refused where the job's folder holds the results of another job."""
+    results = results_in(job.folder)
+    if results.get("status") != "finished" or results.get("key") in (None, job.key):
+        return
+    other = " ".join(results.get("overrides") or ["no overrides"])
+    setting = "hydra.sweep.subdir or sweep.name" if job.is_of_sweep else "hydra.run.dir"
+    raise Refused(
+        f"{job.folder} holds the results of another job ({shorten(other, 200)}), which would be "
+        f"overwritten. Set another {setting}."
+    )
 
 
 def run_single(job: Job, run: RunJob) -> dict[str, Any]:

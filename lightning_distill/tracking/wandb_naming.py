@@ -52,6 +52,10 @@ class RunDescription:
     ) -> dict[str, Any]:
         # One folder for all runs of a sweep, because W&B's terminal viewer shows a folder.
         folder = self.job.folder.parent if self.job.is_of_sweep else self.job.folder
+        # W&B's own variables; a sweep's runs need names of their own.
+        if role == "student" and not self.job.is_of_sweep:
+            name = os.environ.get("WANDB_NAME") or name
+        tags = [*tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(","))]
         return {
             "job_type": role,
             "name": fit_name(name),

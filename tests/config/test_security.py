@@ -362,8 +362,8 @@ def finished(in_process, tmp_path_factory):
 FEW = ("student.max_steps=1", "teacher.max_steps=1", "trainer.val_check_interval=1.0")
 
 
-def where(outputs):
-    return f"paths.outputs={outputs}", f"hydra.run.dir={outputs / 'run'}"
+def where(outputs, run="run"):
+    return f"paths.outputs={outputs}", f"hydra.run.dir={outputs / run}"
 
 
 @pytest.fixture
@@ -398,14 +398,14 @@ def test_code_that_comes_with_a_model_is_run_for_who_says_so_alone(
 ):
     folder = plant(Path(shutil.copytree(outputs / "run" / "student", outputs / "model")), mark)
     named = ("student=pretrained", f"student.name={folder}", "student.dtype=float32")
-    in_process(*named, *FEW, *where(outputs), expect=code)
+    in_process(*named, *FEW, *where(outputs, "other"), expect=code)
     theirs = {"student": {"trust_remote_code": True, "name": str(folder)}}
-    said = stranger(theirs, *named, *FEW, *where(outputs))
+    said = stranger(theirs, *named, *FEW, *where(outputs, "third"))
     assert "trust_remote_code=true" in said.stderr
     assert f"{ALLOW}=trust_remote_code" in said.stderr
     assert not mark.exists()
     with pytest.raises(AttributeError, match="Theirs"):
-        in_process(*named, "student.trust_remote_code=true", *FEW, *where(outputs))
+        in_process(*named, "student.trust_remote_code=true", *FEW, *where(outputs, "fourth"))
     assert mark.exists()  # it would have run
 
 
@@ -462,7 +462,7 @@ def test_a_cache_with_a_manifest_of_somebodys_is_refused_in_words(
     changed = manifest | theirs if isinstance(theirs, dict) else theirs
     (cache / "manifest.json").write_text(json.dumps(changed))
     asked = ("transfer=cached", f"transfer.cache={cache}")
-    said = in_process(*asked, *FEW, *where(outputs), expect=2)
+    said = in_process(*asked, *FEW, *where(outputs, "other"), expect=2)
     assert f"transfer.cache={cache} is not the folder of a finished cache" in said.stderr
     assert victim.read_text() == "years of work"
 
