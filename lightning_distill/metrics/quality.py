@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torchmetrics.functional.text import rouge_score
 
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 
+MAX_LOG = math.log(sys.float_info.max)
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
 
@@ -23,24 +25,39 @@ class CalibrationError(Metric):
     """
 
     full_state_update = False
-    gaps: Tensor  # of each bin, the sum of (correct − confidence); of confidence 1, a bin more
+    correct: Tensor  # of each bin, the number of correct predictions; of confidence 1, a bin more
+    confidence: Tensor  # of each bin, the sum of confidences
+    rounding: Tensor  # what float32 loses of that sum (Neumaier 1974); not every GPU has float64
     count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("gaps", torch.zeros(BINS + 1), "sum")
-        self.add_state("count", torch.tensor(0), "sum")
+        for name in ("correct", "count"):
+            self.add_state(name, torch.zeros(BINS + 1, dtype=torch.long), "sum")
+        for name in ("confidence", "rounding"):
+            self.add_state(name, torch.zeros(BINS + 1), "sum")
 
     def update(self, probs: Tensor, labels: Tensor) -> None:
         """probs: [N, V], labels: [N]."""
         confidence, predicted = probs.float().max(-1)
         edges = torch.linspace(0, 1, BINS + 1, device=probs.device)
         bins = torch.bucketize(confidence, edges, right=True) - 1
-        self.gaps.index_add_(0, bins, (predicted == labels).float() - confidence)
-        self.count += len(labels)
+        self.correct.index_add_(0, bins, (predicted == labels).long())
+        self.count.index_add_(0, bins, torch.ones_like(bins))
+        wide = torch.float32 if probs.device.type == "mps" else torch.float64  # MPS has no other
+        exact = torch.zeros(BINS + 1, dtype=wide, device=probs.device)
+        exact.index_add_(0, bins, confidence.to(wide))
+        added = exact.float()
+        total = self.confidence + added
+        # Both are at least 0, so the larger of them in size is their maximum.
+        self.rounding += torch.maximum(self.confidence, added) - total
+        self.rounding += torch.minimum(self.confidence, added) + (exact - added).float()
+        self.confidence = total
 
     def compute(self) -> Tensor:
-        return self.gaps.abs().sum() / self.count
+        confidence = self.confidence.cpu().double() + self.rounding.cpu().double()
+        gaps = self.correct.cpu().double() - confidence
+        return gaps.abs().sum() / self.count.sum().cpu()
 
 
 class Quality(nn.Module):
@@ -65,7 +82,7 @@ class Quality(nn.Module):
         each = self.bytes_per_token
         return {
             "nll": nll,
-            "perplexity": math.exp(min(nll, 700.0)),
+            "perplexity": math.exp(nll) if nll < MAX_LOG else math.inf,
             **({"bits_per_byte": nll / math.log(2) / each} if each else {}),
             "calibration_error": float(self.calibration.compute()),
         }
