@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_distill.constants import LEAST
 from lightning_distill.errors import ConfigError
 from lightning_distill.models.completions_client import CompletionsClient
+from lightning_distill.models.inspection import vocabulary_size
 
 TOKEN_ID_PREFIX = "token_id:"  # vLLM's, with `return_tokens_as_token_ids`
 ROUNDING = 0.01  # of probabilities, by the server
@@ -72,6 +73,7 @@ class APITeacher(nn.Module):
         self.client = CompletionsClient(url, timeout, retries, connections, key_variable, backoff)
         self.name, self.tokenizer, self.connections, self.k = name, tokenizer, connections, k
         self._vocab = tokenizer.get_vocab()
+        self._vocab_size = vocabulary_size(tokenizer)
         self._ids: dict[str, int] = {}  # by the token as the server writes it
 
     def forward(self, batch: dict[str, Tensor]) -> TopK:
@@ -95,7 +97,7 @@ class APITeacher(nn.Module):
             pool.shutdown(cancel_futures=True)
         ids, log_p = (torch.tensor(x, device=input_ids.device) for x in zip(*pairs, strict=True))
         shape = (*input_ids.shape, self.k)
-        return TopK(ids.view(shape), log_p.view(shape), len(self.tokenizer))
+        return TopK(ids.view(shape), log_p.view(shape), self._vocab_size)
 
     def _complete(self, prompt: list[int]) -> str:
         return self.client.complete(
@@ -182,7 +184,9 @@ class APITeacher(nn.Module):
             is_one_token = len(ids) == 1 and self.tokenizer.decode(ids) == token
             candidates = set(ids if is_one_token else [])
             candidates |= {self._vocab[token]} if token in self._vocab else set()
-        if len(candidates) == 1 and 0 <= (token_id := candidates.pop()) < len(self.tokenizer):
+        if len(candidates) == 1 and 0 <= (token_id := candidates.pop()) < vocabulary_size(
+            self.tokenizer
+        ):
             return token_id
         raise ConfigError(
             f"teacher.url={self.client.url} lists the token {self.client.redacted(token, 40)!r}, "

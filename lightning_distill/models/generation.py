@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from lightning_distill.distributed import process_group
+from lightning_distill.models.inspection import max_positions, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,18 @@ def generate(
     stops = [tokenizer.eos_token_id] if stops is None else list(stops)
     input_ids, attention_mask = _padded(prompts, tokenizer.eos_token_id, left=not encodes)
     prompt_lengths = [0 if encodes else len(prompt) for prompt in prompts]
-    settings = _generation_config(
-        model, tokenizer, sampling, max(1, length - min(prompt_lengths)), stops
-    )
+    new_tokens = max(1, length - min(prompt_lengths))
+    positions = None if encodes else max_positions(model)
+    if positions and max(prompt_lengths) + new_tokens > positions:
+        # With a padded batch, the longest prompt would run past the model's positions.
+        if len(prompts) > 1:
+            each = ([prompt] for prompt in prompts)
+            more = (min(length, positions), sampling, seed, stops, watch)
+            return [generate(model, tokenizer, one, *more)[0] for one in each]
+        new_tokens = positions - prompt_lengths[0]
+        if new_tokens < 1:
+            return [[]]
+    settings = _generation_config(model, tokenizer, sampling, new_tokens, stops)
     was_training = model.training
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -113,7 +123,7 @@ def _generation_config(
     config = model.config
     sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     # Rows of a padded embedding, which stand for no token.
-    padding = range(len(tokenizer), config.get_text_config().vocab_size)
+    padding = range(vocabulary_size(tokenizer), config.get_text_config().vocab_size)
     return GenerationConfig(
         do_sample=sampling.temperature > 0,
         **(sampled if sampling.temperature > 0 else {}),

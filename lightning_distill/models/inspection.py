@@ -1,9 +1,9 @@
-"""Properties of a model: its layers, positions, parameters and bytes."""
+"""Properties of a model and a tokenizer: layers, positions, parameters, bytes, vocabulary."""
 
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
@@ -28,7 +28,21 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that the model takes; None where its config names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    rows = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return rows - position_offset(model) if rows else None
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """The position id of a first token. RoBERTa and its kin count from behind their padding id."""
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id: the ids of a vocabulary may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_distill.models.inspection import position_offset
+
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +37,9 @@ class Head:
         return products
 
 
+EXCLUDED = -1e30  # the logit of a token that a model excludes
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A model's predictions, with logits computed on demand.
@@ -52,7 +57,7 @@ class Predictions:
         """[..., V], in float32 at least."""
         if self.head is None:
             logits = self.states[..., : self.vocab_size]
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return without_infinities(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         weight, bias = self.output()
         products = F.linear(self.states, weight, bias)
         return self.head.finish(products.to(torch.promote_types(products.dtype, torch.float32)))
@@ -65,7 +70,7 @@ class Predictions:
         if len(weight) > self.vocab_size:  # a slice of all rows would still cost a copy
             weight = weight[: self.vocab_size]
             bias = None if bias is None else bias[: self.vocab_size]
-        return weight, bias
+        return weight, None if bias is None else without_infinities(bias)
 
     def at(self, positions: Tensor | slice) -> "Predictions":
         """At some of the flattened positions: indices [N] or a slice."""
@@ -76,6 +81,14 @@ class Predictions:
         """At other positions of the same rows: [B, T', ...] and indices [B, T] to [B, T, ...]."""
         index = where[..., None].expand(-1, -1, self.states.shape[-1])
         return Predictions(self.states.gather(1, index), self.head, self.vocab_size)
+
+
+def without_infinities(logits: Tensor) -> Tensor:
+    """With a large negative number in place of −inf, by which a model excludes a token.
+
+    Its probability is 0 either way, and 0 · log 0 is 0 instead of NaN. NaN stays.
+    """
+    return logits.clamp(min=max(EXCLUDED, torch.finfo(logits.dtype).min))
 
 
 # The inputs of a model in a batch, which also has labels and more.
@@ -96,6 +109,7 @@ class Predictor:
         self.vocab_size = vocab_size
         self.head = find_head(model) if split else None
         self.settings = {"use_cache": False} if model.can_generate() else {}
+        self.offset = position_offset(model)
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
         """batch: `INPUTS`; and `labels`, which an encoder-decoder's decoder reads shifted."""
@@ -104,6 +118,8 @@ class Predictor:
         if config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             start = config.decoder_start_token_id
             inputs["decoder_input_ids"] = shift_right(batch["labels"], start)
+        if self.offset and "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"] + self.offset
         inputs |= self.settings
         return Predictions(self.forward(**inputs), self.head, self.vocab_size)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,8 +22,21 @@ from lightning_distill.config.allowlist import ALLOW
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.storage.artifacts import hash_of
 
+log = logging.getLogger(__name__)
+
 # The files that decide, with its weights, what a model predicts.
-FINGERPRINTED = ("config.json", "tokenizer.json")
+FINGERPRINTED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+# Settings of generation_config.json that have an effect only with do_sample.
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "top_h"),
+    *("epsilon_cutoff", "eta_cutoff"),
+)
 
 # What error messages say could not be loaded; by default the weights.
 DESCRIPTIONS: dict[Any, str] = {AutoTokenizer: "tokenizer", AutoConfig: "config.json"}
@@ -58,7 +73,23 @@ def load(
         from lightning_distill.models.quantization import quantize
 
         quantize(model, quantization)
+    _repair_generation_config(model, name)
     return model.train()
+
+
+def _repair_generation_config(model: PreTrainedModel, name: str) -> None:
+    """Removes settings that transformers loads and refuses to save, which is after training."""
+    config = model.generation_config if model.can_generate() else None
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        reason = one_line(error)
+        log.warning("%s: its contradictory sampling settings are reset: %s", name, reason)
+        defaults = GenerationConfig()
+        for key in ("do_sample", *SAMPLING):
+            setattr(config, key, getattr(defaults, key))
 
 
 def build_outline(
@@ -140,6 +171,12 @@ def from_pretrained(auto_class: Any, name: str, key: str = "name", **settings: A
         raise ConfigError(
             f"trust_remote_code=true, for name={name}, is from a file. Give it on the command line "
             f"if you trust the model, or allow it by {ALLOW}=trust_remote_code."
+        )
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ConfigError(
+            f"{key}={name} holds a PEFT adapter without its model. Merge it first: "
+            "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload(), then save both "
+            "model and tokenizer."
         )
     _check_weight_index(key, name, folder)
     try:

@@ -27,6 +27,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lightning_distill.models.inspection import vocabulary_size
+
 EMBEDDING_STD = 0.02  # small, because the same matrix is the output head
 RESIDUAL_SCALE = 0.4  # of the std of matrices whose output is added to the residual stream
 ROPE_THETA = 10_000.0  # of encoders
@@ -60,7 +62,7 @@ def build(
 def decoder(size: Size, tokenizer: PreTrainedTokenizerBase) -> GraniteForCausalLM:
     """A causal language model."""
     config = GraniteConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         hidden_size=size.hidden_size,
         intermediate_size=-(-8 * size.hidden_size // 24) * 8,  # 8/3 of the width, a multiple of 8
         num_hidden_layers=size.num_hidden_layers,
@@ -112,7 +114,7 @@ def _pegasus_config(
         stacks[f"{stack}_attention_heads"] = size.num_attention_heads
         stacks[f"{stack}_ffn_dim"] = 4 * size.hidden_size
     return PegasusConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         d_model=size.hidden_size,
         **stacks,
         max_position_embeddings=min(size.max_position_embeddings, max_tokens),
@@ -140,7 +142,7 @@ def encoder(
     rotary: Any = {"full_attention": {"rope_type": "default", "rope_theta": ROPE_THETA}}
     special = ("bos", "eos", "cls", "sep", "pad")
     config = ModernBertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         hidden_size=size.hidden_size,
         intermediate_size=-(-8 * size.hidden_size // 24) * 8,
         num_hidden_layers=size.num_hidden_layers,

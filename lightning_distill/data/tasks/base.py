@@ -5,6 +5,7 @@ tokens that it makes are artifacts: made once and shared by every job with the s
 """
 
 from collections.abc import Sized
+from functools import cached_property
 from typing import Any, ClassVar
 
 import lightning as L
@@ -22,6 +23,7 @@ from lightning_distill.data.loaders import (
 )
 from lightning_distill.data.splits import evenly_spaced
 from lightning_distill.metrics.declarations import Metric
+from lightning_distill.models.inspection import vocabulary_size
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Artifact, Store
 
@@ -72,10 +74,10 @@ class DistillationData(L.LightningDataModule):
         """What a student may be trained on; `transfer.num_blocks` takes the first of them."""
         return self.examples("train")
 
-    @property
+    @cached_property
     def num_classes(self) -> int:
         """V, the number of logits per prediction; for text the size of the vocabulary."""
-        return len(self.tokenizer)
+        return vocabulary_size(self.tokenizer)
 
     @property
     def example_settings(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lightning_distill.data.tasks.text import VERSION, BlockTask
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
 from lightning_distill.models.document_isolation import check_isolates
+from lightning_distill.models.inspection import max_positions
 from lightning_distill.models.sizes import Size, decoder
 from lightning_distill.storage.artifacts import Store
 
@@ -118,12 +119,16 @@ class CausalLM(BlockTask):
         ids = self._sample_prompt_tokens()[number]
         if prompt is not None:
             ids = torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        new_tokens = NEW_TOKENS
+        if positions := max_positions(model):
+            ids = ids[1 - positions :]
+            new_tokens = min(new_tokens, positions - len(ids))
         torch.manual_seed(seed)
         input_ids = ids[None].to(model.device)
         output: Tensor = model.eval().generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=new_tokens,
             do_sample=True,
             eos_token_id=self.stop_token_ids,
             pad_token_id=self.tokenizer.eos_token_id,

@@ -20,6 +20,7 @@ from lightning_distill.data.tasks.text import BlockTask
 from lightning_distill.data.tokenizer import MASK, special_tokens_around
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
+from lightning_distill.models.inspection import vocabulary_size
 from lightning_distill.models.sizes import Size, encoder
 from lightning_distill.storage.artifacts import Store
 
@@ -135,7 +136,7 @@ class MaskedBlocks(Dataset[dict[str, Tensor]]):
         before, after = special_tokens_around(tokenizer)
         self.before, self.after = torch.tensor(before).long(), torch.tensor(after).long()
         self.room = max(1, sequence_length - len(before) - len(after))
-        self.mask_id, self.vocab_size = int(tokenizer.mask_token_id), len(tokenizer)
+        self.mask_id, self.vocab_size = int(tokenizer.mask_token_id), vocabulary_size(tokenizer)
         self.special = torch.tensor(tokenizer.all_special_ids)
 
     def __len__(self) -> int:
