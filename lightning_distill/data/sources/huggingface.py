@@ -82,12 +82,13 @@ def load_dataset_at(
     from datasets import Dataset, load_dataset, load_from_disk
 
     try:
-        if not Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
             return load_dataset(name, subset, split=split, streaming=streaming)
         try:
-            dataset = load_from_disk(str(Path(name).expanduser()))
+            dataset = load_from_disk(str(folder))
         except FileNotFoundError:  # a folder of plain files
-            return load_dataset(name, subset, split=split, streaming=streaming)
+            return load_dataset(str(folder), subset, split=split, streaming=streaming)
         return dataset if isinstance(dataset, Dataset) else dataset[split]
     except Exception as error:  # datasets raises errors of many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -41,17 +41,16 @@ class ImageFolder:
     def fingerprint(self) -> str:
         content = " ".join(f"{f.relative_to(self.path)}:{hash_of(f)}" for f in self.files)
         digest = hashlib.sha256(content.encode()).hexdigest()
-        return f"images {self.size} {self.channels} {self.skip_bad_rows} {digest}"
+        return f"images 2 {self.size} {self.channels} {self.skip_bad_rows} {digest}"
 
     def rows(self) -> Iterator[tuple[Pixels, str]]:
-        from PIL import Image
+        from PIL.Image import DecompressionBombError
 
         bad: list[Path] = []
         for file in self.files:
             try:
-                with Image.open(file) as image:
-                    scaled = image.convert(MODES[self.channels]).resize((self.size, self.size))
-            except OSError as error:
+                pixels = self._pixels(file)
+            except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
                 bad.append(file)
                 if not self.skip_bad_rows:
                     raise ConfigError(
@@ -59,7 +58,19 @@ class ImageFolder:
                         "data.skip_bad_rows=true leaves such files out."
                     ) from error
                 continue
-            pixels = np.asarray(scaled, dtype=np.uint8).reshape(self.size, self.size, -1)
-            yield pixels.transpose(2, 0, 1).copy(), file.relative_to(self.path).parts[0]
+            yield pixels, file.relative_to(self.path).parts[0]
         if bad:
             log.warning("skipped %d of %d images; the first: %s", len(bad), len(self.files), bad[0])
+
+    def _pixels(self, file: Path) -> Pixels:
+        """[C, size, size], 0 to 255, turned as its EXIF data say."""
+        from PIL import Image, ImageOps
+
+        with Image.open(file) as opened:
+            image: Image.Image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
+                values = np.asarray(image, dtype=np.int64)
+                image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+            scaled = image.convert(MODES[self.channels]).resize((self.size, self.size))
+        pixels = np.asarray(scaled, dtype=np.uint8).reshape(self.size, self.size, -1)
+        return pixels.transpose(2, 0, 1).copy()

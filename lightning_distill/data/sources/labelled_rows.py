@@ -18,7 +18,7 @@ class LabelledRows:
         self.names: list[str] | None = getattr(features.get(label_column), "names", None)
 
     def fingerprint(self) -> str:
-        return f"{self.table.fingerprint()} {self.names}"
+        return f"labels 2 {self.table.fingerprint()} {self.names}"
 
     def rows(self) -> Iterator[tuple[str, str]]:
         yield from self.table.read(lambda row: (text_of(row, self.column), self._label(row)))
@@ -27,8 +27,10 @@ class LabelledRows:
         label = row[self.label_column]
         if self.names is not None and isinstance(label, int) and 0 <= label < len(self.names):
             return self.names[label]
-        if not isinstance(label, str | int | float):
+        if not isinstance(label, str | int | float) or label != label:  # NaN
             raise ConfigError(f"{self.label_column} is {label!r}, not a string or a number")
+        if isinstance(label, float) and label.is_integer():  # as tables write 1 beside a gap
+            label = int(label)
         if not (name := str(label).strip()):
             raise ConfigError(f"{self.label_column} is empty")
         return name

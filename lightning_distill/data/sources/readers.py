@@ -55,7 +55,7 @@ def read_txt(file: Path, column: str, position: Position | None) -> Iterator[Chu
             stream.seek(offset)
             text = stream.read(size)
             is_end = len(text) < size
-            if found := list(pieces(text, is_end)):
+            if found := list(pieces(text if offset else text.removeprefix("\ufeff"), is_end)):
                 yield (offset,), [(str(file), {column: piece}) for piece in found]
             if is_end:
                 return
@@ -74,7 +74,7 @@ def read_jsonl(file: Path, column: str, position: Position | None) -> Iterator[C
         stream.seek(offset)
         while lines := stream.readlines(CHUNK):
             rows = [
-                (f"{file}, line {n}", _parsed(line.decode("utf-8")))
+                (f"{file}, line {n}", _parsed(line.decode("utf-8-sig" if n == 1 else "utf-8")))
                 for n, line in enumerate(lines, number + 1)
                 if line.strip()
             ]
@@ -116,7 +116,7 @@ def read_csv(file: Path) -> Iterator[Located]:
     """Rows of a table whose first line names the columns; .tsv has tabs and no quotes."""
     is_tsv = file.suffix == ".tsv"
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, **options)
         try:
             for row in reader:
