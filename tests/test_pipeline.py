@@ -133,6 +133,8 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(run, in_process, tmp_path
     _, outputs = run
     same = (f"paths.outputs={outputs}", f"hydra.run.dir={tmp_path}", "checkpoint_every_n_steps=5")
     in_process("loss.temperature=2", *same)
+    interrupted = json.loads((tmp_path / "results.json").read_text()) | {"status": "running"}
+    (tmp_path / "results.json").write_text(json.dumps(interrupted))
     said = in_process("loss.temperature=3", *same).stdout
     assert "resuming from" not in said
 
