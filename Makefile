@@ -3,8 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 ARGS ?=
-# Of the tests, which wait for processes of theirs a third of the time.
-WORKERS := $(shell $(PYTHON) -c 'import os; print(max(1, 3 * os.cpu_count() // 2))')
 TOOLS := build/tools/bin
 # Of torch 2.13.0+cpu for Python 3.11 on Linux, which is in no index.
 CPU_TORCH := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
@@ -31,17 +29,17 @@ experiments: $(INSTALLED) ## an experiment for each task, three seeds, no downlo
 	$(BIN)/lightning-distill experiment=omitted_class $(ARGS)
 
 test: $(INSTALLED) ## the tests, without those that take longest or need a GPU
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not gpu and not long' $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' $(ARGS)
 
 test-all: $(INSTALLED) ## all tests but those that need a GPU
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not gpu' $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
 test-faults: $(INSTALLED) ## real commands killed 200 times, on full disks, with damaged files; 10 minutes
 	$(BIN)/pytest tests/faults $(ARGS)
 	$(BIN)/python tests/faults/kills.py --kills 200
 
 coverage: $(INSTALLED) ## which lines the tests run: build/coverage/index.html
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not gpu and not long' --cov --cov-report=term \
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long' --cov --cov-report=term \
 		--cov-report=html:build/coverage $(ARGS)
 
 mutants: $(INSTALLED) ## whether tests notice changes of the arithmetic: make mutants ARGS="*.losses.fused.*"

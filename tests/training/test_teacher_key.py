@@ -1,11 +1,11 @@
 """Every setting of the trainer that can change a teacher's weights is in the teacher's key."""
 
 import inspect
+from functools import cache
 
 import lightning
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 
 import lightning_distill.cli.app  # noqa: F401 (registers the resolvers)
 from lightning_distill.config.catalog import CONF
@@ -21,12 +21,16 @@ NO_CHANGE = {
 ARGUMENTS = list(inspect.signature(lightning.Trainer.__init__).parameters)[1:]
 
 
-def identity(**trainer):
+@cache
+def settings():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", ["logger=none"])
-    with open_dict(cfg):
-        cfg.trainer.update(trainer)
-    return build_run(plain_settings(cfg)).trainers.identity
+        return plain_settings(compose("config", ["logger=none"]))
+
+
+def identity(**trainer):
+    return build_run(
+        {**settings(), "trainer": {**settings()["trainer"], **trainer}}
+    ).trainers.identity
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
