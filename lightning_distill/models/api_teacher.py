@@ -184,9 +184,7 @@ class APITeacher(nn.Module):
             is_one_token = len(ids) == 1 and self.tokenizer.decode(ids) == token
             candidates = set(ids if is_one_token else [])
             candidates |= {self._vocab[token]} if token in self._vocab else set()
-        if len(candidates) == 1 and 0 <= (token_id := candidates.pop()) < vocabulary_size(
-            self.tokenizer
-        ):
+        if len(candidates) == 1 and 0 <= (token_id := candidates.pop()) < self._vocab_size:
             return token_id
         raise ConfigError(
             f"teacher.url={self.client.url} lists the token {self.client.redacted(token, 40)!r}, "

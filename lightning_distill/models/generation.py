@@ -63,25 +63,24 @@ def generate(
 ) -> list[list[int]]:
     """The new tokens for each prompt, which is [P] token ids.
 
-    A causal language model generates up to `length` tokens, prompt included; an encoder-decoder
-    model up to `length` new ones. Either ends with the first of `stops`: None for the end-of-text
-    token. Deterministic for a seed and a kind of device; the RNG's state is left as it was.
+    A causal language model generates up to `length` tokens, prompt included, and at most as many as
+    it has positions; an encoder-decoder model up to `length` new ones. Either ends with the first
+    of `stops`: None for the end-of-text token. Deterministic for a seed and a kind of device; the
+    RNG's state is left as it was.
     """
     encodes = model.config.is_encoder_decoder
     stops = [tokenizer.eos_token_id] if stops is None else list(stops)
-    input_ids, attention_mask = _padded(prompts, tokenizer.eos_token_id, left=not encodes)
     prompt_lengths = [0 if encodes else len(prompt) for prompt in prompts]
-    new_tokens = max(1, length - min(prompt_lengths))
     positions = None if encodes else max_positions(model)
+    length = min(length, positions or length)
+    new_tokens = max(1, length - min(prompt_lengths))
     if positions and max(prompt_lengths) + new_tokens > positions:
-        # With a padded batch, the longest prompt would run past the model's positions.
-        if len(prompts) > 1:
-            each = ([prompt] for prompt in prompts)
-            more = (min(length, positions), sampling, seed, stops, watch)
-            return [generate(model, tokenizer, one, *more)[0] for one in each]
-        new_tokens = positions - prompt_lengths[0]
-        if new_tokens < 1:
+        if len(prompts) == 1:
             return [[]]
+        # In a padded batch, the longest prompt would run past the model's positions.
+        more = length, sampling, seed, stops, watch
+        return [generate(model, tokenizer, [prompt], *more)[0] for prompt in prompts]
+    input_ids, attention_mask = _padded(prompts, tokenizer.eos_token_id, left=not encodes)
     settings = _generation_config(model, tokenizer, sampling, new_tokens, stops)
     was_training = model.training
     with torch.random.fork_rng(), torch.no_grad():
