@@ -141,13 +141,14 @@ def _teacher(
 
 def _obtain_teacher(run: Run, job: Job, store: Store, data: DistillationData) -> Teacher:
     logs = job.folder / "teacher"
-    temperature = run.make_objective().weights.schedules["temperature"]
-    if run.teacher.is_api and temperature.ends != (1.0, 1.0):
-        log.warning(
-            "loss.temperature=%s: an API teacher returns its top k; at temperatures other than 1 "
-            "the rest is spread evenly over the other tokens, which is biased",
-            temperature,
-        )
+    if run.teacher.is_api:
+        temperature = run.make_objective().weights.schedules["temperature"]
+        if temperature.ends != (1.0, 1.0):
+            log.warning(
+                "loss.temperature=%s: an API teacher returns its top k; at temperatures other than "
+                "1 the rest is spread evenly over the other tokens, which is biased",
+                temperature,
+            )
     return obtain_teacher(run.teacher, run.trainers, store, data, _tracker(run, job), logs)
 
 

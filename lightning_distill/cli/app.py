@@ -43,7 +43,6 @@ from lightning_distill.distributed.gpus import (
 from lightning_distill.errors import ConfigError, Refused, Stopped
 from lightning_distill.metrics.declarations import directions
 from lightning_distill.run.settings import resume_policy
-from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import (
     Job,
     objectives,
@@ -64,10 +63,10 @@ from lightning_distill.sweeps.resume import (
 log = logging.getLogger(__name__)
 
 
-def expand_outputs(cfg: DictConfig) -> None:
+def expand_outputs(cfg: DictConfig, settings: Settings) -> None:
     """`~` in paths.outputs is the user's home, as in a shell. Raises ConfigError for a URL."""
-    outputs = OmegaConf.to_container(cfg, resolve=False).get("paths", {})  # type: ignore[union-attr]
-    path = outputs.get("outputs") if isinstance(outputs, dict) else None
+    paths = settings.get("paths")
+    path = paths.get("outputs") if isinstance(paths, dict) else None
     if isinstance(path, str) and re.match(r"[a-zA-Z][\w+.-]*://", path):
         raise ConfigError(f"paths.outputs={path} must be a folder of this machine, and not a URL.")
     if isinstance(path, str) and path.startswith("~"):
@@ -124,10 +123,9 @@ def job(cfg: DictConfig) -> float | list[float] | None:
         os.chdir(HydraConfig.get().runtime.cwd)
     settings = plain_settings(cfg)
     this = make_job(cfg, settings)
-    if isinstance(cfg.stage, str) and cfg.stage in STAGES and STAGES[cfg.stage].makes_jobs:
-        refuse_other_results(this)
     try:
-        find_stage(cfg.stage)
+        if find_stage(cfg.stage).makes_jobs:
+            refuse_other_results(this)
         if cfg.stage != "distill":
             results = run(cfg, settings, this)
         elif this.is_of_sweep:
@@ -139,16 +137,13 @@ def job(cfg: DictConfig) -> float | list[float] | None:
         if reason and not this.is_of_sweep:
             discard_empty_run(this, Path(cfg.paths.outputs))
             raise Refused(reason) from error
+        why = {"error": reason or repr(error), "user_error": reason is not None}
+        if this.is_of_sweep or results_in(this.folder).get("status") == "running":
+            write_results(this.folder, this.results("failed", **why))
         if not this.is_of_sweep:
-            if results_in(this.folder).get("status") == "running":
-                write_results(
-                    this.folder, this.results("failed", error=repr(error), user_error=False)
-                )
             raise
         # The other jobs of the sweep run; its end lists the failures, and sets the exit code.
         log.error("%s failed: %s", this.folder.name, reason or traceback.format_exc())
-        why = {"error": reason or repr(error), "user_error": reason is not None}
-        write_results(this.folder, this.results("failed", **why))
         return None
     return objectives(results or {}, settings["sweep"]["objectives"])
 

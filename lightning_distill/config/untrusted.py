@@ -64,11 +64,11 @@ LOGGING = (
 )
 
 
-def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig], None]) -> None:
+def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig, Any], None]) -> None:
     """Makes Hydra check each composed config, and each name that it looks up.
 
     more: further checks of the settings, called before anything is written or built from them.
-    adjust: changes the config before the checks.
+    adjust: changes the config, whose settings it gets too.
     """
     if hydra.utils._locate is locate:
         return
@@ -76,10 +76,10 @@ def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig], None]) 
 
     def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = compose(self, *args, **kwargs)
-        adjust(cfg)
         settings = OmegaConf.to_container(cfg, resolve=False)
         for one in (check, *more):
             one(settings)
+        adjust(cfg, settings)
         return cfg
 
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]

@@ -35,7 +35,6 @@ TRAINING = {
     *("max_steps", "seed", "optimizer", "schedule", "members", "weights", "device"),
     *("initialize", "layers", "lora"),
 }
-# What of `trainer` is not an argument of `lightning.Trainer`.
 # Callbacks that change nothing.
 OBSERVERS = ("lightning_distill.planning.step_profiler.StepProfiler",)
 # What of `trainer` does not change the weights of a training. Everything else counts in their key.
@@ -44,6 +43,7 @@ NO_WEIGHT_CHANGES = (
     *("val_check_interval", "limit_val_batches", "limit_test_batches", "check_val_every_n_epoch"),
     *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler"),
 )
+# What of `trainer` is not an argument of `lightning.Trainer`.
 OURS = ("compile", "gradient_checkpointing", "matmul_precision", "resume", "callbacks", "plugins")
 
 
@@ -89,7 +89,7 @@ def build_run(settings: Settings) -> Run:
         student=_model("student", settings["student"]),
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
-        trainers=_trainers(cfg, settings),
+        trainers=_trainers(settings),
         evaluation=_evaluation(settings["evaluate"]),
         loggers=[_logger(node) for node in cfg.logger.values()],
     )
@@ -166,12 +166,12 @@ def _member(node: Settings) -> TeacherMember:
     )
 
 
-def _trainers(cfg: DictConfig, settings: Settings) -> TrainerFactory:
+def _trainers(settings: Settings) -> TrainerFactory:
     node = settings["trainer"]
-    lightning_only = cfg.copy()
-    lightning_only.trainer = {key: value for key, value in node.items() if key not in OURS}
+    arguments = {key: value for key, value in node.items() if key not in OURS}
     return TrainerFactory(
-        make=partial(instantiate, lightning_only.trainer),
+        # In a config, so that Hydra's errors name the key `trainer`.
+        make=partial(instantiate, OmegaConf.create({"trainer": arguments}).trainer),
         hardware=Hardware.from_settings(settings),
         batch_size=settings["data"]["batch_size"],
         precision=node["precision"],
@@ -192,8 +192,9 @@ def _trainers(cfg: DictConfig, settings: Settings) -> TrainerFactory:
 
 def _identity(trainer: Settings) -> dict[str, Any]:
     """The settings of the trainer less those that are known not to change trained weights."""
-    own = [one for one in trainer.get("callbacks") or [] if one["_target_"] not in OBSERVERS]
-    settings = {**trainer, "callbacks": own or None}
+    callbacks = trainer.get("callbacks") or []
+    changing = [one for one in callbacks if one["_target_"] not in OBSERVERS]
+    settings = {**trainer, "callbacks": changing or None}
     return {key: value for key, value in settings.items() if key not in NO_WEIGHT_CHANGES}
 
 
