@@ -3,13 +3,13 @@
 import difflib
 import json
 import re
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
 
 import yaml
 
-from lightning_distill.config.catalog import committed, default_options, groups
+from lightning_distill.config.catalog import committed, config_dirs, default_options, groups
 from lightning_distill.config.schema import SCHEMA
 from lightning_distill.config.stage_lookup import stages_of_user
 from lightning_distill.errors import ConfigError
@@ -24,8 +24,8 @@ def help_topics(arguments: list[str]) -> list[str]:
     """The words beside --help that are neither flags nor overrides: `--help loss`."""
     if not {"--help", "-h"} & set(arguments):
         return []
-    values = {after for flag, after in pairwise(arguments) if flag in ("--config-dir", "-cd")}
-    words = (word for word in arguments if word not in values)
+    folders = set(config_dirs(arguments))
+    words = (word for word in arguments if word not in folders)
     return [word for word in words if not word.startswith("-") and "=" not in word]
 
 

@@ -6,6 +6,7 @@ Those of the package, and those of the folder that the command gives with --conf
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,21 +38,25 @@ def groups() -> dict[str, list[Path]]:
 
 def user_folders() -> list[Path]:
     """The folder of --config-dir, if the command gives one."""
-    found = []
-    for flag, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        name, equals, value = flag.partition("=")
-        if name in ("--config-dir", "-cd"):
-            found.append(Path(value if equals else following).resolve())
-    return [folder for folder in found if folder.is_dir()]
+    folders = (Path(value).resolve() for value in config_dirs(sys.argv))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def config_dirs(arguments: list[str]) -> Iterator[str]:
+    """What a command gives as --config-dir FOLDER or --config-dir=FOLDER."""
+    for argument, following in pairwise([*arguments, ""]):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            yield value if equals else following
 
 
 @cache
 def _groups(folders: tuple[Path, ...]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for folder in folders:
         for file in sorted(folder.rglob("*/*.yaml")):
-            found.setdefault(file.parent.relative_to(folder).as_posix(), []).append(file)
-    return found
+            files.setdefault(file.parent.relative_to(folder).as_posix(), []).append(file)
+    return files
 
 
 @cache
@@ -64,17 +69,17 @@ def default_options() -> dict[str, str]:
 @cache
 def committed() -> dict[str, list[Committed]]:
     """Every dotted key of config.yaml and of the package's options, with its values."""
-    found: dict[str, list[Committed]] = {}
+    values: dict[str, list[Committed]] = {}
     for key, value in keys_of(_load(CONF / "config.yaml")):
-        found.setdefault(key, []).append(Committed("", value))
+        values.setdefault(key, []).append(Committed("", value))
     for group, files in _groups((CONF,)).items():
         if group.split("/")[0] in RECIPES:
             continue
         for node in NODES.get(group, (group,)):
             for file in files:
                 for key, value in keys_of(_load(file), f"{node}."):
-                    found.setdefault(key, []).append(Committed(f"{node}={file.stem}", value))
-    return found
+                    values.setdefault(key, []).append(Committed(f"{node}={file.stem}", value))
+    return values
 
 
 def is_always_there(key: str) -> bool:

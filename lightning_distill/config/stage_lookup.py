@@ -32,10 +32,10 @@ def find_stage(name: Any) -> Stage:
 
 def stages_of_user() -> dict[str, Stage]:
     """The stages in the modules that LIGHTNING_DISTILL_ALLOW names, by their dotted names."""
-    found: dict[str, Stage] = {}
+    stages: dict[str, Stage] = {}
     for name in allowed_by_user():
         with suppress(ImportError):  # it names a class, or a key
             module = import_module(name)
-            stages = ((key, one) for key, one in vars(module).items() if isinstance(one, Stage))
-            found |= {f"{name}.{key}": one for key, one in stages}
-    return found
+            there = vars(module).items()
+            stages |= {f"{name}.{key}": one for key, one in there if isinstance(one, Stage)}
+    return stages

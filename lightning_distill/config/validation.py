@@ -27,7 +27,8 @@ from lightning_distill.config.settings import (
 from lightning_distill.config.unknown_keys import is_foreign
 from lightning_distill.errors import ConfigError
 
-MONITORED = ("validation/nll",)  # what a callback of Lightning's can wait for
+MONITORED = "validation/nll"  # what a callback of Lightning's can wait for
+LIGHTNING_CALLBACKS = "lightning.pytorch.callbacks."
 MAX_WANDB_NAME = 128  # characters
 BUILT = ("data", "teacher", "student", "transfer", "loss")  # nodes that build our classes
 
@@ -69,8 +70,8 @@ def check_secrets(settings: Settings) -> None:
     given = settings["hydra"]["overrides"]["task"]
     urls = [teacher["url"], *(one for one in given if "teacher.url=" in one)]
     variable = teacher.get("key_variable")
-    known = None if variable is None or "${" in str(variable) else str(variable)
-    _refuse([p for one in urls if one != "???" for p in problems_of_secrets(str(one), known)])
+    name = None if variable is None or "${" in str(variable) else str(variable)
+    _refuse([p for one in urls if one != "???" for p in problems_of_secrets(str(one), name)])
 
 
 def require(
@@ -139,10 +140,10 @@ def _problems_of_callbacks(settings: Settings) -> Iterator[str]:
         if len(nodes) < len(items):
             yield f"trainer.{key}={given} must be a list of nodes with a _target_"
         # A callback of the user's own may log anything.
-        own = all(str(one["_target_"]).startswith("lightning.pytorch.callbacks.") for one in nodes)
-        for monitor in {one["monitor"] for one in nodes if one.get("monitor")} - set(MONITORED):
-            if key == "callbacks" and own:
-                yield f"trainer.callbacks: monitor={monitor} is not logged; {MONITORED[0]} is"
+        only_lightnings = all(str(one["_target_"]).startswith(LIGHTNING_CALLBACKS) for one in nodes)
+        for monitor in {one["monitor"] for one in nodes if one.get("monitor")} - {MONITORED}:
+            if key == "callbacks" and only_lightnings:
+                yield f"trainer.callbacks: monitor={monitor} is not logged; {MONITORED} is"
 
 
 def _problems_of_weights(settings: Settings) -> Iterator[str]:
@@ -216,9 +217,9 @@ def _problems_of_wandb(settings: Settings) -> Iterator[str]:
     """What W&B refuses, but only once a run starts."""
     node = settings["logger"].get("wandb") or {}
     for key in ("project", "entity"):
-        name = node.get(key)
-        bad = sorted(set(str(name or "")) & set("/\\#?%:"))
-        if bad or len(str(name or "")) > MAX_WANDB_NAME:
+        name = str(node.get(key) or "")
+        bad = set(name) & set("/\\#?%:")
+        if bad or len(name) > MAX_WANDB_NAME:
             hint = "; give the team as logger.wandb.entity" * (key == "project" and "/" in bad)
             yield (
                 f"logger.wandb.{key}={name} must have at most {MAX_WANDB_NAME} characters, and "

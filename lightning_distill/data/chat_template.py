@@ -79,7 +79,7 @@ class AssistantMasker:
         self.has_markers = bool(MARKERS.search(tokenizer.get_chat_template()))
         if self.has_markers and not tokenizer.is_fast:
             raise ConfigError(
-                f"The tokenizer of {tokenizer.name_or_path} cannot tell the places of its tokens, "
+                f"The tokenizer of {tokenizer.name_or_path} returns no character offsets, "
                 "which {% generation %} in its chat template needs. Add its tokenizer.json."
             )
         special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}

@@ -61,8 +61,8 @@ def effective_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def is_baseline(settings: dict[str, Any]) -> bool:
     """Whether nothing in this job's student comes from a teacher."""
     copied = settings["student"].get("initialize") == "teacher_layers"
-    online = settings["transfer"].get("_target_") in (None, *NEEDS_SOFT_TARGETS)
-    return _uses_labels_only(settings["loss"]) and online and not copied
+    unused = settings["transfer"].get("_target_") in (None, *NEEDS_SOFT_TARGETS)
+    return _uses_labels_only(settings["loss"]) and unused and not copied
 
 
 def _relevant(settings: dict[str, Any]) -> dict[str, Any]:

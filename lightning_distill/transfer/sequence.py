@@ -134,10 +134,8 @@ class Sequence(Transfer):
 
     def _obtain(self, data: DistillationData, teacher: Teacher, workspace: Workspace) -> Artifact:
         examples: Any = teacher.data.transfer_set()
-        source, plan = (
-            Subset(examples, range(self.num_examples(examples))),
-            self._plan(teacher.data),
-        )
+        source = Subset(examples, range(self.num_examples(examples)))
+        plan = self._plan(teacher.data)
         make = partial(write_sequences, teacher, source, plan, workspace.make_trainer)
         made_from = self.made_from(data, teacher)
         return workspace.store.get(self.prepares, made_from, make, on_all_ranks=True)

@@ -97,7 +97,6 @@ class DistillationData(L.LightningDataModule):
         """What is predicted, in one line. Raises ConfigError for a split without valid labels."""
         raise NotImplementedError
 
-    # Models:
     def new_model(self, size: Size) -> PreTrainedModel:
         """An untrained model of that size, initialized from torch's global RNG."""
         raise NotImplementedError
@@ -119,7 +118,6 @@ class DistillationData(L.LightningDataModule):
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(folder)
 
-    # Evaluation:
     def quality_metric(self) -> nn.Module:
         """The metric of the test split: `update(log_probs [N, V], labels [N])`; `compute()` returns
         a dictionary of numbers that has `nll`."""
@@ -143,7 +141,8 @@ class DistillationData(L.LightningDataModule):
         """
         raise NotImplementedError
 
-    # Generative tasks:
+    # Generative tasks
+
     def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
         """Scores of texts that a model generates on the test split; empty where there are none."""
         return {}
@@ -183,7 +182,8 @@ class DistillationData(L.LightningDataModule):
         """A batch of prompts and completions, of which only the completions are predicted."""
         raise NotImplementedError
 
-    # Loaders, the same for all tasks:
+    # Loaders, the same for all tasks
+
     @property
     def is_streaming(self) -> bool:
         """Whether the train split is endless and brings its own workers."""
