@@ -41,9 +41,9 @@ def load_settings(file: Path, where: str) -> Settings:
 
 
 def intermediate_losses(loss: Settings) -> dict[str, float]:
-    """The weight of each loss on intermediate layers that is in use, by its key in `loss`.
+    """The weight of each active loss on intermediate layers, by its key in `loss`.
 
-    It is a node of `loss` with a weight; which others there are, an added loss decides.
+    Each node of `loss` that has a weight is such a loss, one of the user's own included.
     """
     nodes = {name: node for name, node in loss.items() if isinstance(node, dict)}
     return {name: node["weight"] for name, node in nodes.items() if node.get("weight")}

@@ -68,7 +68,7 @@ def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig, Any], No
     """Makes Hydra check each composed config, and each name that it looks up.
 
     more: further checks of the settings, called before anything is written or built from them.
-    adjust: changes the config, whose settings it gets too.
+    adjust: called last, with the config and its settings; it may change the config.
     """
     if hydra.utils._locate is locate:
         return

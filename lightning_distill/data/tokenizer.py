@@ -131,7 +131,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for two tokenizers only if they give every text the same ids, and close it alike."""
+    """Equal only for tokenizers that give every text the same ids and have equal special tokens."""
     if tokenizer.is_fast:
         ids = tokenizer.backend_tokenizer.to_str()
     else:

@@ -45,7 +45,7 @@ def problems_of_divergence(
 def problems_of_settings(
     hard_target: Any, label_smoothing: Any, compares: Any, shared_vocabulary: bool
 ) -> Iterator[str]:
-    """What is wrong with the objective's settings that are no weights."""
+    """What is wrong with the objective's settings other than its weights."""
     if hard_target not in HARD_TARGETS:
         yield str(unknown_name("loss.hard_target", hard_target, HARD_TARGETS)).rstrip(".")
     elif hard_target == "teacher" and not shared_vocabulary:

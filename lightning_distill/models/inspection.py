@@ -34,7 +34,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def position_offset(model: PreTrainedModel) -> int:
-    """The position id of a first token. RoBERTa and its kin count from behind their padding id."""
+    """The position id of a first token: padding_idx + 1 for RoBERTa and related models."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1

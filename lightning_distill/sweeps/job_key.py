@@ -37,8 +37,8 @@ INPUTS = (
     ("student", "name"),
     ("transfer", "cache"),
 )
-# Transfers without an effect on a student that learns from the labels alone. `Sequence` has one:
-# the text is the teacher's. So may one from outside of the package.
+# Transfers that change nothing for a student that learns from labels alone. `Sequence` changes the
+# text, and a transfer from outside the package may change anything.
 NEEDS_SOFT_TARGETS = tuple(
     f"lightning_distill.transfer.{name}" for name in ("Online", "Cached", "OnPolicy")
 )

@@ -63,7 +63,7 @@ class ImageFolder:
             log.warning("skipped %d of %d images; the first: %s", len(bad), len(self.files), bad[0])
 
     def _pixels(self, file: Path) -> Pixels:
-        """[C, size, size], 0 to 255, turned as its EXIF data say."""
+        """[C, size, size], 0 to 255, rotated by the EXIF orientation."""
         from PIL import Image, ImageOps
 
         with Image.open(file) as opened:

@@ -23,10 +23,9 @@ VERSION = 1  # raise it when this file starts to give other tokens for the same 
 
 
 class TextTask(DistillationData):
-    """Examples of at most so many tokens, from one source.
+    """Texts from one source, as examples of at most `sequence_length` tokens.
 
     source: called with the remaining settings, which only it needs.
-    sequence_length: tokens per example.
     vocab_size: of a tokenizer trained here; a pretrained model brings its own.
     """
 
