@@ -3,6 +3,7 @@
 Nothing here imports torch, so that `--help`, completion and a mistyped name answer at once.
 """
 
+import argparse
 import logging
 import os
 import re
@@ -61,6 +62,10 @@ from lightning_distill.sweeps.resume import (
 )
 
 log = logging.getLogger(__name__)
+
+if sys.version_info >= (3, 14):
+    # Hydra 1.3 gives an option a help text that is no string, which argparse refuses since 3.14.
+    argparse.ArgumentParser._check_help = lambda *_: None
 
 
 def expand_outputs(cfg: DictConfig, settings: Settings) -> None:
