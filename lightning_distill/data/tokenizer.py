@@ -16,7 +16,7 @@ from transformers import (
 from lightning_distill.data.splits import sha256
 from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
-from lightning_distill.models.inspection import max_positions, vocabulary_size
+from lightning_distill.models.inspection import embedding_rows, max_positions, vocabulary_size
 from lightning_distill.storage.artifacts import Store
 
 END_OF_TEXT = "<|endoftext|>"
@@ -144,9 +144,8 @@ def check_reads(
     model: PreTrainedModel, name: str, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> None:
     """Raises ConfigError if the model has too few embedding rows or positions."""
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.num_embeddings
-    if rows < vocabulary_size(tokenizer):
+    rows = embedding_rows(model)
+    if rows is not None and rows < vocabulary_size(tokenizer):
         raise ConfigError(
             f"{name} has {rows} embedding rows, the tokenizer "
             f"{vocabulary_size(tokenizer)} ids: they do not match."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lightning_distill.models.inspection import max_positions, weight_bytes
+from lightning_distill.models.inspection import embedding_rows, max_positions, weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def describe_speeds(speeds: dict[str, dict[str, float]]) -> str:
 @torch.no_grad()
 def _time_generation(model: Any, width: int, new: int) -> float:
     """Seconds to continue a prompt of `width` tokens by exactly `new`. Any ids will do."""
-    vocab_size = model.get_input_embeddings().num_embeddings
+    vocab_size = embedding_rows(model) or width
     prompt = (torch.arange(width, device=model.device) % vocab_size)[None]
     model.eval()
     _synchronize(model.device)

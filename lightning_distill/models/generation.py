@@ -1,7 +1,7 @@
 """Text generation with transformers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from lightning_distill.distributed import process_group
-from lightning_distill.models.inspection import max_positions, vocabulary_size
+from lightning_distill.models.inspection import decoder_start, max_positions, vocabulary_size
+from lightning_distill.models.probes import ignores_left_padding
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ def generate(
     positions = None if encodes else max_positions(model)
     length = min(length, positions or length)
     new_tokens = max(1, length - min(prompt_lengths))
-    if positions and max(prompt_lengths) + new_tokens > positions:
-        if len(prompts) == 1:
-            return [[]]
-        # In a padded batch, the longest prompt would run past the model's positions.
-        more = length, sampling, seed, stops, watch
-        return [generate(model, tokenizer, [prompt], *more)[0] for prompt in prompts]
+    overrun = bool(positions and max(prompt_lengths) + new_tokens > positions)
+    if len(set(prompt_lengths)) > 1:
+        if overrun or not ignores_left_padding(model):
+            more = length, sampling, seed, stops, watch
+            return _by_length(prompts, lambda some: generate(model, tokenizer, some, *more))
+    elif overrun:
+        return [[] for _ in prompts]
     input_ids, attention_mask = _padded(prompts, tokenizer.eos_token_id, left=not encodes)
     settings = _generation_config(model, tokenizer, sampling, new_tokens, stops)
     was_training = model.training
@@ -99,6 +101,18 @@ def generate(
     start = 1 if encodes else input_ids.shape[1]
     pairs = zip(prompt_lengths, sequences[:, start:].tolist(), strict=True)
     return [_up_to_stop(new[: max(0, length - used)], stops) for used, new in pairs]
+
+
+def _by_length(
+    prompts: list[Tensor], complete: Callable[[list[Tensor]], list[list[int]]]
+) -> list[list[int]]:
+    """Completes the prompts of each length together, without padding."""
+    completions: list[list[int]] = [[] for _ in prompts]
+    for length in sorted({len(prompt) for prompt in prompts}):
+        indices = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        for i, completion in zip(indices, complete([prompts[i] for i in indices]), strict=True):
+            completions[i] = completion
+    return completions
 
 
 def _padded(prompts: list[Tensor], pad_token: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -133,7 +147,7 @@ def _generation_config(
         eos_token_id=stops,
         pad_token_id=tokenizer.eos_token_id,
         suppress_tokens=list(padding) or None,
-        decoder_start_token_id=config.decoder_start_token_id if config.is_encoder_decoder else None,
+        decoder_start_token_id=decoder_start(model) if config.is_encoder_decoder else None,
     )
 
 

@@ -29,8 +29,8 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """The longest sequence that the model takes; None where its config names no limit."""
-    rows = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return rows - position_offset(model) if rows else None
+    rows = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    return rows - position_offset(model) if rows > 0 else None  # XLNet's -1 is no limit
 
 
 def position_offset(model: PreTrainedModel) -> int:
@@ -39,6 +39,29 @@ def position_offset(model: PreTrainedModel) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
+
+
+def embedding_rows(model: PreTrainedModel) -> int | None:
+    """The number of ids that the model reads; None where it takes any, as CANINE does."""
+    try:
+        embeddings: Any = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    weight = getattr(embeddings, "weight", None)  # Perceiver returns its latents
+    return None if weight is None else len(weight)
+
+
+def decoder_start(model: PreTrainedModel) -> int | None:
+    """The token that an encoder-decoder's decoder begins with, as in transformers' `generate`."""
+    configs = model.config, getattr(model, "generation_config", None)
+    names = "decoder_start_token_id", "bos_token_id"
+    ids = (getattr(config, name, None) for name in names for config in configs)
+    return next((i for i in ids if i is not None), None)
+
+
+def is_outline(model: PreTrainedModel) -> bool:
+    """Whether it was built without weights, on the meta device."""
+    return any(p.is_meta for p in model.parameters())
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,6 +6,7 @@ positions at a time.
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_distill.models.inspection import position_offset
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.inspection import decoder_start, position_offset
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ class Head:
         return products
 
 
+# Keys of configs by which architectures scale their logits.
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere; Falcon-H1
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")  # Granite, MiniCPM3; Inkling
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma; RecurrentGemma
 EXCLUDED = -1e30  # the logit of a token that a model excludes
 
 
@@ -110,18 +116,26 @@ class Predictor:
         self.head = find_head(model) if split else None
         self.settings = {"use_cache": False} if model.can_generate() else {}
         self.offset = position_offset(model)
+        self.start = decoder_start(model) if model.config.is_encoder_decoder else None
 
     def __call__(self, batch: dict[str, Tensor]) -> Predictions:
         """batch: `INPUTS`; and `labels`, which an encoder-decoder's decoder reads shifted."""
         inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
-        config = self.model.config
-        if config.is_encoder_decoder and "decoder_input_ids" not in inputs:
-            start = config.decoder_start_token_id
-            inputs["decoder_input_ids"] = shift_right(batch["labels"], start)
+        labels = batch.get("labels")
+        if self.start is not None and labels is not None and labels.ndim == 2:  # no classifier's
+            inputs.setdefault("decoder_input_ids", shift_right(labels, self.start))
         if self.offset and "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"] + self.offset
         inputs |= self.settings
-        return Predictions(self.forward(**inputs), self.head, self.vocab_size)
+        states = self.forward(**inputs)
+        if (
+            labels is not None and states.shape[:-1] != labels.shape
+        ):  # Perceiver's are of all its positions
+            raise ConfigError(
+                f"A {type(self.model).__name__} gives predictions {list(states.shape[:-1])} for "
+                f"labels {list(labels.shape)}: they are not one for each token. Name another model."
+            )
+        return Predictions(states, self.head, self.vocab_size)
 
     def forward(self, **inputs: Any) -> Tensor:
         """The model's last hidden states, or its logits where there is no head."""
@@ -162,10 +176,12 @@ def find_head(model: PreTrainedModel) -> Head | None:
         return None
     config = model.config.get_text_config()
     if isinstance(linear, nn.Linear) and model.base_model is not model:
-        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
-        scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-        softcap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        head = Head(linear, scale, softcap)
+        scale = math.prod(getattr(config, key, None) or 1.0 for key in MULTIPLIERS)
+        scale /= math.prod(getattr(config, key, None) or 1.0 for key in DIVISORS)
+        if getattr(config, "scale_decoder_outputs", False):  # T5
+            scale *= config.d_model**-0.5
+        softcaps = (getattr(config, key, None) for key in SOFTCAPS)
+        head = Head(linear, scale, next((cap for cap in softcaps if cap), None))
         if _computes_logits(head, model):
             return head
     _log_once(type(model).__name__)
@@ -193,6 +209,8 @@ def _computes_logits(head: Head, model: PreTrainedModel) -> bool:
     try:
         expected = model(**inputs).logits.float()
         states = model.base_model(**inputs).last_hidden_state
+        if states.shape[-1] != head.linear.in_features:  # another layer comes first
+            return False
         logits = head.finish(head.linear(states).float())
     finally:
         model.train(was_training)

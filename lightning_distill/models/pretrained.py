@@ -19,7 +19,7 @@ from transformers import (
 
 from lightning_distill.config import untrusted
 from lightning_distill.config.allowlist import ALLOW
-from lightning_distill.errors import ConfigError, one_line
+from lightning_distill.errors import ConfigError, first_line, one_line
 from lightning_distill.storage.artifacts import hash_of
 
 log = logging.getLogger(__name__)
@@ -113,12 +113,9 @@ def build_outline(
             config, trust_remote_code=trust_remote_code, **_attention(attn_implementation)
         )
     except (ValueError, ImportError) as error:
-        if not attn_implementation:
-            raise
-        reason = one_line(error)
-        raise ConfigError(
-            f"attn_implementation={attn_implementation}, for name={name}: {reason}"
-        ) from error
+        setting = f"attn_implementation={attn_implementation}, for name={name}"
+        key = setting if attn_implementation else f"name={name}"
+        raise ConfigError(f"{key}: {first_line(error)}") from error
     return model
 
 

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
 )
 
 from lightning_distill.constants import IGNORED
@@ -631,3 +633,37 @@ def test_what_does_not_fit_is_refused_in_a_line(run, how, message):
     done = run(*how, expect=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_the_language_that_mbarts_tokenizer_adds_behind_a_target_is_not_predicted(make):
+    tokenizer = pretrained_tokenizer()
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {tokenizer.eos_token} {tokenizer.pad_token}",
+        special_tokens=[(tokenizer.eos_token, end), (tokenizer.pad_token, pad)],
+    )
+    examples = make(tokenizer).examples("test")
+    for i in range(len(examples)):
+        assert examples.target(i).tolist().count(end) == 1
+        assert examples.target(i)[-1] == end
+        assert examples.source(i)[-2:].tolist() == [end, pad]
+
+
+def test_a_decoder_begins_as_generation_does(make):
+    """T5Gemma's config has no decoder_start_token_id; its decoder begins with bos_token_id."""
+    data = make(pretrained_tokenizer())
+    sizes = {
+        "vocab_size": data.num_classes, "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "pad_token_id": data.tokenizer.pad_token_id, "eos_token_id": data.tokenizer.eos_token_id,
+        "bos_token_id": 5,
+    }  # fmt: skip
+    model = T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=sizes, decoder=sizes)).eval()
+    data.check_model(model, "mine")
+    batch = data.collate([data.examples("test")[i] for i in range(4)])
+    ours = Predictor(model, data.num_classes)(batch).logits()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    kept = batch["labels"] != IGNORED
+    torch.testing.assert_close(ours[kept], model(**inputs).logits[kept])
+    begun = model.generate(batch["input_ids"], max_new_tokens=1)[:, 0]
+    assert begun.tolist() == [5] * len(begun)

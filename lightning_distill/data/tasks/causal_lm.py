@@ -19,8 +19,8 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.text import VERSION, BlockTask
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
-from lightning_distill.models.document_isolation import check_isolates
 from lightning_distill.models.inspection import max_positions
+from lightning_distill.models.probes import check_causal, check_generates, check_isolates
 from lightning_distill.models.sizes import Size, decoder
 from lightning_distill.storage.artifacts import Store
 
@@ -99,6 +99,8 @@ class CausalLM(BlockTask):
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         super().check_model(model, name)
+        check_causal(model, name)
+        check_generates(model, name)
         if self.isolate_documents:
             check_isolates(model, name)
 

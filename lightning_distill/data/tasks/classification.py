@@ -33,6 +33,7 @@ from lightning_distill.data.tokenizer import (
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import ClassQuality
 from lightning_distill.models.classifier import adapt_head
+from lightning_distill.models.probes import check_padding
 from lightning_distill.models.sizes import Size, encoder
 from lightning_distill.storage.artifacts import Store
 
@@ -132,6 +133,12 @@ class Classification(TextTask):
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         check_reads(model, name, self.tokenizer, self.sequence_length)
+        if model.config.is_encoder_decoder and self.tokenizer.eos_token_id not in self.around[1]:
+            raise ConfigError(
+                f"{name}: a {type(model).__name__} classifies a text by its end-of-text token, "
+                "which its tokenizer does not add."
+            )
+        check_padding(model, name, self.examples("train"))
 
     def quality_metric(self) -> ClassQuality:
         return ClassQuality(self.num_classes)

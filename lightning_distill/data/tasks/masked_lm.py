@@ -79,11 +79,20 @@ class MaskedLM(BlockTask):
 
     def adapt_model(self, model: PreTrainedModel, name: str, is_trained: bool) -> None:
         saved = model.config.architectures or []
-        if not is_trained and not any("MaskedLM" in x or "PreTraining" in x for x in saved):
+        has_head = type(model).__name__ in saved or any("PreTraining" in x for x in saved)
+        if not is_trained and not has_head:
             raise ConfigError(
                 f"teacher.name={name} has no trained masked-language-modeling head. Set "
                 "teacher.max_steps to train one, or name a masked language model."
             )
+
+    def check_model(self, model: PreTrainedModel, name: str) -> None:
+        if model.config.is_encoder_decoder:
+            raise ConfigError(
+                f"{name}, a {type(model).__name__}, is an encoder-decoder; masked language "
+                "modeling needs an encoder: BERT or RoBERTa, for one."
+            )
+        super().check_model(model, name)
 
     def check_labels(self) -> str:
         shares = []

@@ -28,6 +28,8 @@ from lightning_distill.data.tokenizer import (
 )
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
+from lightning_distill.models.inspection import decoder_start
+from lightning_distill.models.probes import check_causal, check_generates, check_padding
 from lightning_distill.models.sizes import Size, encoder_decoder
 from lightning_distill.storage.artifacts import Store
 
@@ -99,9 +101,12 @@ class Translation(TextTask):
                 f"{name}, a {type(model).__name__}, is not an encoder-decoder, which translation "
                 "needs: a Marian, T5 or BART model, for one."
             )
-        if config.decoder_start_token_id is None:
+        if decoder_start(model) is None:
             raise ConfigError(f"{name}: its config.json has no decoder_start_token_id.")
         check_reads(model, name, self.tokenizer, self.sequence_length)
+        check_causal(model, name)
+        check_padding(model, name, self.examples("train"))
+        check_generates(model, name)
 
     def quality_metric(self) -> Quality:
         count = len(self._tokens["test_targets"])
@@ -231,6 +236,9 @@ class Translation(TextTask):
         targets = tokenize(text_target=[pair.target for pair in pairs], verbose=False)["input_ids"]
 
         def closed(ids: list[int]) -> list[int]:
-            return ids if ids[-1:] == [eos] else [*ids, eos]
+            return ids if eos in ids else [*ids, eos]
 
-        return [(closed(s), closed(t)) for s, t in zip(sources, targets, strict=True)]
+        def ended(ids: list[int]) -> list[int]:  # mBART's tokenizer adds the language behind it
+            return ids[: ids.index(eos) + 1]
+
+        return [(closed(s), ended(closed(t))) for s, t in zip(sources, targets, strict=True)]
