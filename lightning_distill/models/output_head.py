@@ -128,9 +128,7 @@ class Predictor:
             inputs["position_ids"] = inputs["position_ids"] + self.offset
         inputs |= self.settings
         states = self.forward(**inputs)
-        if (
-            labels is not None and states.shape[:-1] != labels.shape
-        ):  # Perceiver's are of all its positions
+        if labels is not None and states.shape[:-1] != labels.shape:  # Perceiver's
             raise ConfigError(
                 f"A {type(self.model).__name__} gives predictions {list(states.shape[:-1])} for "
                 f"labels {list(labels.shape)}: they are not one for each token. Name another model."

@@ -78,8 +78,8 @@ def check_padding(model: PreTrainedModel, name: str, examples: Any) -> None:
     alone = _logits(model, **{key: x[:, :length] for key, x in inputs.items()}, **decoder)
     if not _equal(alone, padded):
         raise ConfigError(
-            f"{name}: what a {type(model).__name__} predicts depends on the padding of a batch, and "
-            "so on its other texts. Name another model, such as BERT or ModernBERT."
+            f"{name}: what a {type(model).__name__} predicts depends on the padding of a batch, "
+            "and so on its other texts. Name another model, such as BERT or ModernBERT."
         )
 
 

@@ -24,19 +24,22 @@ TITLES = {
 INTRODUCTION = """\
 # Architectures
 
-`python tests/models/architectures_table.py` makes this page: transformers {transformers}, torch {torch} on a CPU in
-float32, {today}. For each model type of transformers' auto classes it saves a tiny model with random weights, loads the
-folder as `teacher=pretrained` does, and compares with transformers alone:
+`python tests/models/architectures_table.py` makes this page. Of {today}: transformers
+{transformers}, torch {torch} on a CPU, float32.
 
-- **logits**: of the batches that a task makes, padded and with positions, against those of each example by itself.
-- **nll**: the test split's, against one that is computed from transformers' logits in float64.
-- **fused**: `loss.fused=true` against `false`, the larger deviation of the loss and of its gradients. Without a number,
-  the output layer is not a plain matrix product, and all logits are held at once.
-- **generation**: whether 8 greedily decoded tokens for each of 4 prompts of different lengths, in one batch, are those
-  of `model.generate` for each prompt alone.
+For each model type of transformers' auto classes it saves a tiny model with random weights, loads
+the folder as `teacher=pretrained` does, and compares with transformers alone:
+
+- **logits**: of the batches that a task makes, padded and with positions, against those of each
+  example by itself.
+- **nll**: the test split's, against one from transformers' logits in float64.
+- **fused**: `loss.fused=true` against `false`, the larger deviation of the loss and of its
+  gradients. Without a number, logits are more than a matrix product, and all of them are held.
+- **generation**: 8 greedily decoded tokens for each of 4 prompts of different lengths, in one
+  batch, against `model.generate` for each prompt alone.
 
 Deviations are the largest, relative to the largest logit or gradient where that is above 1.
-`tests/models/test_pretrained_architectures.py` compares again, and accepts 10⁻⁵.
+`tests/models/test_pretrained_architectures.py` accepts at most 1e-5.
 """
 
 

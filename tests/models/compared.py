@@ -37,19 +37,7 @@ from lightning_distill.storage.artifacts import Store
 
 LENGTH = 32  # of a block
 NEW_TOKENS = 8
-WORDS = [
-    "a",
-    "teacher",
-    "student",
-    "learns",
-    "soft",
-    "targets",
-    "from",
-    "temperature",
-    "model",
-    "small",
-    "large",
-]
+WORDS = ["a", "teacher", "student", "learns", "soft", "targets", "from", "small", "models"]
 
 
 @dataclass
@@ -165,12 +153,8 @@ def reference_logits(reference, task, row, num_classes):
         more["labels"] = labels[labels != IGNORED][None]
         if isinstance(reference, FSMTForConditionalGeneration):  # takes labels as they are
             start = torch.tensor([[reference.config.decoder_start_token_id]])
-            del more["labels"]
-            more |= {
-                "decoder_input_ids": torch.cat(
-                    [start, labels[None, : len(labels[labels != IGNORED]) - 1]], 1
-                )
-            }
+            before = more.pop("labels")[:, :-1]
+            more["decoder_input_ids"] = torch.cat([start, before], 1)
     logits = reference(input_ids=ids[None], **more).logits
     return logits[..., :num_classes].reshape(-1, num_classes)
 
