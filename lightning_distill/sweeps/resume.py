@@ -82,7 +82,8 @@ def interrupted_run(runs: Path, key: str) -> Path | None:
 
 
 def discard_empty_run(job: Job, outputs: Path) -> None:
-    """Removes the folder of a single run that holds nothing but Hydra's files."""
+    """Removes the folder of a single run that holds nothing but Hydra's files, and the folders
+    around it that are empty then."""
     files = {str(file.relative_to(job.folder)) for file in job.folder.rglob("*") if file.is_file()}
     if not files <= HYDRA_FILES:
         return
@@ -91,7 +92,11 @@ def discard_empty_run(job: Job, outputs: Path) -> None:
             (job.folder / name).unlink()
         (job.folder / ".hydra").rmdir()
         if outputs.resolve() in job.folder.parents:
-            job.folder.rmdir()
+            shutil.rmtree(job.folder)  # by now it holds at most empty folders
+            for parent in job.folder.parents:
+                parent.rmdir()
+                if parent == outputs.resolve():
+                    break
 
 
 def run_once(policy: ResumePolicy, job: Job, run: RunJob) -> dict[str, Any]:

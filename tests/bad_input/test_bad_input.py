@@ -97,6 +97,8 @@ def files(root):
 def test_a_mistake_is_refused_in_a_line_and_leaves_nothing(
     typing_place, group, case, monkeypatch, capsys
 ):
+    if "needs" in case:
+        pytest.importorskip(case["needs"])
     monkeypatch.chdir(typing_place)
     before = files(typing_place)
     code, said = typed(case["run"], monkeypatch, capsys)
@@ -113,6 +115,7 @@ def test_a_mistake_is_refused_in_a_line_and_leaves_nothing(
     assert not any(find_damage(typing_place / folder) for folder in made)
     odd = [n for n in after if n not in before and not re.fullmatch(allowed, n)]
     assert [n for n in odd if not MADE.fullmatch(n)] == []
+    assert "leaves" in case or not (typing_place / "outputs/runs/distill").exists()
     for notes in ("runs/distill", "sweeps", "plan"):  # which the next case need not compare
         shutil.rmtree(typing_place / "outputs" / notes, ignore_errors=True)
 
