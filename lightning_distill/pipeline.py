@@ -8,6 +8,7 @@ teacher on held-out text.
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,12 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     L.seed_everything(run.seed, verbose=False)  # independent of what was made above
     module = make_student_module(run, student, data, source, objective, transfer)
     with cost.measure(module):
-        data.set_train_examples(transfer.dataset(data), run.seed)
-        steps = run.student.max_steps
-        fit(run.trainers, module, data, steps, job.folder, loggers, "student")
+        examples = transfer.dataset(data)
+        data.set_train_examples(examples, run.seed)
+        steps = run.student.steps(examples, run.trainers.examples_per_step)
+        training = fit(
+            *(run.trainers, module, data, steps, job.folder, loggers, "student", run.selection)
+        )
 
     trainable = lora.count_trainable(module.model)
     lora.merge(module.model)
@@ -94,7 +98,7 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     scores = _evaluate(run, job.folder, data, module.model, teacher, partial(log_samples, loggers))
     if run.student.lora:
         scores["student"]["trainable_parameters"] = trainable
-    results = job.final_results(cost, scores)
+    results = job.final_results(cost, scores, training=asdict(training))
     write_results(job.folder, results)
     tracker.finish(loggers, results)
     return results

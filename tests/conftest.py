@@ -246,7 +246,9 @@ def job(tmp_path):
 
     def write(name, nll, seed=0, steps=10, start="random", transfer=None, more=(), **loss):
         results = {
-            key: loss.pop(key) for key in ("status", "error", "same_as", "key") if key in loss
+            key: loss.pop(key)
+            for key in ("status", "error", "same_as", "key", "training")
+            if key in loss
         }
         if results.get("status") == "failed":
             results = {"error": "no <b>memory</b>", "user_error": False} | results

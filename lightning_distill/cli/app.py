@@ -30,6 +30,7 @@ from lightning_distill.config.hydra_plugins import prefer_own_configs
 from lightning_distill.config.messages import explain
 from lightning_distill.config.settings import Settings, plain_settings
 from lightning_distill.config.stage_lookup import find_stage
+from lightning_distill.config.training_length import choose_length
 from lightning_distill.config.unknown_keys import check_overrides
 from lightning_distill.config.validation import check, check_secrets
 from lightning_distill.distributed import process_group
@@ -115,7 +116,7 @@ OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
 OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
 prefer_own_configs()
-untrusted.install(check_secrets, check_overrides, adjust=expand_outputs)
+untrusted.install(check_secrets, check_overrides, adjust=(expand_outputs, choose_length))
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

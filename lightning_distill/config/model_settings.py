@@ -8,18 +8,20 @@ from urllib.parse import urlsplit
 from hydra.utils import instantiate
 
 from lightning_distill.config.settings import Settings, intermediate_losses
+from lightning_distill.config.training_length import trained_for
 
 ADDRESS = "http://localhost:8000/v1"
 
 
 def problems_of_quantization(settings: Settings) -> Iterator[str]:
-    kind, steps = settings["teacher"].get("quantization"), settings["teacher"]["max_steps"]
+    kind, length = settings["teacher"].get("quantization"), trained_for(settings["teacher"])
     if kind is None:
         return
     setting = f"teacher.quantization={kind}"
-    if steps:
+    if length:
         yield (
-            f"{setting} is for a frozen teacher; set it to null, or teacher.max_steps={steps} to 0"
+            f"{setting} is for a frozen teacher, and teacher.{length} trains it; set "
+            "teacher.max_steps=0, or teacher.quantization=null"
         )
     elif settings["student"]["initialize"] == "teacher_layers":
         yield (
@@ -42,7 +44,7 @@ def problems_of_lora(settings: Settings) -> Iterator[str]:
                 f"{setting} leaves the {role}'s weights at their random initial values; set "
                 f"{role}=pretrained{also}, or {role}.lora.rank=null"
             )
-        elif not node["max_steps"]:
+        elif not trained_for(node):
             yield f"{setting} with {role}.max_steps=0 has nothing to train; set one of them"
         elif find_spec("peft") is None:
             yield f"{setting} needs peft: pip install 'lightning_distill[lora]'"
@@ -105,8 +107,8 @@ def problems_of_api_teacher(settings: Settings) -> Iterator[str]:
         )
     if settings["stage"] == "teacher":
         yield f"stage=teacher {only} has nothing to train: set stage=transfer"
-    if teacher["max_steps"] != 0:
-        yield f"teacher.max_steps={teacher['max_steps']} {only} must be 0: it is not trained here"
+    if length := trained_for(teacher):
+        yield f"teacher.{length} {only}, which is not trained here; set teacher.max_steps=0"
     if teacher.get("members"):
         yield f"teacher.members {only} must be null: one server is one teacher"
     if settings["student"]["initialize"] == "teacher_layers":

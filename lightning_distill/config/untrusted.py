@@ -6,7 +6,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import hydra.utils
@@ -64,11 +64,13 @@ LOGGING = (
 )
 
 
-def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig, Any], None]) -> None:
+def install(
+    *more: Callable[[Any], None], adjust: Iterable[Callable[[DictConfig, Any], None]]
+) -> None:
     """Makes Hydra check each composed config, and each name that it looks up.
 
     more: further checks of the settings, called before anything is written or built from them.
-    adjust: called last, with the config and its settings; it may change the config.
+    adjust: called last, with the config and its settings; they may change the config.
     """
     if hydra.utils._locate is locate:
         return
@@ -79,7 +81,8 @@ def install(*more: Callable[[Any], None], adjust: Callable[[DictConfig, Any], No
         settings = OmegaConf.to_container(cfg, resolve=False)
         for one in (check, *more):
             one(settings)
-        adjust(cfg, settings)
+        for change in adjust:
+            change(cfg, settings)
         return cfg
 
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from lightning_distill.config.settings import (
     each_teacher,
     plain_settings,
 )
+from lightning_distill.config.training_length import problems_of_length, problems_of_validation
 from lightning_distill.config.unknown_keys import is_foreign
 from lightning_distill.errors import ConfigError
 
@@ -42,11 +43,11 @@ def check(cfg: DictConfig, more: Iterable[str] = ()) -> None:
         if one is not settings:
             problems += _problems_of_values(Values(OmegaConf.create(one)))
         problems += [*_problems_of_heads(one), *problems_of_quantization(one)]
-        problems += problems_of_lora(one)
+        problems += [*problems_of_lora(one), *problems_of_length(one)]
     problems += [*_problems_of_weights(settings), *_problems_of_initialization(settings)]
     problems += [*_problems_of_sweep(settings), *_problems_of_streaming(settings)]
     problems += [*_problems_of_callbacks(settings), *_problems_of_tasks(settings)]
-    problems += _problems_of_wandb(settings)
+    problems += [*problems_of_validation(settings), *_problems_of_wandb(settings)]
     if "url" in settings["teacher"]:
         problems += [*problems_of_server(settings["teacher"]), *problems_of_api_teacher(settings)]
     _refuse([*problems, *more])

@@ -9,7 +9,11 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -68,3 +72,12 @@ def full_model(model: PreTrainedModel) -> PreTrainedModel:
         full.tie_weights()
     full.generation_config = model.generation_config
     return full
+
+
+def load_full_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Loads unsharded weights, which all ranks have read, into a module that may be sharded."""
+    if any(isinstance(p, DTensor) for p in module.parameters()):
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(module, dict(weights), options=options)
+    else:
+        module.load_state_dict(weights)

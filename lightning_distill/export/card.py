@@ -15,7 +15,7 @@ from lightning_distill.export.format import ExportSettings
 from lightning_distill.export.markdown import Markdown, code, template, text
 from lightning_distill.export.objective_formula import objective_formula, symbol_definitions
 from lightning_distill.metrics.declarations import GROUPS, PARAMETERS
-from lightning_distill.report.formatting import millions
+from lightning_distill.report.formatting import millions, steps_text
 from lightning_distill.sweeps.job_key import is_baseline
 from lightning_distill.sweeps.records import flatten
 
@@ -46,7 +46,7 @@ def model_card(run: FinishedRun, export: ExportSettings) -> str:
         settings=settings,
         size=millions(results["student"]["parameters"]),
         source=export.push or ".",
-        step=_step(settings),
+        length=_length(run, _step(settings)),
         student=_model(settings["student"], run.choices.get("student")),
         task=run.task,
         teacher_size=millions(teacher["parameters"]) if "parameters" in teacher else None,
@@ -112,6 +112,16 @@ def _is_hub_name(name: Any) -> bool:
     return isinstance(name, str) and name.count("/") <= 1 and not name.startswith((".", "/", "~"))
 
 
+def _length(run: FinishedRun, step: str) -> str:
+    """How long the student was trained, with steps of what size."""
+    settings, training = run.settings["student"], run.results.get("training")
+    if not training:  # of an older version
+        return f"{settings['max_steps']} steps of {step}"
+    steps = steps_text([(training["steps"], training["max_steps"])])
+    best = f" (the best of validation: step {training['kept_step']:,})"
+    return f"{steps} steps of {step}{best if settings['keep'] == 'best' else ''}"
+
+
 def _step(settings: dict[str, Any]) -> str:
     """The size of an optimizer step."""
     examples = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
@@ -134,8 +144,10 @@ def _teachers(run: FinishedRun) -> Markdown:
 
 
 def _teacher(node: dict[str, Any], choice: str | None) -> str:
-    steps, seed = node["max_steps"], node.get("seed")
-    training = f", trained for {text(steps)} steps, seed {text(seed)}" if steps else ""
+    training = ""
+    for key, unit in (("max_steps", "steps"), ("epochs", "epochs")):
+        if length := node.get(key):
+            training = f", trained for {text(length)} {unit}, seed {text(node.get('seed'))}"
     return f"{_model(node, choice)}{training}{', behind an API' if 'url' in node else ''}"
 
 

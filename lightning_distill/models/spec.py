@@ -1,12 +1,15 @@
 """A teacher or a student before it is built."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
 from lightning_distill.models.lora import LoRASettings
 from lightning_distill.models.pruning import PruningSettings
@@ -32,18 +35,40 @@ class ModelSpec:
     """A teacher or a student, as a run requests it. role: `teacher` or `student`.
 
     make: builds or loads the model, called with `data=`, the task. max_steps: optimizer steps of
-    its training; 0 for a model that is not trained here. source: None for a model that is built
-    from a size. pruning: the part of its teacher that a student starts from; None for any other
-    start. settings: the role's config node, for artifact keys.
+    its training; 0 for a model that is not trained here, None where `epochs` counts: passes over
+    the examples. source: None for a model that is built from a size. pruning: the part of its
+    teacher that a student starts from; None for any other start. settings: the role's config node,
+    for artifact keys.
     """
 
     role: str
     make: Callable[..., Any]
-    max_steps: int
+    max_steps: int | None
     source: PretrainedSource | None = None
     lora: LoRASettings | None = None
     pruning: PruningSettings | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.max_steps or self.epochs)
+
+    def steps(self, examples: Any, examples_per_step: int) -> int:
+        """The optimizer steps of its training: the fewest that make `epochs` passes over the
+        examples. All are of full batches, so that the last one may begin another pass.
+
+        Raises ConfigError where the number of examples is unknown.
+        """
+        if self.epochs is None:
+            return self.max_steps or 0
+        if not isinstance(examples, Sized):
+            raise ConfigError(
+                f"{self.role}.epochs={self.epochs} counts passes over examples, whose number is "
+                f"unknown here; set {self.role}.max_steps."
+            )
+        # As typed: 0.1 · 30 examples are 3, and in floating point they are more.
+        return math.ceil(Fraction(str(self.epochs)) * len(examples) / examples_per_step)
 
     @property
     def name(self) -> str:
@@ -54,7 +79,7 @@ class ModelSpec:
         """Builds or loads the model. Raises ConfigError where it does not fit the data."""
         model: PreTrainedModel = self.make(data=data)
         if self.source:
-            data.adapt_model(model, self.source.name, bool(self.max_steps))
+            data.adapt_model(model, self.source.name, self.is_trained)
         data.check_model(model, self.name)
         return model
 
@@ -68,7 +93,7 @@ class ModelSpec:
                 *(str(source.name), source.revision, source.trust_remote_code, data),
                 source.attn_implementation,
             )
-            data.adapt_model(model, source.name, bool(self.max_steps))
+            data.adapt_model(model, source.name, self.is_trained)
             return model
 
 
@@ -88,7 +113,7 @@ class TeacherMember:
     @property
     def is_trained(self) -> bool:
         """Whether we train it, rather than take it as it is."""
-        return bool(self.model.max_steps)
+        return self.model.is_trained
 
 
 @dataclass(frozen=True)

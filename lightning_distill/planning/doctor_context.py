@@ -69,6 +69,6 @@ class Context:
     @cached_property
     def _estimate(self) -> Estimate | Exception:
         try:
-            return estimate_job(self.run, self.job, self.run.student.max_steps)
+            return estimate_job(self.run, self.job)
         except Exception as error:
             return error

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_distill.config.settings import Settings
+from lightning_distill.config.training_length import trained_for
 from lightning_distill.pipeline import distill
 from lightning_distill.planning.profile import (
     DRY_RUN_BATCHES,
@@ -61,10 +62,12 @@ def shrink_settings(run: Run, outputs: Path, records: Path, trains_teachers: boo
     small["paths"]["outputs"] = str(outputs)
     small["logger"] = {}
     small["evaluate"].update(tasks=[], speed=False)
-    small["checkpoint_every_n_steps"] = small["student"]["max_steps"] = DRY_RUN_STEPS
+    small["checkpoint_every_n_steps"] = DRY_RUN_STEPS
+    few = {"max_steps": DRY_RUN_STEPS, "epochs": None}
+    small["student"] |= few
     for node in [teacher, *(teacher.get("members") or [])]:
-        if trains_teachers and node.get("max_steps"):
-            node["max_steps"] = DRY_RUN_STEPS
+        if trains_teachers and trained_for(node):
+            node |= few
     batch_size, is_api = run.trainers.batch_size, run.teacher.is_api
     small["transfer"] |= run.make_transfer().dry_run_settings(batch_size, api_teacher=is_api)
     trainer.update(

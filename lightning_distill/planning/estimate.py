@@ -25,8 +25,8 @@ Estimate = dict[str, Any]  # seconds, flops, bytes, memory_mb, and what else the
 TUNED = ("loss", "optimizer", "schedule")
 
 
-def estimate_job(run: Run, job: Job, steps: int) -> Estimate:
-    """Of `steps` of the student; `shared` lists the estimates of the artifacts.
+def estimate_job(run: Run, job: Job, steps_done: int = 0) -> Estimate:
+    """Of what is left after `steps_done` of the student; `shared` lists the artifacts' estimates.
 
     Raises what the dry run raises.
     """
@@ -37,7 +37,7 @@ def estimate_job(run: Run, job: Job, steps: int) -> Estimate:
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
     shared: list[Estimate] = []
     if needs_teacher or run.student.pruning:
-        shared += _teacher_estimates(run, teachers, profile)
+        shared += _teacher_estimates(run, teacher_data, teachers, profile)
     units = transfer.units_to_prepare(data, teacher_data)
     if needs_teacher and units and transfer.prepares and profile.preparation:
         if teacher := _existing_teacher(run, store, teacher_data):
@@ -54,7 +54,9 @@ def estimate_job(run: Run, job: Job, steps: int) -> Estimate:
                 **profile.preparation.estimate(units, run.trainers),
             }
         )
-    return {**_student_estimate(run, profile, data, steps), "shared": shared}
+    examples = range(transfer.expected_examples(data, teacher_data)) if run.student.epochs else None
+    steps = run.student.steps(examples, run.trainers.examples_per_step)
+    return {**_student_estimate(run, profile, data, steps, steps_done), "shared": shared}
 
 
 def missing(estimate: Estimate) -> list[Estimate]:
@@ -65,10 +67,12 @@ def missing(estimate: Estimate) -> list[Estimate]:
 def cost_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Equal for two jobs that cost the same, so that they share a dry run."""
     settings = effective_settings(deepcopy(settings))
-    del settings["seed"], settings["student"]["max_steps"]
+    del settings["seed"]
+    for key in ("max_steps", "epochs", "stop_after"):
+        settings["student"].pop(key, None)
     for role in (settings, settings["teacher"]):
         role |= {group: _numbers_as_truth(role[group]) for group in TUNED if group in role}
-    for key in ("max_steps", "seed", "weights"):
+    for key in ("max_steps", "epochs", "seed", "weights"):
         settings["teacher"][key] = _numbers_as_truth(settings["teacher"].get(key))
     return settings
 
@@ -100,25 +104,29 @@ def _profile(run: Run, job: Job, teachers: dict[str, Artifact | None]) -> DryRun
 
 
 def _student_estimate(
-    run: Run, profile: DryRunProfile, data: DistillationData, steps: int
+    run: Run, profile: DryRunProfile, data: DistillationData, steps: int, steps_done: int
 ) -> Estimate:
-    trainers, estimate = run.trainers, profile.student.estimate(steps, run.trainers)
-    batches = steps * trainers.accumulate_grad_batches * trainers.hardware.num_devices
-    examples = batches * trainers.batch_size
-    if run.student.max_steps >= trainers.checkpoint_every_n_steps:  # the last one is kept
+    trainers, left = run.trainers, steps - steps_done
+    estimate = profile.student.estimate(left, trainers)
+    examples = left * trainers.examples_per_step
+    if steps >= trainers.checkpoint_every_n_steps:  # the last one is kept
         estimate["bytes"] += profile.checkpoint_bytes
     tokens = examples * data.examples("train").positions
     return {"parameters": profile.student_parameters, "tokens": tokens, **estimate}
 
 
 def _teacher_estimates(
-    run: Run, teachers: dict[str, Artifact | None], profile: DryRunProfile
+    run: Run,
+    data: DistillationData,
+    teachers: dict[str, Artifact | None],
+    profile: DryRunProfile,
 ) -> Iterator[Estimate]:
     members = [member for member in run.teacher.members if member.is_trained]
     for index, (key, artifact) in enumerate(teachers.items()):
         parameters = (profile.teacher_parameters or 0) // len(teachers)
         entry = {"what": "teacher", "id": key, "there": artifact is not None, "unit": "steps"}
-        steps = members[index].model.max_steps
+        model = members[index].model
+        steps = model.steps(data.examples("train"), run.trainers.examples_per_step)
         costs = profile.teachers[index].estimate(steps, run.trainers) if profile.teachers else {}
         yield {**entry, "parameters": parameters, **costs}
 

@@ -30,7 +30,7 @@ def plan(settings: Settings, job: Job) -> None:
         "number": job.number or 0,
     }
     if state in ("new", "running"):
-        content |= estimate_job(run, job, run.student.max_steps - step)
+        content |= estimate_job(run, job, step)
     write_atomic(job.folder / PLAN, json.dumps(content, indent=2).encode())
     if not job.is_of_sweep:
         print_plan(job.folder)

@@ -47,6 +47,17 @@ def jobs_text(count: int) -> str:
     return f"{count} job{'' if count == 1 else 's'}"
 
 
+def steps_text(steps: Iterable[tuple[int, int] | None]) -> str:
+    """Steps made, and those asked for where they are more: `400`, `6 of 4,000`, `5–6 of 4,000`."""
+    known = [one for one in steps if one]
+    made, asked = (_span([one[i] for one in known]) for i in (0, 1))
+    return made if all(one[0] == one[1] for one in known) else f"{made} of {asked}"
+
+
+def _span(counts: list[int]) -> str:
+    return "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)})) if counts else ""
+
+
 def mean_and_deviation(values: list[Any], digits: int, unit: str = "") -> str:
     """`4.300 ± 0.100`; without a deviation that rounds to 0, and empty without finite values."""
     known = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lightning_distill.report.formatting import short_name
+from lightning_distill.report.formatting import short_name, steps_text
 from lightning_distill.report.tables import task_scores, teachers, training_seconds
 from lightning_distill.sweeps.comparison import (
     Ranking,
@@ -88,6 +88,8 @@ def seeds_table(jobs: list[JobRecord]) -> dict[str, Any] | None:
         return None
     scores = [one for one in task_scores(jobs) if any(group.scores(one.key) for group in groups)]
     names = [one.label for one in scores]
+    cut_short = any(job.is_cut_short for job in jobs)
+    steps = ["steps"] if cut_short else []
     rows = [
         (
             group_name(group),
@@ -97,13 +99,14 @@ def seeds_table(jobs: list[JobRecord]) -> dict[str, Any] | None:
                 *(Estimate.of(group.scores(one.key), one.digits) for one in scores),
                 Estimate.of(group.scores("teacher_agreement"), 2),
                 Estimate(str(len(group.jobs))),
+                *([Estimate(steps_text(job.steps for job in group.jobs))] if cut_short else []),
                 Estimate(training_seconds(group.jobs)),
             ],
         )
         for group in groups
     ]
     return {
-        "headings": ("nll", "gap closed", *names, "agreement", "seeds", "seconds"),
+        "headings": ("nll", "gap closed", *names, "agreement", "seeds", *steps, "seconds"),
         "rows": rows,
     }
 

@@ -14,6 +14,7 @@ from lightning_distill.report import figures, heatmaps
 from lightning_distill.report.formatting import jobs_text, millions, short_name
 from lightning_distill.report.headline import headline, seeds_table, unfinished
 from lightning_distill.report.sections import commands, cost, jobs_table, samples, variance_bars
+from lightning_distill.report.tables import cut_short_note
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.sweeps.multirun import jobs_not_started, read_sweep_command
 from lightning_distill.sweeps.records import JobRecord
@@ -63,6 +64,7 @@ def write_report(jobs: list[JobRecord], file: Path) -> None:
             finished=sum(not job.failure_reason for job in jobs),
             total=len(jobs) + len(not_started),
             headline=headline(jobs),
+            cut_short=cut_short_note(jobs),
             unfinished=unfinished(jobs, not_started),
             sections=[
                 (key, SECTIONS[key], content) for key, content in contents.items() if content

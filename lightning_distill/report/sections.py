@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lightning_distill.metrics.declarations import AGREEMENT, NLL, is_metric
-from lightning_distill.report.formatting import duration, short_name
+from lightning_distill.report.formatting import duration, short_name, steps_text
 from lightning_distill.report.tables import csv_rows, task_scores, teachers
 from lightning_distill.sweeps.comparison import (
     group_by_setting,
@@ -44,6 +44,7 @@ COLUMNS = (
     Column("student.calibration_error", "ECE", 3, "expected calibration error"),
     Column("student.parameters", "size, M", 3, "millions of parameters of the student", 1e-6),
     Column("teacher.nll", "teacher's nll", 3, "of the teacher"),
+    Column("training.steps", "steps", 0, "optimizer steps of the student, and those asked for"),
     Column("cost.student_seconds", "seconds", 0, "of training the student"),
     Column("cost.student_tokens_per_second", "tokens/s", 0, "target tokens of the student"),
     Column("cost.peak_memory_mb", "memory, MB", 0, "peak, while the student trains"),
@@ -115,6 +116,8 @@ def _is_informative(column: Column, rows: list[dict[str, Any]]) -> bool:
     """Whether a column has a number that no other column shows."""
     if column.key == "teacher.nll" and len({row.get("student.nll") for row in rows}) > 1:
         return len({row.get(column.key) for row in rows} - {None}) > 1
+    if column.key == "training.steps":
+        return any(row.get(column.key, 0) < row.get("training.max_steps", 0) for row in rows)
     if column.key == "gap_closed_best_baseline":
         rows = [row for row in rows if row.get(column.key) != row.get("gap_closed")]
     return any(_is_finite(row.get(column.key)) for row in rows)
@@ -130,6 +133,8 @@ def _cell(job: JobRecord, record: dict[str, Any], column: Column) -> Cell:
         return Cell(column.key)
     if column.key == "cost.student_seconds" and job.reused:
         return Cell(column.key, "reused", value, f"the results of {job.results['same_as']}")
+    if column.key == "training.steps" and job.is_cut_short:
+        return Cell(column.key, steps_text([job.steps]), value, "cut short")
     return Cell(column.key, column.format(value), value)
 
 

@@ -9,10 +9,18 @@ from typing import Any
 from rich.table import Table
 
 from lightning_distill.metrics.declarations import AGREEMENT, ECE, NLL, Metric, task_metrics
-from lightning_distill.report.formatting import mean_and_deviation, millions, print_table
+from lightning_distill.report.formatting import (
+    jobs_text,
+    mean_and_deviation,
+    millions,
+    print_table,
+    steps_text,
+)
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.sweeps.comparison import group_by_setting
 from lightning_distill.sweeps.records import JobRecord, flatten, varying_settings
+
+STEPS = "steps"  # the column
 
 
 def task_scores(jobs: list[JobRecord]) -> tuple[Metric, ...]:
@@ -49,7 +57,12 @@ def write_csv(jobs: list[JobRecord], file: Path) -> None:
 
 
 def print_results(jobs: list[JobRecord]) -> None:
-    table = Table(title="on the held-out test split", title_justify="left")
+    table = Table(
+        title="on the held-out test split",
+        title_justify="left",
+        caption=cut_short_note(jobs),
+        caption_justify="left",
+    )
     headings, *lines = table_cells(jobs)
     for heading in headings:
         is_text = heading == "job"
@@ -59,27 +72,41 @@ def print_results(jobs: list[JobRecord]) -> None:
     print_table(table)
 
 
+def cut_short_note(jobs: list[JobRecord]) -> str:
+    """How many students were trained for fewer steps than asked; empty if none was."""
+    cut = [job for job in jobs if job.is_cut_short]
+    if not cut:
+        return ""
+    steps = steps_text(job.steps for job in cut)
+    return (
+        f"{len(cut)} of {jobs_text(len(jobs))} cut short, at step {steps}: by trainer.max_time, "
+        "early stopping or a limit. Means over seeds, and comparisons of settings, are then of "
+        "trainings of unequal length."
+    )
+
+
 def table_cells(jobs: list[JobRecord]) -> list[tuple[str, ...]]:
     """The headings, a line for each teacher, then one for each setting; the best first.
 
-    Columns of task scores that are empty are left out.
+    Columns of task scores that are empty are left out, and the steps where no training was cut
+    short.
     """
     optional = task_scores(jobs)
     scores = (NLL, *optional, AGREEMENT, ECE)
     names = (one.label for one in scores)
-    headings = ("job", "size", *names, "gap closed", "… of best", "seconds")
+    headings = ("job", "size", *names, "gap closed", "… of best", STEPS, "seconds")
+    cut_short = any(job.is_cut_short for job in jobs)
     lines = []
     for teacher, seconds in teachers(jobs):
-        text = f"{seconds:.0f}" if seconds else "reused"
-        lines.append(_cells("teacher", [teacher], [[], []], text, scores))
+        ends = ("", f"{seconds:.0f}" if seconds else "reused")
+        lines.append(_cells("teacher", [teacher], [[], []], ends, scores))
     for group in group_by_setting(jobs):
         seeds = f" ({len(group.jobs)} seeds)" if len(group.jobs) > 1 else ""
         students = [job.results["student"] for job in group.jobs]
         best = [job.gap_closed_best_baseline for job in group.jobs]
         gaps = [group.gaps_closed(), [gap for gap in best if gap is not None]]
-        lines.append(
-            _cells(group.name + seeds, students, gaps, training_seconds(group.jobs), scores)
-        )
+        ends = (steps_text(job.steps for job in group.jobs), training_seconds(group.jobs))
+        lines.append(_cells(group.name + seeds, students, gaps, ends, scores))
     for job in jobs:
         if job.failure_reason and job.nll is None:
             lines.append((job.name, job.results["status"], *[""] * (len(headings) - 2)))
@@ -87,7 +114,8 @@ def table_cells(jobs: list[JobRecord]) -> list[tuple[str, ...]]:
     kept = [
         i
         for i, heading in enumerate(headings)
-        if heading not in labels or any(line[i] for line in lines)
+        if (heading not in labels or any(line[i] for line in lines))
+        and (heading != STEPS or cut_short)
     ]
     return [tuple(line[i] for i in kept) for line in [headings, *lines]]
 
@@ -96,7 +124,7 @@ def _cells(
     name: str,
     models: list[dict[str, Any]],
     gaps: list[list[float]],
-    seconds: str,
+    ends: tuple[str, ...],
     scores: tuple[Metric, ...],
 ) -> tuple[str, ...]:
     return (
@@ -104,7 +132,7 @@ def _cells(
         millions(models[0]["parameters"]),
         *(mean_and_deviation([m.get(one.key) for m in models], one.digits) for one in scores),
         *(mean_and_deviation([100 * gap for gap in one], 0, " %") for one in gaps),
-        seconds,
+        *ends,
     )
 
 

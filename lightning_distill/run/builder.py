@@ -27,13 +27,14 @@ from lightning_distill.models.spec import (
 )
 from lightning_distill.sweeps.job_key import HARDWARE
 from lightning_distill.tracking.loggers import LoggerFactory
+from lightning_distill.training.model_selection import ModelSelection
 from lightning_distill.training.trainer import TrainerFactory
 from lightning_distill.transfer.base import Transfer
 
 # What a role's node says of its training; the rest of it is what builds the model.
 TRAINING = {
-    *("max_steps", "seed", "optimizer", "schedule", "members", "weights", "device"),
-    *("initialize", "layers", "lora"),
+    *("max_steps", "epochs", "seed", "optimizer", "schedule", "members", "weights", "device"),
+    *("initialize", "layers", "lora", "keep", "stop_after"),
 }
 # Callbacks that change nothing.
 OBSERVERS = ("lightning_distill.planning.step_profiler.StepProfiler",)
@@ -65,6 +66,7 @@ class Run:
     shares_vocabulary: bool
     teacher: TeacherSpec
     student: ModelSpec
+    selection: ModelSelection
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any]
     trainers: TrainerFactory
@@ -87,6 +89,7 @@ def build_run(settings: Settings) -> Run:
         shares_vocabulary=settings["loss"].get("shared_vocabulary", True),
         teacher=teacher,
         student=_model("student", settings["student"]),
+        selection=_selection(settings["student"]),
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
         trainers=_trainers(settings),
@@ -130,7 +133,12 @@ def _model(role: str, node: Settings) -> ModelSpec:
         LoRASettings(**lora) if lora.get("rank") else None,
         _pruning(node) if node.get("initialize") == "teacher_layers" else None,
         node,
+        node.get("epochs"),
     )
+
+
+def _selection(student: Settings) -> ModelSelection:
+    return ModelSelection(student.get("keep") == "best", student.get("stop_after"))
 
 
 def _pruning(node: Settings) -> PruningSettings:
@@ -157,6 +165,7 @@ def _teacher(settings: Settings) -> TeacherSpec:
 def _member(node: Settings) -> TeacherMember:
     model = _model("teacher", node)
     unused = {"members", "weights", "device"} | (set() if model.lora else {"lora"})
+    unused |= set() if model.epochs else {"epochs"}
     return TeacherMember(
         model,
         node.get("seed", 0),

@@ -9,6 +9,9 @@ from lightning_distill.storage.artifacts import key_of
 from lightning_distill.sweeps.records import JobRecord, read_jobs
 from lightning_distill.sweeps.statistics import mean_difference
 
+# The student's settings that say how long it trains, and which of its weights are kept.
+LENGTH = ("max_steps", "epochs", "keep", "stop_after")
+
 
 def compare_jobs(folder: Path) -> list[JobRecord]:
     """All jobs below a folder, each compared with the sweep's baselines."""
@@ -56,13 +59,13 @@ def _gain(baseline: float | None, job: JobRecord) -> float | None:
 def _training_key(job: JobRecord) -> str:
     """Equal for jobs that differ only in what the student gets from its teacher."""
     training = {key: job.config[key] for key in ("optimizer", "schedule", "trainer")}
-    steps = {"max_steps": job.config["student"]["max_steps"]}
-    return key_of(training | steps | {"of": _student_key(job)})
+    length = {key: job.config["student"].get(key) for key in LENGTH}
+    return key_of(training | length | {"of": _student_key(job)})
 
 
 def _student_key(job: JobRecord) -> str:
     """Equal for jobs whose student has the same size, data and seed, however it was trained."""
-    training = ("max_steps", "initialize", "layers")
+    training = (*LENGTH, "initialize", "layers")
     student = {k: v for k, v in job.config["student"].items() if k not in training}
     num_blocks = job.config["transfer"].get("num_blocks")
     data = {"data": job.config["data"], "num_blocks": num_blocks}

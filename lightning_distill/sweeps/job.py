@@ -51,8 +51,8 @@ class Job:
             **values,
         }
 
-    def final_results(self, cost: Cost, scores: dict[str, Any]) -> dict[str, Any]:
-        return self.results("finished", **scores, cost=asdict(cost))
+    def final_results(self, cost: Cost, scores: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return self.results("finished", **scores, cost=asdict(cost), **more)
 
 
 def is_resumable(results: dict[str, Any]) -> bool:
@@ -89,7 +89,7 @@ def check_results(results: dict[str, Any]) -> None:
     """Raises ValueError unless `results` has what a job writes and others read."""
     if not isinstance(results.get("status"), str):
         raise ValueError("it has no status")
-    tables = {name: results.get(name) or {} for name in ("student", "teacher", "cost")}
+    tables = {name: results.get(name) or {} for name in ("student", "teacher", "cost", "training")}
     for name, table in tables.items():
         if not isinstance(table, dict) or not _is_numeric(table):
             raise ValueError(f"its {name} is not a table of numbers")

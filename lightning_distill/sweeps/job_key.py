@@ -43,6 +43,8 @@ NEEDS_SOFT_TARGETS = tuple(
     f"lightning_distill.transfer.{name}" for name in ("Online", "Cached", "OnPolicy")
 )
 OBJECTIVE = "lightning_distill.losses.Objective"
+# Settings of teacher and student, and the value with which they have no effect.
+WITHOUT_EFFECT_AT = {"epochs": None, "keep": "last", "stop_after": None}
 # Settings of `data` that have an effect only with data.streaming=true.
 OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
 
@@ -91,6 +93,8 @@ def _without_idle(settings: dict[str, Any]) -> dict[str, Any]:
     data = _less(data, "num_workers", *(() if data.get("streaming") else OF_STREAMS))
     models = {role: settings[role] for role in ("teacher", "student")}
     for role, node in models.items():
+        idle = (key for key, value in WITHOUT_EFFECT_AT.items() if node.get(key) == value)
+        models[role] = node = _less(node, *idle)
         if not (node.get("lora") or {}).get("rank"):
             models[role] = _less(node, "lora")
     if is_baseline(settings):

@@ -68,6 +68,17 @@ class JobRecord:
         return float((self.results.get("cost") or {}).get(key) or 0.0)
 
     @property
+    def steps(self) -> tuple[int, int] | None:
+        """The optimizer steps that the student made, and those asked for; None where unknown."""
+        training = self.results.get("training") or {}
+        known = "steps" in training and "max_steps" in training
+        return (training["steps"], training["max_steps"]) if known else None
+
+    @property
+    def is_cut_short(self) -> bool:
+        return self.steps is not None and self.steps[0] < self.steps[1]
+
+    @property
     def reused(self) -> bool:
         """Whether the results were copied from another job with the same settings."""
         return "same_as" in self.results
@@ -91,8 +102,9 @@ class JobRecord:
 
     def _last_step(self) -> str:
         steps = [int(point["step"]) + 1 for point in self.curves if point["step"].isdigit()]
-        max_steps = f" of {self.config['student']['max_steps']}" if self.config else ""
-        return f", at step {max(steps)}{max_steps}" if steps else ""
+        max_steps = self.config["student"]["max_steps"] if self.config else None
+        of = "" if max_steps is None else f" of {max_steps}"
+        return f", at step {max(steps)}{of}" if steps else ""
 
 
 def job_folders(folder: Path) -> list[Path]:

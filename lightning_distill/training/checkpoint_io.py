@@ -1,4 +1,5 @@
-"""Checkpoints on disk: `last.ckpt`, and until the training ends the one before it.
+"""Checkpoints on disk: `last.ckpt`, until the training ends the one before it, and with
+student.keep=best the best weights.
 
 A checkpoint is written to a temporary file, verified, then renamed atomically. A killed process or
 a full disk therefore leaves a checkpoint to resume from.
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LAST, PREVIOUS = "last.ckpt", "before.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "before.ckpt", "best.ckpt"
 # What torch and zipfile raise for a damaged file.
 DAMAGE = (
     *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError),
@@ -46,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write(checkpoint, partial)
-            if file.exists():
+            if file.name == LAST and file.exists():
                 os.replace(file, file.with_name(PREVIOUS))
             os.replace(partial, file)
         except OSError as error:
@@ -95,19 +97,52 @@ def newest(folder: Path) -> Path | None:
 
 
 def restore_newest(folder: Path) -> None:
-    """Makes the newest intact checkpoint the last one, and removes damaged ones."""
-    last, intact = folder / LAST, newest(folder)
-    if last.exists() and intact != last:
+    """Makes the newest intact checkpoint the last one, and removes damaged ones.
+
+    Training cannot resume from a checkpoint whose best weights are gone: another validation's
+    would be kept in their place.
+    """
+    last, best, intact = folder / LAST, folder / BEST, newest(folder)
+    if best.exists() and not is_intact(best):
+        log.warning("%s is damaged", best)
+        best.unlink()
+    if intact and _has_best_weights(intact) and not best.exists():
+        log.warning("%s is not there any more: training starts anew", best)
+        intact = None
+    elif last.exists() and intact != last:
         consequence = "resuming from the one before it" if intact else "training starts anew"
         log.warning("%s is damaged: %s", last, consequence)
     if intact is None:
-        for file in (last, folder / PREVIOUS):
-            file.unlink(missing_ok=True)
+        for name in (LAST, PREVIOUS, BEST):
+            (folder / name).unlink(missing_ok=True)
     elif intact != last:
         os.replace(intact, last)
 
 
+def _has_best_weights(checkpoint: Path) -> bool:
+    """Whether weights were saved in BEST before it."""
+    callbacks = _read(checkpoint).get("callbacks", {})
+    return callbacks.get("BestWeights", {}).get("step") is not None
+
+
 def step_of(checkpoint: Path) -> int:
     """The number of optimizer steps before it."""
-    step: int = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["global_step"]
+    step: int = _read(checkpoint)["global_step"]
     return step
+
+
+def best_of(checkpoint: Path) -> tuple[float, int]:
+    """The validation nll of the best weights, and the optimizer steps before it."""
+    content = _read(checkpoint)
+    return content["validation_nll"], content["global_step"]
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    """Those that were trained, on the CPU."""
+    weights: dict[str, Tensor] = _read(checkpoint)["state_dict"]
+    return weights
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)
+    return content

@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,37 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import full_model
 from lightning_distill.training.checkpoint_callback import CheckpointCallback
-from lightning_distill.training.checkpoint_io import LAST, PREVIOUS, step_of
+from lightning_distill.training.checkpoint_io import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    best_of,
+    step_of,
+    weights_of,
+)
 from lightning_distill.training.metrics_csv import truncate_curves
+from lightning_distill.training.model_selection import LAST_WEIGHTS, ModelSelection
 from lightning_distill.training.module import TrainedModule
 from lightning_distill.training.nonfinite_guard import SKIPPED
+from lightning_distill.training.optimizers import check_optimizer
 from lightning_distill.training.trainer import TrainerFactory
 
 log = logging.getLogger(__name__)
+
+CUT_SHORT = (
+    "%s: cut short at step %s of %s, by trainer.max_time, early stopping, a callback or a limit of "
+    "the trainer"
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of a training. steps: optimizer steps made, of `max_steps` that were asked for.
+    kept_step: the step whose weights the model has."""
+
+    steps: int
+    max_steps: int
+    kept_step: int
 
 
 def fit(
@@ -34,20 +59,28 @@ def fit(
     folder: Path,
     loggers: list[Logger],
     role: str,
-) -> None:
+    selection: ModelSelection = LAST_WEIGHTS,
+) -> Training:
     """Trains for `max_steps` optimizer steps, resuming from the folder's last checkpoint.
 
     Where a batch does not fit into memory, it is divided into micro-batches; the optimizer step
-    accumulates their gradients and stays the same.
+    accumulates their gradients and stays the same. Raises ConfigError where the optimizer or the
+    schedule refuses its settings.
     """
+    prefix = "" if role == "student" else f"{role}."
+    check_optimizer(prefix, module.make_optimizer, module.make_schedule, max_steps)
     last = folder / "checkpoints" / LAST
     module.guard.max_in_a_row, module.guard.file = trainers.max_skipped_steps, folder / SKIPPED
     module.compiles = trainers.compile
     if trainers.gradient_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     data.batch_size = trainers.batch_size
-    make_trainer = partial(trainers.trainer, folder, role, loggers, max_steps=max_steps)
-    while not _attempt(trainers, make_trainer, module, data, last, role):
+    # One run is one epoch of our loaders, however many passes over the examples that is.
+    make_trainer = partial(
+        trainers.trainer, folder, role, loggers, max_steps=max_steps, max_epochs=1
+    )
+    attempt = partial(_attempt, trainers, make_trainer, selection, module, data, last, role)
+    while (steps := attempt()) is None:
         gc.collect()
         torch.cuda.empty_cache()
         if last.exists():
@@ -56,17 +89,33 @@ def fit(
         module.model.gradient_checkpointing_disable()
     if process_group.is_rank_zero():
         (last.parent / PREVIOUS).unlink(missing_ok=True)
+    if steps < max_steps:
+        log.warning(CUT_SHORT, role, f"{steps:,}", f"{max_steps:,}")
+    best = _load_best(module, last.with_name(BEST), role) if selection.keep_best else None
+    return Training(steps, max_steps, steps if best is None else best)
+
+
+def _load_best(module: TrainedModule, best: Path, role: str) -> int | None:
+    """Returns the step of the best weights; None where no validation was made."""
+    if not process_group.broadcast(best.exists()):
+        log.warning("%s: the training had no validation, so its last weights are kept", role)
+        return None
+    nll, step = best_of(best)
+    module.load_weights(weights_of(best))
+    log.info("%s: keeps the weights of step %s, validation nll %.4f", role, step, nll)
+    return step
 
 
 def _attempt(
     trainers: TrainerFactory,
     make_trainer: Callable[..., L.Trainer],
+    selection: ModelSelection,
     module: TrainedModule,
     data: DistillationData,
     last: Path,
     role: str,
-) -> bool:
-    """Whether the training came to its end; False where smaller micro-batches may fit.
+) -> int | None:
+    """The steps made when the training ended; None where smaller micro-batches may fit.
 
     last: the checkpoint to resume from.
     """
@@ -74,7 +123,8 @@ def _attempt(
         last, trainers.checkpoint_every_n_steps, trainers.checkpoint_every_n_minutes
     )
     counts = _counted_in_micro_batches(trainers, trainers.batch_size // data.batch_size)
-    trainer = make_trainer([checkpoints], **counts)
+    selecting = selection.callbacks(last.with_name(BEST))
+    trainer = make_trainer([checkpoints, *selecting], **counts)
     start = process_group.broadcast(str(last) if last.exists() else None)
     if start:
         log.info("%s: resuming from step %s, %s", role, step_of(last), last)
@@ -85,10 +135,10 @@ def _attempt(
             raise
         module.abandon_step()
         trainer.strategy.optimizers = []  # their state is on the device
-        return False
+        return None
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return True
+    return trainer.global_step
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from lightning_distill.distributed import process_group
-from lightning_distill.distributed.fsdp import uses_fsdp
+from lightning_distill.distributed.fsdp import load_full_weights, uses_fsdp
 from lightning_distill.losses.distributions import target_positions
 from lightning_distill.losses.objective import Objective, nll
 from lightning_distill.losses.terms import Terms
@@ -29,6 +29,7 @@ from lightning_distill.training.gradient_mean import LOSS_SCALE, GradientMean, S
 from lightning_distill.training.nonfinite_guard import NonFiniteGuard
 from lightning_distill.training.training_logger import TrainingLogger
 
+VALIDATION_NLL = "validation/nll"  # in nats per token, averaged over the split
 # The parameter that schedules of torch and transformers have for the number of steps.
 RUN_LENGTH = ("total_steps", "num_training_steps")
 
@@ -96,7 +97,7 @@ class TrainedModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         total, tokens = nll(self(batch), batch["labels"])
         self.validation_nll.update(total / tokens.clamp(min=1), tokens)
-        self.log("validation/nll", self.validation_nll, prog_bar=True)
+        self.log(VALIDATION_NLL, self.validation_nll, prog_bar=True)
 
     def step(self, terms: Terms) -> Tensor:
         """The loss of one micro-batch, for Lightning to differentiate."""
@@ -137,6 +138,12 @@ class TrainedModule(L.LightningModule):
         seconds = self.seconds_before + time.perf_counter() - self._start
         checkpoint["spent"] = {"tokens": self.global_tokens_seen, "seconds": seconds}
         checkpoint["skipped"] = [self.guard.count, self.guard.in_a_row]
+        if (nll := self.trainer.callback_metrics.get(VALIDATION_NLL)) is not None:
+            checkpoint["validation_nll"] = float(nll)
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes the weights of a checkpoint of this training, and nothing else of it."""
+        load_full_weights(self, self._frozen | weights)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # absent where it was read into shards before

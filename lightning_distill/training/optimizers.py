@@ -12,20 +12,24 @@ from lightning_distill.training.module import RUN_LENGTH
 # Raised by constructors for invalid arguments.
 INVALID_ARGUMENTS = (ValueError, TypeError, LookupError, ArithmeticError)
 
+USUAL_STEPS = 1000  # in place of a number that is not known yet
+
 
 def check_optimizer(
     prefix: str,
     optimizer: Callable[..., Any],
     schedule: Callable[..., Any],
-    steps: int,
+    steps: int | None,
 ) -> None:
     """Raises ConfigError where the optimizer or the schedule refuses its settings.
 
     prefix: of the config keys, `teacher.` or empty. optimizer, schedule: what training calls; of
-    a partial, the message shows the arguments. steps: optimizer steps; 0 skips the check.
+    a partial, the message shows the arguments. steps: optimizer steps, None where they are not
+    known yet; 0 skips the check.
     """
-    if not steps:
+    if steps == 0:
         return
+    steps = steps or USUAL_STEPS
     group, called = "optimizer", optimizer
     try:
         weight = torch.nn.Parameter(torch.zeros(1, 1))

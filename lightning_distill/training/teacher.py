@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -176,16 +176,17 @@ def _train(
     tracker: Tracker,
     logs: Path,
     folder: Path,
-) -> None:
+) -> dict[str, Any]:
     spec = member.model
-    log.info("training the teacher: %s steps", spec.max_steps)
+    steps = spec.steps(data.examples("train"), trainers.examples_per_step)
+    log.info("training the teacher: %s steps", steps)
     L.seed_everything(member.seed, verbose=False)
     model = spec.build(data)
     lora.attach(model, spec.lora, "teacher", member.seed)
     module = TeacherModule(model, data.num_classes, member.optimizer, member.schedule)
     loggers = tracker.start(logs, folder / "checkpoints", teacher=folder.stem)
     data.set_train_examples(None, member.seed)
-    fit(trainers, module, data, spec.max_steps, folder, loggers, "teacher")
+    training = fit(trainers, module, data, steps, folder, loggers, "teacher")
     lora.merge(module.model)
     tracker.finish(loggers, {"parameters": count_parameters(module.model)})
     save_trained(module.model, data, folder)
@@ -193,6 +194,7 @@ def _train(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if (logs / "metrics.csv").exists():
             shutil.copy(logs / "metrics.csv", folder)
+    return {"training": asdict(training)}
 
 
 def _trained(artifact: Artifact, data: DistillationData) -> Obtained:

@@ -45,6 +45,11 @@ class TrainerFactory:
     plugins: Callable[[], list[Any]] = list
     identity: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def examples_per_step(self) -> int:
+        """Of one optimizer step, over all devices."""
+        return self.batch_size * self.accumulate_grad_batches * self.hardware.num_devices
+
     def trainer(
         self,
         folder: Path,

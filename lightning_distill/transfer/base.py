@@ -71,6 +71,10 @@ class Transfer:
         """How many blocks the teacher labels, or sequences it generates, in `prepare`."""
         return 0
 
+    def expected_examples(self, data: DistillationData, teacher_data: DistillationData) -> int:
+        """The size of `dataset`, or about that where it is known only when it is prepared."""
+        return self.num_examples(data.transfer_set())
+
     def made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
         """Everything that determines the content of the artifact, see `prepares`."""
         raise NotImplementedError

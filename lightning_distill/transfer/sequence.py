@@ -1,6 +1,7 @@
 """Sequence-level distillation: the student trains on text that the teacher generates."""
 
 import logging
+import math
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -100,6 +101,13 @@ class Sequence(Transfer):
 
     def units_to_prepare(self, data: DistillationData, teacher_data: DistillationData) -> int:
         return self._plan(teacher_data).num_sequences
+
+    def expected_examples(self, data: DistillationData, teacher_data: DistillationData) -> int:
+        plan = self._plan(teacher_data)
+        generated = plan.num_sequences
+        if data.continues_prompt:  # sequences are cut into blocks
+            generated = math.ceil(generated * plan.length / (data.max_length - 1))
+        return round(generated / (1 - self.mix))
 
     def made_from(self, data: DistillationData, teacher: Teacher) -> dict[str, Any]:
         teacher_data = teacher.data

@@ -23,8 +23,8 @@ def test_the_page_of_a_group_has_its_options_and_keys():
 def test_the_page_of_a_key_is_its_entry():
     assert describe("student.max_steps").splitlines() == [
         "  student.max_steps",
-        "      optimizer steps",
-        "      integer from 1; default 1000",
+        "      optimizer steps; null with epochs",
+        "      integer from 1, or null; default 1000",
     ]
 
 

@@ -152,6 +152,18 @@ def test_accumulated_batches_multiply_the_tokens_of_a_step(in_process, tmp_path,
     assert estimate["flops"] == 3 * plain["flops"]
 
 
+@pytest.mark.parametrize("transfer", ["online", "sequence"])
+def test_the_steps_of_epochs_are_those_of_the_run(in_process, tmp_path, transfer):
+    """Of generated text about those, as the teacher may end a sequence early."""
+    settings = ["student.max_steps=null", "student.epochs=2", f"transfer={transfer}"]
+    settings += [f"hydra.run.dir={tmp_path}", f"paths.outputs={tmp_path}"]
+    in_process("stage=plan", *settings)
+    planned = json.loads((tmp_path / "plan.json").read_text())["count"]
+    in_process(*settings)
+    made = json.loads((tmp_path / "results.json").read_text())["training"]["steps"]
+    assert planned == made if transfer == "online" else made <= planned <= 2 * made
+
+
 @pytest.mark.parametrize("interval", ["0.25", "1.0", "5"])
 def test_validations_are_counted_as_lightning_runs_them(in_process, tmp_path, interval):
     settings = [f"trainer.val_check_interval={interval}", "loss.alpha=0"]
@@ -178,6 +190,9 @@ def test_a_pass_over_few_batches_is_extrapolated_unless_it_was_short_anyway():
         (["loss.temperature=4"], True),
         (["seed=3"], True),
         (["student.max_steps=7"], True),
+        (["student.epochs=2"], True),
+        (["student.stop_after=2"], True),
+        (["student.keep=best"], False),
         (["optimizer.lr=0.1"], True),
         (["loss.alpha=0.5"], True),
         (["loss.alpha=0"], False),

@@ -48,6 +48,37 @@ def test_the_table_lists_the_best_job_first_and_failed_jobs_last(job, tmp_path):
     assert names == ["job", "teacher", "name=a", "name=b", "name=c"]
 
 
+def test_jobs_that_were_cut_short_are_marked_with_their_steps(job, tmp_path, capsys):
+    """In the table, on the page, and where means over seeds are compared."""
+    for seed, steps in enumerate((5, 6)):
+        training = {"steps": steps, "max_steps": 4000, "kept_step": steps}
+        job("cut", 4.2, seed=seed, training=training)
+    job("whole", 4.5, training={"steps": 4000, "max_steps": 4000, "kept_step": 4000})
+    job("old", 4.6)  # results of a version that did not count steps
+    headings, _, *lines = table_cells(compare_jobs(tmp_path))
+    steps = {line[0]: line[headings.index("steps")] for line in lines}
+    assert steps == {"name=cut (2 seeds)": "5–6 of 4,000", "name=whole": "4,000", "name=old": ""}
+    summarize(tmp_path)
+    note = "2 of 4 jobs cut short, at step 5–6 of 4,000"
+    assert note in " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "report.html").read_text()
+    assert note in page
+    row = page.partition('<section id="seeds">')[2].partition("</tr>")[2].partition("</tr>")[0]
+    assert "<td>5–6 of 4,000</td>" in row
+    cells = re.findall(r'data-column="training.steps"[^>]*>(.*?)</td>', page)
+    shown = [re.sub("<[^>]*>", "", cell).strip() for cell in cells]
+    assert shown == ["5 of 4,000", "6 of 4,000", "4,000", ""]
+
+
+def test_without_a_job_cut_short_nothing_is_said_of_steps(job, tmp_path, capsys):
+    job("whole", 4.5, training={"steps": 400, "max_steps": 400, "kept_step": 300})
+    assert "steps" not in table_cells(compare_jobs(tmp_path))[0]
+    summarize(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "cut short" not in capsys.readouterr().out + page.lower().partition("plotly")[0]
+    assert 'data-column="training.steps"' not in page
+
+
 def test_the_table_says_reused_for_a_job_with_another_jobs_results(sweep_of_24):
     seconds = {cells[0]: cells[-1] for cells in table_cells(compare_jobs(sweep_of_24))}
     of = "student=xs,loss.temperature={},loss.alpha=0 (2 seeds)"

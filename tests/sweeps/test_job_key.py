@@ -43,6 +43,7 @@ SAME = [
     ["loss.hidden.distance=cosine"],  # at weight 0
     ["student.lora.rank=0", "student.lora.alpha=1"],
     ["teacher.lora.dropout=0.5"],  # without a rank
+    ["student.epochs=null", "student.keep=last", "student.stop_after=null"],
 ]
 OTHER = [
     ["seed=1"],
@@ -50,6 +51,11 @@ OTHER = [
     ["student.lora.rank=2"],
     ["teacher=l"],
     ["student.max_steps=7"],
+    ["student.epochs=1"],
+    ["teacher.epochs=1"],
+    ["student.keep=best"],
+    ["student.stop_after=2"],
+    ["+trainer.max_time=00:00:00:05"],
     ["loss.temperature=2"],
     ["loss.hidden.weight=1"],
     ["optimizer.lr=0.1"],
@@ -89,6 +95,19 @@ def test_settings_without_an_effect_keep_the_key(key, overrides):
 @pytest.mark.parametrize("overrides", OTHER, ids=str)
 def test_settings_with_an_effect_change_the_key(key, overrides):
     assert key(*overrides) != key()
+
+
+def test_settings_of_an_older_version_without_the_keys_of_length_keep_the_key(composed):
+    new = OmegaConf.to_container(composed(), resolve=True)
+    old = copy.deepcopy(new)
+    for role, keys in {"student": ("epochs", "keep", "stop_after"), "teacher": ("epochs",)}.items():
+        for name in keys:
+            del old[role][name]
+    assert job_key(old) == job_key(new)
+
+
+def test_beside_epochs_the_steps_of_a_file_do_not_count(key):
+    assert key("student.epochs=2") == key("student.max_steps=null", "student.epochs=2")
 
 
 @pytest.mark.parametrize("overrides", WITHOUT_TEACHER, ids=str)

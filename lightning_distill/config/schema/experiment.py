@@ -93,7 +93,15 @@ KEYS = {
     "data.image_mean": Key("number", "subtracted from pixels in [0, 1]", minimum=0),
     "data.image_std": Key("number", "divides pixels after that", above=0),
     "teacher": Key("node", "the model to learn from, and its training"),
-    "teacher.max_steps": Key("integer", "optimizer steps; 0 for a trained model", minimum=0),
+    "teacher.max_steps": Key(
+        "integer",
+        "optimizer steps; 0 for a trained model; null with epochs",
+        minimum=0,
+        nullable=True,
+    ),
+    "teacher.epochs": Key(
+        "number", "passes over the train split, in place of max_steps", above=0, nullable=True
+    ),
     "teacher.seed": Key("integer", "seed of the teacher", minimum=0),
     "teacher.members": Key(
         "any", "an ensemble: what each has of its own, as in [{seed: 0}, {seed: 1}]"
@@ -113,7 +121,23 @@ KEYS = {
     "teacher.connections": Key("integer", "requests at a time", minimum=1),
     "teacher.key_variable": Key("any", "environment variable that holds the server's key"),
     "student": Key("node", "the model to train, and its training"),
-    "student.max_steps": Key("integer", "optimizer steps", minimum=1),
+    "student.max_steps": Key(
+        "integer", "optimizer steps; null with epochs", minimum=1, nullable=True
+    ),
+    "student.epochs": Key(
+        "number", "passes over the transfer set, in place of max_steps", above=0, nullable=True
+    ),
+    "student.keep": Key(
+        "text",
+        "weights after the last step, or of the lowest validation nll",
+        choices=("last", "best"),
+    ),
+    "student.stop_after": Key(
+        "integer",
+        "validations without a lower nll that end the training",
+        minimum=1,
+        nullable=True,
+    ),
     "student.initialize": Key(
         "text",
         "random weights, or copies of the teacher's layers",
