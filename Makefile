@@ -18,6 +18,8 @@ setup: $(DEV) ## create .venv and install everything that developers use, once
 install: $(PACKAGE) ## create .venv and install the package without its extras, once
 
 $(PACKAGE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Set PYTHON=python3.11 or newer: \
+	$(PYTHON) is " + sys.version.split()[0])'
 	@echo "installing the package into .venv, two minutes the first time"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) -e .
