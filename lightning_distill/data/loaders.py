@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lightning_distill.constants import IGNORED
+from lightning_distill.data.mixture import shuffled
 
 MAX_PREFETCHED = 8  # batches that a trainer may have fetched and not yet trained on
 
@@ -93,6 +94,8 @@ class TrainSampler(Sampler[int]):
 
     One run is one Lightning epoch, so that its progress bar counts steps to the end of training.
     share: this rank's part of the num_samples of all ranks; those before `start` are skipped.
+    parts, weights: the source of each example [N], and how often each source is drawn; each is then
+    shuffled anew in passes of its own.
     """
 
     def __init__(
@@ -102,21 +105,26 @@ class TrainSampler(Sampler[int]):
         seed: int,
         start: int = 0,
         share: RankShare = RankShare(),
+        parts: Tensor | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.num_examples, self.num_samples, self.seed = num_examples, num_samples, seed
+        self.num_samples, self.seed = num_samples, seed
         self.start, self.share = start, share
+        self.groups, self.weights = [torch.arange(num_examples)], [1.0]
+        if parts is not None and weights is not None:
+            present = parts.unique().tolist()
+            self.groups = [(parts == part).nonzero()[:, 0] for part in present]
+            self.weights = [weights[part] for part in present]
 
     def __len__(self) -> int:
         return self.num_samples // self.share.world
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
-        order: list[int] = []
-        for sample in range(self.num_samples):
-            if sample % self.num_examples == 0:
-                order = torch.randperm(self.num_examples, generator=generator).tolist()
+        indices = shuffled(self.groups, self.weights, generator)
+        for sample, index in enumerate(islice(indices, self.num_samples)):
             if sample >= self.start and self.share.has(sample):
-                yield order[sample % self.num_examples]
+                yield index
 
 
 class HeldOutShard(Dataset[dict[str, Any]]):

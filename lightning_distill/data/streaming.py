@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_distill.data.loaders import worker_start_method
 from lightning_distill.data.packing import Blocks
 from lightning_distill.data.sources.base import read_from
-from lightning_distill.data.splits import split_of
+from lightning_distill.data.splits import SplitSources
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 
@@ -52,14 +52,14 @@ class TokenChunks(IterableDataset[TokenChunk]):
 
     def __init__(
         self,
-        source: Any,
+        sources: SplitSources,
         tokenizer: PreTrainedTokenizerBase,
         separator: list[int],
         begin: StreamPosition,
         rank: int,
         world: int,
     ) -> None:
-        self.source, self.tokenizer, self.separator = source, tokenizer, separator
+        self.sources, self.tokenizer, self.separator = sources, tokenizer, separator
         self.begin, self.rank, self.world = begin, rank, world
 
     def __iter__(self) -> Iterator[TokenChunk]:
@@ -76,12 +76,13 @@ class TokenChunks(IterableDataset[TokenChunk]):
         """The chunks of all ranks, before tokenization."""
         epoch, chunk, source_position, _ = self.begin
         while True:
-            for here, texts in read_from(self.source, source_position):
+            for here, texts in read_from(self.sources.train, source_position):
                 yield StreamPosition(epoch, chunk, here), texts
                 chunk += 1
             epoch, source_position = epoch + 1, None
 
     def _tokenize(self, position: StreamPosition, texts: list[str]) -> TokenChunk:
+        split_of = self.sources.split_of
         train = [text for text in texts if text.strip() and split_of(text) == "train"]
         # Tokenizers refuse an empty list.
         ids = train and self.tokenizer(train, add_special_tokens=False, verbose=False)["input_ids"]
@@ -99,14 +100,14 @@ class StreamedBlocks(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        source: Any,
+        sources: SplitSources,
         tokenizer: PreTrainedTokenizerBase,
         separator: list[int],
         sequence_length: int,
         isolate_documents: bool,
         num_workers: int,
     ) -> None:
-        self.text = source, tokenizer, separator
+        self.text = sources, tokenizer, separator
         self.positions, self.isolate_documents = sequence_length, isolate_documents
         self.num_workers = num_workers
         self.begin(None, 0, 1, 0, 1)

@@ -4,17 +4,18 @@ import json
 import tempfile
 import warnings
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lightning_distill.data.splits import digest, split_sizes
+from lightning_distill.data.splits import ORDER, SplitSources, check_own, digest, report_repeated
 
 COPY_BYTES = 2**24  # at a time
 DTYPES = {"I32": np.dtype("<i4")}  # by safetensors' names
@@ -29,6 +30,9 @@ class Documents(Sequence[str]):
     def __init__(self, file: IO[bytes], offsets: np.ndarray, sizes: np.ndarray) -> None:
         self.file, self.offsets, self.sizes = file, offsets, sizes
 
+    def at(self, indices: np.ndarray) -> "Documents":
+        return Documents(self.file, self.offsets[indices], self.sizes[indices])
+
     def __len__(self) -> int:
         return len(self.offsets)
 
@@ -39,12 +43,45 @@ class Documents(Sequence[str]):
         return self.file.read(int(self.sizes[index])).decode("utf-8", "surrogatepass")
 
 
-def split_on_disk(texts: Iterable[str], folder: Path, what: str) -> dict[str, Documents]:
-    """Like `split_by_hash`, with only each document's hash, offset and size in memory.
+def split_on_disk(
+    sources: SplitSources, read: Callable[[Any], Iterable[str]], folder: Path, what: str
+) -> dict[str, "SplitDocuments"]:
+    """Like `SplitSources.split`, with only each document's hash, offset and size in memory.
 
-    The texts are in an unnamed temporary file in `folder`, which ends with the last reference.
+    The texts are in unnamed temporary files in `folder`, which end with the last reference.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    own = [
+        {split: _on_disk(read(source), folder) for split, source in part.own.items()}
+        for part in sources.parts
+    ]
+    hashes_of_own = [hashes for part in own for hashes, _ in part.values()]
+    seen = np.concatenate([np.zeros(0, "S32"), *hashes_of_own])
+    splits: dict[str, list[Documents]] = {split: [] for split in ORDER}
+    for number, part in enumerate(sources.parts):
+        hashes, documents = _on_disk(read(part.train), folder)
+        kept = np.flatnonzero(~np.isin(hashes, seen))
+        report_repeated(len(hashes) - len(kept), what)
+        seen, start = np.concatenate([seen, hashes[kept]]), 0
+        for split, size in sources.sizes(number, len(kept), what).items():
+            splits[split].append(documents.at(kept[start : start + size]))
+            start += size
+        for split, (_, texts) in own[number].items():
+            check_own(split, len(texts), what)
+            splits[split].append(texts)
+    return {split: SplitDocuments(parts) for split, parts in splits.items()}  # type: ignore[arg-type]
+
+
+class SplitDocuments(ConcatDataset[str]):
+    """The documents of a split, source by source. parts: the index of each one's source."""
+
+    @property
+    def parts(self) -> list[int]:
+        return [number for number, part in enumerate(self.datasets) for _ in range(len(part))]  # type: ignore[arg-type]
+
+
+def _on_disk(texts: Iterable[str], folder: Path) -> tuple[np.ndarray, Documents]:
+    """The distinct texts in the order of their hashes, and those: [D] of 32 bytes."""
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the documents keep it open)
     hashes, sizes = bytearray(), array("q")
     for text in texts:
@@ -52,15 +89,11 @@ def split_on_disk(texts: Iterable[str], folder: Path, what: str) -> dict[str, Do
         hashes += digest(data)
         sizes.append(file.write(data))
     file.flush()
-    all_sizes = np.array(sizes, np.int64)
     # The first of equal texts is kept; np.unique sorts by the bytes of the hashes.
-    kept = np.unique(np.frombuffer(hashes, "S32"), return_index=True)[1]
-    kept_sizes = all_sizes[kept]
-    offsets, splits, start = np.cumsum(all_sizes)[kept] - kept_sizes, {}, 0
-    for split, size in split_sizes(len(kept), what).items():
-        part = slice(start, start + size)
-        splits[split], start = Documents(file, offsets[part], kept_sizes[part]), start + size
-    return splits
+    distinct, kept = np.unique(np.frombuffer(hashes, "S32"), return_index=True)
+    all_sizes = np.array(sizes, np.int64)
+    offsets = np.cumsum(all_sizes)[kept] - all_sizes[kept]
+    return distinct, Documents(file, offsets, all_sizes[kept])
 
 
 def write_tokens(

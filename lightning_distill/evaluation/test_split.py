@@ -26,6 +26,7 @@ class Evaluation(L.LightningModule):
 
     models: of each role, one or several whose probabilities are averaged by `weights`.
     quality: makes the metrics of one role.
+    parts: the source of each example [N], and the sources' names, for scores of each; or None.
     """
 
     def __init__(
@@ -33,8 +34,14 @@ class Evaluation(L.LightningModule):
         models: dict[str, list[Frozen]],
         weights: list[float],
         quality: Callable[[], nn.Module],
+        parts: tuple[Tensor, list[str]] | None = None,
     ) -> None:
         super().__init__()
+        self.part_of: Tensor | None = parts[0] if parts else None
+        self.names = parts[1] if parts else []
+        self.by_source: Any = nn.ModuleDict(
+            {k: nn.ModuleList([quality() for _ in self.names]) for k in models}
+        )
         self.models: Any = nn.ModuleDict({k: nn.ModuleList(m) for k, m in models.items()})
         self.quality: Any = nn.ModuleDict({k: quality() for k in models})
         self.likeness = Likeness() if len(models) == 2 else None
@@ -57,12 +64,32 @@ class Evaluation(L.LightningModule):
                 each = [F.log_softmax(one.at(kept).logits(), dim=-1) for one in predictions]
                 log_probs[role] = mean_of(each, self.weights)
                 self.quality[role].update(log_probs[role], labels[kept])
+                self._update_sources(role, log_probs[role], labels[kept], kept, batch)
             if self.likeness:
                 self.likeness.update(log_probs["student"], log_probs["teacher"])
+
+    def _update_sources(
+        self, role: str, log_probs: Tensor, labels: Tensor, kept: Tensor, batch: dict[str, Tensor]
+    ) -> None:
+        """log_probs: [N, V], labels: [N], kept: [N] their places in the batch's labels."""
+        if self.part_of is None:
+            return
+        examples = kept.cpu() // batch["labels"][0].numel()
+        parts = self.part_of[batch["block"].cpu()[examples]].to(labels.device)
+        for number, metric in enumerate(self.by_source[role]):
+            of_source = parts == number
+            if of_source.any():
+                metric.update(log_probs[of_source], labels[of_source])
 
     def on_test_epoch_end(self) -> None:
         """Computes over all devices, while the metrics are still on them."""
         self.scores = {role: quality.compute() for role, quality in self.quality.items()}
+        present = [] if self.part_of is None else self.part_of.unique().tolist()
+        for role in self.models if present else ():
+            scores = {self.names[n]: self.by_source[role][n].compute() for n in present}
+            for one in scores.values():  # the bytes of a token are of all sources
+                one.pop("bits_per_byte", None)
+            self.scores[role]["sources"] = scores
         if self.likeness:
             self.scores["student"] |= self.likeness.compute()
 
@@ -88,7 +115,9 @@ def evaluate(
         passes[-1][1]["teacher"] = teacher.frozen()
     for examples, models in passes:
         weights = teacher.weights if teacher else [1.0]
-        evaluation = Evaluation(models, weights, examples.quality_metric)
+        mixture = examples.mixture
+        parts = (examples.part_of("test"), mixture.names) if mixture else None
+        evaluation = Evaluation(models, weights, examples.quality_metric, parts)
         trainer.test(evaluation, examples, verbose=False)
         for role, role_scores in evaluation.scores.items():
             size = sum(count_parameters(one.model) for one in models[role])

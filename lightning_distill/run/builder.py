@@ -83,7 +83,7 @@ def build_run(settings: Settings) -> Run:
         seed=settings["seed"],
         outputs=Path(settings["paths"]["outputs"]),
         task=get_class(cfg.data._target_),
-        make_data=partial(instantiate, cfg.data),
+        make_data=partial(_data, cfg.data),
         make_objective=partial(_objective, cfg.loss, teacher),
         make_transfer=partial(instantiate, cfg.transfer),
         shares_vocabulary=settings["loss"].get("shared_vocabulary", True),
@@ -96,6 +96,14 @@ def build_run(settings: Settings) -> Run:
         evaluation=_evaluation(settings["evaluate"]),
         loggers=[_logger(node) for node in cfg.logger.values()],
     )
+
+
+def _data(node: DictConfig) -> DistillationData:
+    if node.get("mixture"):  # whose sources bring what the node says is missing
+        for key in [key for key in node if OmegaConf.is_missing(node, key)]:
+            del node[key]
+    data: DistillationData = instantiate(node)
+    return data
 
 
 def _objective(node: DictConfig, teacher: TeacherSpec) -> Objective:

@@ -3,12 +3,12 @@
 Two jobs with one key would give the same results, so that the second reuses those of the first.
 """
 
-from pathlib import Path
 from typing import Any
 
 from lightning_distill.config.settings import intermediate_losses
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.storage.artifacts import key_of
+from lightning_distill.storage.input_files import input_files
 
 # Groups and settings that change no number.
 WITHOUT_EFFECT = (
@@ -31,6 +31,8 @@ HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
 # Settings that may be the path of a file or folder, whose content counts besides its name.
 INPUTS = (
     ("data", "path"),
+    ("data", "validation_path"),
+    ("data", "test_path"),
     ("data", "name"),
     ("data", "chat_template"),
     ("teacher", "name"),
@@ -52,6 +54,8 @@ OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
 def job_key(settings: dict[str, Any]) -> str:
     """Equal for two jobs that must give the same numbers. settings: resolved."""
     inputs = [_file_states(settings[group].get(name)) for group, name in INPUTS]
+    for part in (settings["data"].get("mixture") or {}).values():
+        inputs += [_file_states(part.get(name)) for group, name in INPUTS if group == "data"]
     return key_of({"inputs": inputs, **_without_idle(_on_one_device(_relevant(settings)))})
 
 
@@ -123,12 +127,8 @@ def _less(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in keys}
 
 
-def _file_states(path: Any) -> list[Any]:
-    """Name, size and time of change of the file, or of every file below the folder, at `path`;
-    empty where there is none."""
-    if not isinstance(path, str) or not path or not Path(path).expanduser().exists():
-        return []
-    root = Path(path).expanduser()
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
-    states = ((f, f.stat()) for f in files if f.is_file())
-    return [[str(f.relative_to(root)), s.st_size, s.st_mtime_ns] for f, s in states]
+def _file_states(given: Any) -> list[Any]:
+    """Name, size and time of change of every file at a path, see `input_files`; empty where there
+    is none."""
+    files = input_files(given) if given else []
+    return [[str(f), s.st_size, s.st_mtime_ns] for f, s in ((f, f.stat()) for f in files)]

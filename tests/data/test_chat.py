@@ -14,6 +14,7 @@ from lightning_distill.constants import IGNORED
 from lightning_distill.data.chat_template import ROLES, TEMPLATE, AssistantMasker
 from lightning_distill.data.messages import check_messages
 from lightning_distill.data.packing import run_starts, whole_documents
+from lightning_distill.data.sources.base import Conversation
 from lightning_distill.data.sources.conversations import Conversations
 from lightning_distill.data.sources.python_chat import PythonChat
 from lightning_distill.data.tasks.chat import Chat
@@ -112,7 +113,7 @@ def tokenizer_of(template, special, pieces=False):
 
 def learned(turns, messages):
     """What carries loss, decoded, a string a run."""
-    ids, targets = turns(messages)
+    ids, targets = turns(Conversation(messages))
     runs, before = [], False
     for token, target in zip(ids, targets, strict=True):
         if target:
@@ -137,7 +138,7 @@ def test_what_carries_loss_is_what_the_assistant_says_and_the_token_that_closes_
 def test_a_turn_begins_where_the_model_will_be_asked_for_it(family):
     template, special, *_ = FAMILIES[family]
     turns = AssistantMasker(tokenizer_of(template, special))
-    ids, targets = turns(TWO)
+    ids, targets = turns(Conversation(TWO))
     starts = run_starts(torch.tensor(targets)).tolist()
     for start, number in zip(starts, (1, 3), strict=True):
         asked = turns.tokenizer.apply_chat_template(TWO[:number], add_generation_prompt=True)
@@ -176,7 +177,7 @@ HEADLESS = CHATML[: CHATML.index("{%- if add")]
 def test_a_template_that_cannot_tell_the_assistants_tokens_is_refused(template, messages, message):
     turns = AssistantMasker(tokenizer_of(template, ["<|im_end|>", "<|im_start|>"]))
     with pytest.raises(ConfigError, match=".*".join(map(re.escape, message.split(".*")))):
-        turns(messages)
+        turns(Conversation(messages))
 
 
 def test_a_template_that_is_none_is_refused_with_its_line():
@@ -191,7 +192,7 @@ def test_a_template_that_is_none_is_refused_with_its_line():
         ("Hello", "is str, not a list of messages"),
         ([], "the conversation is empty"),
         (["Hello"], "message 1 is str, not {role, content}"),
-        ([{"from": "human", "value": "a"}], "message 1 has no role and content; it has: from, val"),
+        ([{"from": "human", "text": "a"}], "message 1 has no role and content; it has: from, text"),
         ([{"role": "user", "content": 3}], "message 1 has int for its content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "has parts that are not text"),
         ([ONE[0]], "no message is the assistant's"),
@@ -214,7 +215,10 @@ def test_absent_keys_and_parts_of_text_are_read():
     found = check_messages([{"role": "user", "content": parts, "name": None}, calls])
     assert found == [
         {"role": "user", "content": "A b"},
-        {k: calls[k] for k in ("role", "tool_calls")},
+        {
+            "role": "assistant",
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+        },
     ]
 
 
@@ -348,7 +352,7 @@ def test_a_long_conversation_is_cut_and_counted(make_chat):
     data = make_chat(length=40)
     counts = data._stream("train")[1].unique(return_counts=True)[1]
     assert 0 < (counts > 40).sum() < len(counts)
-    assert re.search(r"\d+ of 150 conversations are longer than .*=40, and cut", data.describe())
+    assert re.search(r"\d+ of them longer than data.sequence_length, and cut", data.describe())
     with pytest.raises(ConfigError, match="No conversation of the train split has text of the"):
         make_chat(length=4)
 
@@ -499,12 +503,12 @@ def test_an_assistant_is_distilled_by_every_transfer(in_process, chats, tmp_path
 
 @pytest.fixture(scope="session")
 def python_chats():
-    return list(PythonChat().read(lambda messages: messages))
+    return list(PythonChat().read(lambda one: one.messages))
 
 
 @pytest.mark.slow
 def test_the_embedded_conversations_give_each_answer_once_and_are_the_same_each_time(python_chats):
-    assert python_chats == list(PythonChat().read(check_messages))
+    assert python_chats == list(PythonChat().read(lambda one: check_messages(one.messages)))
     assert 3000 < len(python_chats) < 10_000
     said = [m["content"] for messages in python_chats for m in messages if m["role"] == "assistant"]
     answers = [text for text in said if " " in text and "(self" not in text]

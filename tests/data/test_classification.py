@@ -57,7 +57,7 @@ def file(tmp_path_factory):
 def prepare(file, tmp_path_factory):
     def make(path=file, length=24, skip=False, tokenizer=None, column="text", label="label"):
         data = Classification(
-            LabelledRows, length, 8, 300, held_out=5,
+            LabelledRows, length, 8, 300, held_out=0.2,
             path=str(path), column=column, label_column=label, skip_bad_rows=skip,
         )  # fmt: skip
         data.prepare(Store(tmp_path_factory.getbasetemp() / "outputs"), tokenizer)

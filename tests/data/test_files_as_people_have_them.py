@@ -1,13 +1,25 @@
 """Files that spreadsheets, scanners and other tools write."""
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from lightning_distill.data.sources import readers
+from lightning_distill.data.sources.huggingface import HuggingFace
 from lightning_distill.data.sources.image_folder import ImageFolder
 from lightning_distill.data.sources.labelled_rows import LabelledRows
+from lightning_distill.data.sources.pairs import Pairs
+from lightning_distill.data.sources.row_files import RowFiles
 from lightning_distill.data.sources.text import Text
 from lightning_distill.errors import ConfigError
 
@@ -90,3 +102,140 @@ def test_an_image_that_is_too_large_is_named_or_left_out(tmp_path, monkeypatch, 
         list(ImageFolder(str(tmp_path), 4, 1, False).rows())
     assert len(list(ImageFolder(str(tmp_path), 4, 1, True).rows())) == 1
     assert "skipped 1 of 2 images" in caplog.text
+
+
+TEXTS = [f"Document {i}: naïve, 東京 😀.\n\n{'soft targets ' * (i % 5)}." for i in range(40)]
+ENCODINGS = {
+    "utf-8": lambda text: text.encode(),
+    "with a mark": lambda text: MARK + text.encode(),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16 of the other order": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "windows": lambda text: MARK + text.replace("\n", "\r\n").encode(),
+}
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESSED = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstd(data[:500]) + zstd(data[500:]),  # in two frames
+}
+
+
+def table(texts, delimiter):
+    out = io.StringIO()
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=quoting)
+    writer.writerows([["text", "n"], *([text, "1"] for text in texts)])
+    return out.getvalue()
+
+
+def as_file(texts, kind):
+    rows = [{"text": text, "n": 1} for text in texts]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return {
+        ".jsonl": lines,
+        "lines.json": lines,  # as data sets of the hub have them
+        "array.json": json.dumps(rows),
+        "pretty.json": json.dumps(rows, indent=2, ensure_ascii=False),
+        "nested.json": json.dumps({"version": 1, "data": rows}),
+        "comma.csv": table(texts, ","),
+        "semicolon.csv": table(texts, ";"),
+    }[kind]
+
+
+KINDS = [
+    *(".jsonl", "lines.json", "array.json", "pretty.json", "nested.json"),
+    *("comma.csv", "semicolon.csv"),
+]
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_gives_the_same_documents_from_every_position(
+    tmp_path, monkeypatch, kind, encoding, compression
+):
+    monkeypatch.setattr(readers, "CHUNK", 1000)
+    content = ENCODINGS[encoding](as_file(TEXTS, kind))
+    file = tmp_path / f"a{kind}{compression}"
+    file.write_bytes(COMPRESSED[compression](content))
+    source = Text(str(file))
+    whole = list(source.read_from(None))
+    expected = [text.replace("\n", "\r\n") for text in TEXTS]  # in a cell, a line may end so
+    in_cell = "csv" in kind and encoding == "windows"
+    assert [text for _, texts in whole for text in texts] == (expected if in_cell else TEXTS)
+    for number, (position, _) in enumerate(whole):
+        assert list(source.read_from(json.loads(json.dumps(position)))) == whole[number:]
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_text_file_is_cut_alike_however_it_is_written(tmp_path, encoding, compression):
+    text = "\n\n".join(f"{i} 東 " + "word " * (i * 7 % 300) for i in range(60))
+    content = ENCODINGS[encoding](text)
+    (tmp_path / f"a.txt{compression}").write_bytes(COMPRESSED[compression](content))
+    assert list(Text(str(tmp_path)).rows()) == list(readers.pieces(text))
+
+
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_damaged_archive_is_named(tmp_path, compression):
+    whole = COMPRESSED[compression](as_file(TEXTS, ".jsonl").encode())
+    for content in (whole[: len(whole) // 2], b"no archive"):
+        (tmp_path / f"a.jsonl{compression}").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"a\.jsonl\S+ cannot be read"):
+            list(Text(str(tmp_path)).rows())
+
+
+def test_a_path_may_be_a_glob_or_a_list_and_a_file_counts_once(tmp_path):
+    for name in ("b1", "a", "b2", "[c]"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+
+    def read(*names):
+        return list(Text([str(tmp_path / name) for name in names]).rows())
+
+    assert read("b*.jsonl", "a.jsonl", "b1.jsonl") == ["b1", "b2", "a"]
+    assert read("[c].jsonl") == ["[c]"]
+    assert list(Text(str(tmp_path / "**" / "*.jsonl")).rows()) == ["[c]", "a", "b1", "b2"]
+    with pytest.raises(ConfigError, match=r"data.path=\S*/d.jsonl does not exist"):
+        read("a.jsonl", "d.jsonl")
+
+
+SOURCES = {
+    "text": lambda path, skip: Text(path, "text", skip),
+    "labels": lambda path, skip: LabelledRows(path, "text", "label", skip),
+    "pairs": lambda path, skip: Pairs(path, "text", "label", skip_bad_rows=skip),
+    "hub": lambda path, skip: HuggingFace(path, column="text", skip_bad_rows=skip),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_null_is_refused_with_its_row_or_left_out_and_counted(tmp_path, caplog, name):
+    rows = [{"text": f"text {i}", "label": "x"} for i in range(6)]
+    rows[3]["text"] = None
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if name == "hub":
+        datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+        path = tmp_path / "saved"
+    with pytest.raises(ConfigError, match=r"(line|row) 4: text is null.*skip_bad_rows=true"):
+        list(SOURCES[name](str(path), False).rows())
+    assert len(list(SOURCES[name](str(path), True).rows())) == 5
+    assert "skipped 1 of 6 rows" in caplog.text
+
+
+def test_nulls_of_a_tables_schema_are_no_part_of_its_rows(tmp_path):
+    """axolotl#2909: Parquet gives every struct the keys of all structs of its column."""
+    rows = [{"n": i, "call": {"arguments": {f"key {i}": i}, "list": [{f"{i}": 1}]}} for i in (1, 2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    for name in ("a.parquet", "saved"):
+        assert list(RowFiles(str(tmp_path / name), {}, False).read(lambda row: row)) == rows

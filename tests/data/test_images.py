@@ -19,7 +19,7 @@ CLASSES = ("bright", "dark", "striped")
 TINY = [
     "data=images",
     "data.image_size=8",
-    "data.held_out=5",
+    "data.held_out=0.2",
     "data.batch_size=4",
     "teacher=xs",
     "student=xs",
@@ -60,7 +60,7 @@ def make(folder, tmp_path):
             "skip_bad_rows": False,
             **settings,
         }
-        data = Images(ImageFolder, 4, 5, omit, 0.5, 0.25, **settings)
+        data = Images(ImageFolder, 4, 0.2, omit, 0.5, 0.25, **settings)
         data.prepare(Store(tmp_path / "outputs"))
         return data
 

@@ -11,7 +11,7 @@ from lightning_distill.data.sources import base, readers
 from lightning_distill.data.sources.base import held_out
 from lightning_distill.data.sources.huggingface import HuggingFace
 from lightning_distill.data.sources.text import Text
-from lightning_distill.data.splits import split_of
+from lightning_distill.data.splits import SplitSources
 from lightning_distill.data.streaming import StreamPosition, TokenChunks, load_chunks
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.distributed import process_group
@@ -39,6 +39,9 @@ class Generated(SparseCodec):
         with open(self.path) as lines:
             for line in lines:
                 yield json.loads(line)["text"]
+
+
+SPLIT_OF = SplitSources(Generated, {"path": ""}, None).split_of
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +75,7 @@ def same(one, other):
 
 def train_documents(text_file):
     texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
-    return [text for text in texts if split_of(text) == "train"]
+    return [text for text in texts if SPLIT_OF(text) == "train"]
 
 
 def test_a_stream_is_the_train_documents_in_their_order_again_and_again(make, text_file):
@@ -136,10 +139,7 @@ def test_what_is_behind_the_state_is_not_tokenized_again(make, monkeypatch):
     stream = data.examples("train")
     taken(stream, 300)
     seen = []
-    monkeypatch.setattr(base, "split_of", lambda text: pytest.fail("only workers read a stream"))
-    monkeypatch.setattr(
-        "lightning_distill.data.streaming.split_of", lambda text: seen.append(text) or "train"
-    )
+    monkeypatch.setattr(SplitSources, "split_of", lambda _, text: seen.append(text) or "train")
     taken(data.examples("train"), 1, stream.state(300))
     assert sum(map(len, seen)) < 2 * 1200
 
@@ -173,10 +173,10 @@ def test_held_out_documents_are_the_first_and_never_trained_on(make, text_file):
     data = make(held_out_documents=3)
     texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
     for split in ("validation", "test"):
-        expected = [text for text in texts if split_of(text) == split][:3]
+        expected = [text for text in texts if SPLIT_OF(text) == split][:3]
         ids = data._tokens[split].tolist()
         assert data.tokenizer.decode(ids) == "".join(text + "<|endoftext|>" for text in expected)
-    shares = [split_of(f"document {i}") for i in range(9000)]
+    shares = [SPLIT_OF(f"document {i}") for i in range(9000)]
     assert shares.count("test") == pytest.approx(500, abs=70)
     assert shares.count("validation") == pytest.approx(500, abs=70)
 
@@ -197,7 +197,7 @@ def test_a_stream_that_holds_out_nothing_is_refused(texts):
             yield from texts
 
     with pytest.raises(ConfigError, match=f"split without a document, of {len(texts)} that"):
-        held_out(Few(""), 10)
+        held_out(SplitSources(Few, {"path": ""}, None), 10)
 
 
 def test_a_source_that_lists_its_documents_is_refused(make):

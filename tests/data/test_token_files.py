@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lightning_distill.data.splits import sha256, split_by_hash
+from lightning_distill.data.splits import SplitSources, sha256
 from lightning_distill.data.token_files import map_tokens, split_on_disk, write_tokens
 
 
@@ -13,20 +13,24 @@ from lightning_distill.data.token_files import map_tokens, split_on_disk, write_
 def test_documents_on_disk_are_split_like_those_in_memory(tmp_path_factory, texts, dice):
     given = [*texts, *list(texts)[:5]]
     dice.shuffle(given)
-    expected = split_by_hash(((sha256(text), text) for text in given), "documents")
-    found = split_on_disk(given, tmp_path_factory.getbasetemp(), "documents")
-    assert {split: list(documents) for split, documents in found.items()} == expected
+    sources = SplitSources(lambda: given, {}, None)
+    expected = sources.split(lambda texts: ((sha256(text), text) for text in texts), "documents")
+    found = split_on_disk(sources, iter, tmp_path_factory.getbasetemp(), "documents")
+    assert {split: list(documents) for split, documents in found.items()} == {
+        split: items for split, (items, _) in expected.items()
+    }
 
 
 def test_nothing_is_left_of_the_file_of_documents(tmp_path):
-    found = split_on_disk(["one", "two", "three"], tmp_path / "new", "documents")
+    sources = SplitSources(lambda: ["one", "two", "three"], {}, None)
+    found = split_on_disk(sources, iter, tmp_path / "new", "documents")
     assert sorted(text for documents in found.values() for text in documents) == [
         "one",
         "three",
         "two",
     ]
     assert found["train"][-1] == found["train"][0]
-    assert found["train"][:1] == list(found["train"])
+    assert list(found["train"]) == [found["train"][0]]
     assert not list((tmp_path / "new").iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import struct
 
 import datasets
@@ -119,12 +120,14 @@ def test_every_kind_of_file_gives_the_same_examples(make, tmp_path):
         ("both", languages),
     ]:
         assert make(path=str(tmp_path / path), **settings)._splits == expected
-    assert sorted((p.source, p.target) for part in expected.values() for p in part) == sorted(PAIRS)
+    assert sorted((p.source, p.target) for part, _ in expected.values() for p in part) == sorted(
+        PAIRS
+    )
 
 
 def test_an_example_is_a_pair_and_decodes_to_it(make):
     data = make()
-    examples, pairs = data.examples("train"), data._splits["train"]
+    examples, pairs = data.examples("train"), data._splits["train"].items
     assert len(examples) == len(pairs)
     for index in (0, len(pairs) - 1):
         example = examples[index]
@@ -140,14 +143,15 @@ def test_what_is_too_long_is_left_out_and_counted(make):
     whole = make()
     longest = [
         max(len(whole.tokenizer(text)["input_ids"]) for text in pair[:2])
-        for part in whole._splits.values()
+        for part, _ in whole._splits.values()
         for pair in part
     ]
     most = sorted(longest)[len(longest) * 2 // 3]
     short = make(sequence_length=most)
     left_out = sum(length > most for length in longest)
     assert 0 < left_out < len(longest)
-    assert f"{left_out} longer than data.sequence_length left out" in short.describe()
+    counted = short.describe().split("left out, longer than data.sequence_length: ")[1]
+    assert left_out == sum(int(n) for n in re.findall(r"(\d+) (?:train|val|test)", counted))
     assert sum(len(short.examples(s)) for s in short._splits) == len(longest) - left_out
 
 
@@ -155,9 +159,9 @@ def test_translations_of_one_text_are_never_in_different_splits(tmp_path):
     lines = [f"{text}\t{n}{text}\n" for text in map(str, range(90)) for n in "ab"]
     (tmp_path / "a.tsv").write_text("source\ttarget\n" + "".join(lines))
     pairs = Translation(Pairs, 24, 8, 300, path=str(tmp_path / "a.tsv"))._splits
-    for part in pairs.values():
+    for part, _ in pairs.values():
         assert len(part) == 2 * len({pair.source for pair in part})
-    assert [len(pairs[split]) for split in ("train", "validation", "test")] == [160, 10, 10]
+    assert [len(pairs[split].items) for split in ("train", "validation", "test")] == [160, 10, 10]
 
 
 def test_a_batch_is_as_wide_as_its_longest_pair_and_says_the_same(make):
@@ -417,7 +421,7 @@ def test_a_saved_student_translates_without_this_package(make, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    source = data._splits["test"][0].source
+    source = data._splits["test"].items[0].source
     asked = tokenizer(source, return_tensors="pt", return_token_type_ids=False)
     said = again.generate(**asked, max_new_tokens=24, do_sample=False, num_beams=1)
     ours = data._translate(model, [data.examples("test").source(0)])
@@ -566,7 +570,7 @@ def test_scores_are_sacrebleus(make, monkeypatch, translations, truth, score, ex
 def test_bits_are_of_the_targets_bytes(make):
     data = make()
     quality = data.quality_metric()
-    targets = [pair.target for pair in data._splits["test"]]
+    targets = [pair.target for pair in data._splits["test"].items]
     count = sum(len(data.tokenizer(text)["input_ids"]) for text in targets)
     assert quality.bytes_per_token == sum(len(t.encode()) for t in targets) / count
 

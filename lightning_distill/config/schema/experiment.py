@@ -64,9 +64,14 @@ KEYS = {
         maximum=10_000_000,  # the trainer of tokenizers aborts the process for more
     ),
     "data.num_workers": Key("integer", "loader processes; 0 for the main process", minimum=0),
-    "data.held_out": Key("integer", "one example in so many validates, and one tests", minimum=3),
+    "data.mixture": Key("any", "several sources: {name: {path: ..., weight: ...}, ...}"),
+    "data.held_out": Key(
+        "number", "share or number of examples for each held-out split", above=0, nullable=True
+    ),
     "data.chat_template": Key("text", "a jinja file; null for the tokenizer's", nullable=True),
-    "data.path": Key("text", "file or folder of the data"),
+    "data.path": Key("texts", "file, folder or glob of the data, or a list of these"),
+    "data.validation_path": Key("texts", "data of the validation split", nullable=True),
+    "data.test_path": Key("texts", "data of the test split", nullable=True),
     "data.column": Key("text", "field of a row that holds the text or the messages"),
     "data.label_column": Key("text", "field of a row that holds the label"),
     "data.source_column": Key("text", "field of a row that holds the source text"),
@@ -84,7 +89,9 @@ KEYS = {
     "data.mask_share": Key("number", "share of tokens to predict", minimum=0.01, maximum=0.9),
     "data.name": Key("text", "name on the Hugging Face hub, or a folder"),
     "data.subset": Key("value", "configuration of the data set; null for its default"),
-    "data.split": Key("value", "split that is read; it is split anew"),
+    "data.split": Key("value", "split that is trained on"),
+    "data.validation_split": Key("value", "split that validates; null: held out from data.split"),
+    "data.test_split": Key("value", "split that tests; null: held out from data.split"),
     "data.omit": Key("any", "class that the student's transfer set lacks; null for none"),
     "data.image_size": Key(
         "integer", "pixels a side, to which images are scaled", minimum=4, maximum=10_000

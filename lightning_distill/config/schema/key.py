@@ -13,12 +13,26 @@ NAMES = {
     "number": "number",
     "schedule": "number",
     "text": "text",
+    "texts": "text, or a list of texts",
     "switch": "true or false",
     "list": "list",
     "node": "a group of keys",
     "value": "a single value",
     "any": "",
 }
+
+Type = Literal[
+    "integer",
+    "number",
+    "schedule",
+    "text",
+    "texts",
+    "switch",
+    "list",
+    "node",
+    "value",
+    "any",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Key:
     nullable: whether null has a meaning.
     """
 
-    type: Literal["integer", "number", "schedule", "text", "switch", "list", "node", "value", "any"]
+    type: Type
     meaning: str
     minimum: float | None = None
     maximum: float | None = None
@@ -53,8 +67,12 @@ class Key:
         if self.choices:
             if not isinstance(value, str | int) or value not in self.choices:
                 yield self._not_a_choice(key, value)
-        elif self.type == "text":
-            yield from _problems_of_text(key, value)
+        elif self.type in ("text", "texts"):
+            is_list = self.type == "texts" and isinstance(value, list)
+            for one in value if is_list else [value]:
+                yield from _problems_of_text(key, one)
+            if value == []:
+                yield f"{key}=[] names nothing"
         elif self.type in ("integer", "number"):
             if not self.contains(value):
                 yield f"{key}={value} must be {self._number(value)}".rstrip()

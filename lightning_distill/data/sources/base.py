@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_distill.data.sources.readers import batch_texts
-from lightning_distill.data.splits import HELD_OUT, split_of
+from lightning_distill.data.splits import SplitSources, check_own
 from lightning_distill.errors import ConfigError
 
 VERSION = 1  # raise it when a stream holds out other documents, or reads them otherwise
@@ -29,6 +29,13 @@ class Pair(NamedTuple):
     source: str
     target: str
     key: str
+
+
+class Conversation(NamedTuple):
+    """tools: schemas of the functions that the assistant may call, as chat templates take them."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
 
 
 class Source(Protocol[Row]):
@@ -50,33 +57,45 @@ class Source(Protocol[Row]):
 
 
 class ConversationSource(Protocol):
-    """What Chat reads: conversations, each a list of messages {"role", "content"}."""
+    """What Chat reads: conversations of messages {"role", "content"}."""
 
     def fingerprint(self) -> str:
         """A text that changes when the conversations do."""
 
-    def read(self, parse: Callable[[list[Message]], Parsed]) -> Iterator[Parsed]:
+    def read(self, parse: Callable[[Conversation], Parsed]) -> Iterator[Parsed]:
         """The results of `parse`; a ConfigError that it raises is reported with its row."""
 
 
-def check_streams(source: Any) -> None:
-    """Raises ConfigError where a source holds all of its documents in memory."""
+def check_streams(sources: SplitSources) -> None:
+    """Raises ConfigError where the train source holds all of its documents in memory, or the number
+    of them would decide what is held out."""
+    if sources.is_mixture:
+        raise ConfigError("data.mixture needs data.streaming=false.")
+    source = sources.train
     if not (hasattr(source, "read_from") or inspect.isgeneratorfunction(source.rows)):
         raise ConfigError(
             f"data.streaming=true: {type(source).__name__} cannot be streamed, its rows() is "
             "no generator. Set data.streaming=false."
         )
+    if sources.share is None:
+        raise ConfigError(
+            f"data.held_out={sources.held_out} must be a share, as in 0.1, with "
+            "data.streaming=true; data.held_out_documents limits the number."
+        )
 
 
-def held_out(source: Any, limit: int) -> dict[str, list[str]]:
+def held_out(sources: SplitSources, limit: int) -> dict[str, list[str]]:
     """The first `limit` distinct documents of the validation and of the test split.
 
     Raises ConfigError where a split, the train split included, has no document.
     """
-    splits: dict[str, dict[str, None]] = {"validation": {}, "test": {}, "train": {}}
+    own = {s: dict.fromkeys(islice(documents(one), limit)) for s, one in sources.own.items()}
+    for split, texts in own.items():
+        check_own(split, len(texts), "documents")
+    splits: dict[str, dict[str, None]] = {s: {} for s in (*sources.from_train[::-1], "train")}
     read = 0
-    for text in documents(source):
-        of_split = splits[split_of(text)]
+    for text in documents(sources.train):
+        of_split = splits[sources.split_of(text)]
         if len(of_split) < limit:
             of_split[text] = None
         read += 1
@@ -86,19 +105,18 @@ def held_out(source: Any, limit: int) -> dict[str, list[str]]:
         if not texts:
             raise ConfigError(
                 f"data.streaming=true leaves the {split} split without a document, of {read} that "
-                f"were read; 1 in {HELD_OUT} goes to validation, and 1 to the test. Bring more, or "
+                f"were read; {sources.share} of them validate, and as many test. Bring more, or "
                 "set data.streaming=false."
             )
-    del splits["train"]
-    return {split: list(texts) for split, texts in splits.items()}
+    return {split: list((own | splits)[split]) for split in ("validation", "test")}
 
 
-def first_train_documents(source: Any, megabytes: float) -> Iterator[str]:
+def first_train_documents(sources: SplitSources, megabytes: float) -> Iterator[str]:
     left = megabytes * 1e6
-    for text in documents(source):
+    for text in documents(sources.train):
         if left <= 0:
             return
-        if split_of(text) == "train":
+        if sources.split_of(text) == "train":
             left -= len(text.encode("utf-8", "surrogatepass"))
             yield text
 

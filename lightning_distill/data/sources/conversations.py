@@ -1,28 +1,27 @@
-"""Your own conversations, in a column of messages: [{"role": "user", "content": "…"}, …]."""
+"""Your own conversations: messages, [{"role": "user", "content": "…"}, …], and other forms."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from lightning_distill.data.messages import check_messages
-from lightning_distill.data.sources.base import Message
-from lightning_distill.data.sources.table_files import TableFiles
+from lightning_distill.data.messages import conversation_of
+from lightning_distill.data.sources.base import Conversation
+from lightning_distill.data.sources.row_files import Names, RowFiles
 
 Parsed = TypeVar("Parsed")
 
 
 class Conversations:
-    """A row is a conversation: of .jsonl or .parquet files, or of a `datasets` data set.
+    """A row is a conversation, in one of the forms of `conversation_of`.
 
-    column: where a row's messages are.
-    skip_bad_rows: leave out rows that cannot be read, and log how many.
+    path, skip_bad_rows: see `RowFiles`. column: where a row's messages are.
     """
 
-    def __init__(self, path: str, column: str, skip_bad_rows: bool) -> None:
+    def __init__(self, path: Names, column: str, skip_bad_rows: bool) -> None:
         self.column = column
-        self.table = TableFiles(path, {"data.column": column}, skip_bad_rows)
+        self.files = RowFiles(path, {}, skip_bad_rows)
 
     def fingerprint(self) -> str:
-        return self.table.fingerprint()
+        return f"conversations 2 {self.column} {self.files.fingerprint()}"
 
-    def read(self, parse: Callable[[list[Message]], Parsed]) -> Iterator[Parsed]:
-        return self.table.read(lambda row: parse(check_messages(row[self.column])))
+    def read(self, parse: Callable[[Conversation], Parsed]) -> Iterator[Parsed]:
+        return self.files.read(lambda row: parse(conversation_of(row, self.column)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_distill.data.sources.skipped_rows import SkippedRows, text_of
 from lightning_distill.errors import ConfigError
 
 ROWS = 128  # read at a time
@@ -14,6 +15,7 @@ class HuggingFace:
 
     name: on the hub, or a folder written by `save_to_disk`.
     split: the one that is used; it is split anew, since many data sets have no other.
+    skip_bad_rows: leave out rows whose column is no text, and log how many, instead of raising.
     streaming: read the data set without downloading or converting it first.
     """
 
@@ -23,9 +25,11 @@ class HuggingFace:
         subset: str | None = None,
         split: str = "train",
         column: str = "text",
+        skip_bad_rows: bool = False,
         streaming: bool = False,
     ) -> None:
         self.name, self.subset, self.split, self.column = name, subset, split, column
+        self.skip_bad_rows = skip_bad_rows
         self.dataset = load_dataset_at(name, subset, split, "data.name", streaming)
         # A stream may not know its columns before it is read.
         columns = self.dataset.column_names or list(next(iter(self.dataset), {}))
@@ -47,28 +51,43 @@ class HuggingFace:
         return f"huggingface {self.column} {self.split} {builder.config_id} {builder.hash}"
 
     def rows(self) -> Iterator[str]:
-        for row in self.dataset:
-            if isinstance(row[self.column], str):
-                yield row[self.column]
+        for _, texts in self.read_from(None):
+            yield from texts
 
     def read_from(self, position: Any) -> Iterator[tuple[Any, list[str]]]:
         """(position, documents that begin there); a position is a row's index, or a stream's
         `state_dict()`."""
+        skipped = SkippedRows(self.skip_bad_rows)
+        number = position[0] if isinstance(position, list | tuple) else 0
+        for here, values in self._batches(position):
+            places = (f"{self.name}, row {n}" for n in range(number + 1, number + len(values) + 1))
+            number += len(values)
+            yield here, [*skipped.filter(zip(places, values, strict=True), self._text)]
+        skipped.report()
+
+    def _text(self, value: Any) -> str:
+        return text_of({self.column: value}, self.column, may_be_blank=True)
+
+    def _batches(self, position: Any) -> Iterator[tuple[Any, list[Any]]]:
+        """(position, the column's values that begin there)."""
         rows = self.dataset.select_columns([self.column])  # a new object, which starts at 0
         if not hasattr(rows, "load_state_dict"):
             (begin,) = position or (0,)
             for start in range(begin, len(rows), ROWS):
-                yield (start,), self._texts(rows[start : start + ROWS])
+                yield (start,), rows[start : start + ROWS][self.column]
             return
         if position:
             rows.load_state_dict(position)
         position = rows.state_dict()
         for batch in rows.iter(ROWS):  # unlike iter(rows), it does not shard over loader workers
-            yield position, self._texts(batch)
+            yield position, batch[self.column]
             position = rows.state_dict()
 
-    def _texts(self, rows: dict[str, list[Any]]) -> list[str]:
-        return [text for text in rows[self.column] if isinstance(text, str)]
+
+def is_saved_dataset(name: str) -> bool:
+    """Whether it is a folder that `save_to_disk` wrote."""
+    folder = Path(name).expanduser()
+    return any((folder / file).exists() for file in ("state.json", "dataset_dict.json"))
 
 
 def load_dataset_at(

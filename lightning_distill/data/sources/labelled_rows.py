@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 
-from lightning_distill.data.sources.table_files import TableFiles, TableRow, text_of
+from lightning_distill.data.sources.readers import TableRow
+from lightning_distill.data.sources.row_files import Names, RowFiles
+from lightning_distill.data.sources.skipped_rows import text_of
 from lightning_distill.errors import ConfigError
 
 
 class LabelledRows:
-    """A row is (text, label), from two columns of the files that `TableFiles` reads."""
+    """A row is (text, label), from two columns of the files that `RowFiles` reads."""
 
-    def __init__(self, path: str, column: str, label_column: str, skip_bad_rows: bool) -> None:
+    def __init__(self, path: Names, column: str, label_column: str, skip_bad_rows: bool) -> None:
         self.column, self.label_column = column, label_column
         columns = {"data.column": column, "data.label_column": label_column}
-        self.table = TableFiles(path, columns, skip_bad_rows)
+        self.table = RowFiles(path, columns, skip_bad_rows)
         features = getattr(self.table.dataset, "features", None) or {}
         # A `datasets` data set may hold indices, and their names apart.
         self.names: list[str] | None = getattr(features.get(label_column), "names", None)

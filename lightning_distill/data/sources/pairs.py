@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_distill.data.sources.base import Pair
-from lightning_distill.data.sources.table_files import TableFiles, TableRow, text_of
+from lightning_distill.data.sources.readers import TableRow
+from lightning_distill.data.sources.row_files import Names, RowFiles
+from lightning_distill.data.sources.skipped_rows import text_of
 from lightning_distill.errors import ConfigError
 
 LANGUAGES_COLUMN = "translation"  # of rows {"translation": {"en": ..., "de": ...}}
 
 
 class Pairs:
-    """A row is a Pair, from two columns of the files that `TableFiles` reads, or from one column of
+    """A row is a Pair, from two columns of the files that `RowFiles` reads, or from one column of
     both languages.
 
     source_language, target_language: of rows {"translation": {"en": ..., "de": ...}}, as many data
@@ -21,7 +23,7 @@ class Pairs:
 
     def __init__(
         self,
-        path: str,
+        path: Names,
         source_column: str = "source",
         target_column: str = "target",
         source_language: str | None = None,
@@ -42,7 +44,7 @@ class Pairs:
         for first, second in (self.languages.values(), self.columns.values()):
             if first is not None and first == second:
                 raise ConfigError(f"data: source and target are the same, {first}.")
-        self.table = TableFiles(path, {} if given else self.columns, skip_bad_rows)
+        self.table = RowFiles(path, {} if given else self.columns, skip_bad_rows)
         self._parse = self._from_languages if given else self._from_columns
 
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from lightning_distill.data.sources.base import Message
+from lightning_distill.data.sources.base import Conversation, Message
 from lightning_distill.data.sources.python_docs import modules
 from lightning_distill.data.splits import sha256
 from lightning_distill.errors import ConfigError
@@ -49,10 +49,10 @@ class PythonChat:
     def fingerprint(self) -> str:
         return f"python_chat {VERSION}, {sys.implementation.name} {sys.version}"
 
-    def read(self, parse: Callable[[list[Message]], Parsed]) -> Iterator[Parsed]:
+    def read(self, parse: Callable[[Conversation], Parsed]) -> Iterator[Parsed]:
         for messages in self._conversations:
             try:
-                yield parse(messages)
+                yield parse(Conversation(messages))
             except ConfigError as error:  # a pretrained model's chat template may refuse it
                 raise ConfigError(
                     f"{str(error).rstrip('.')}, in a conversation of data=python_chat, "

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from lightning_distill.data.loaders import (
     TrainSampler,
     make_loader,
 )
+from lightning_distill.data.mixture import MixedExamples, Mixture, parts_of
 from lightning_distill.data.splits import evenly_spaced
 from lightning_distill.metrics.declarations import Metric
 from lightning_distill.models.inspection import vocabulary_size
@@ -50,6 +52,7 @@ class DistillationData(L.LightningDataModule):
     is_generative: ClassVar[bool] = False  # its models generate text
     continues_prompt: ClassVar[bool] = True  # generated text continues its prompt (decoder-only)
 
+    mixture: Mixture | None = None  # set by `prepare` where there are several sources
     # `prepare` sets:
     tokenizer: PreTrainedTokenizerBase
     artifact: Artifact  # made from the source; its key identifies the examples
@@ -70,9 +73,25 @@ class DistillationData(L.LightningDataModule):
     def examples(self, split: str) -> Examples:
         raise NotImplementedError
 
+    def train_examples(self) -> Examples:
+        """The train split; of a mixture in an order that has the sources in proportion."""
+        examples = self.examples("train")
+        if self.mixture is None:
+            return examples
+        return MixedExamples(examples, self.part_of("train"), self.mixture.weights)
+
     def transfer_set(self) -> Examples:
         """What a student may be trained on; `transfer.num_blocks` takes the first of them."""
-        return self.examples("train")
+        return self.train_examples()
+
+    def first_items(self, split: str) -> Tensor:
+        """The index of the item of the split with which each example begins: [N]."""
+        return torch.arange(len(self.examples(split)))
+
+    def part_of(self, split: str) -> Tensor:
+        """The index of the source of each example, in a mixture: [N]."""
+        assert self.mixture is not None
+        return self.mixture.parts[split][self.first_items(split)]
 
     @cached_property
     def num_classes(self) -> int:
@@ -204,12 +223,16 @@ class DistillationData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        examples: Any = self.examples("train") if self.dataset is None else self.dataset
+        examples: Any = self.train_examples() if self.dataset is None else self.dataset
         rank, world = self.trainer.global_rank, self.trainer.world_size
         num_samples = self.trainer.max_steps * self._examples_per_step
         if isinstance(examples, Sized):
             share = RankShare(rank, world, self.batch_size)
-            sampler: Any = TrainSampler(len(examples), num_samples, self.seed, self.start, share)
+            weights = self.mixture.weights if self.mixture else None
+            sampler: Any = TrainSampler(
+                *(len(examples), num_samples, self.seed, self.start, share),
+                *(parts_of(examples), weights),
+            )
         else:  # a stream: each rank reads its part in the order of the source
             self.stream = examples
             kept = (self.trainer.accumulate_grad_batches + MAX_PREFETCHED) * self.batch_size

@@ -1,7 +1,7 @@
 """The task of a language model: the next token, everywhere in running text."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ class CausalLM(BlockTask):
             settings["streaming"] = True
         super().__init__(source, *shared, **settings)
         if streaming:
-            check_streams(self.source)
+            check_streams(self.sources)
         self.streaming = streaming
         self.held_out_documents, self.tokenizer_mb = held_out_documents, tokenizer_mb
         self.isolate_documents = isolate_documents
@@ -74,7 +74,7 @@ class CausalLM(BlockTask):
     def examples(self, split: str) -> Any:
         if self.streaming and split == "train":
             return StreamedBlocks(
-                self.source,
+                self.sources,
                 self.tokenizer,
                 self.separator,
                 self.sequence_length,
@@ -82,6 +82,10 @@ class CausalLM(BlockTask):
                 self.num_workers,
             )
         return self._blocks(self._tokens[split], self._tokens[f"{split}_documents"], None)
+
+    def first_items(self, split: str) -> Tensor:
+        blocks = self.examples(split)
+        return blocks.documents[:: self.sequence_length][: len(blocks)].long()
 
     @property
     def is_streaming(self) -> bool:
@@ -226,21 +230,24 @@ class CausalLM(BlockTask):
     def _made_from(self) -> tuple[dict[str, Any], dict[str, Any]]:
         if not self.streaming:
             return super()._made_from()
-        fingerprint = getattr(self.source, "quick_fingerprint", self.source.fingerprint)()
-        inputs = {"source": fingerprint, "edition": VERSION, "streaming": STREAM_VERSION}
+        inputs = {
+            **self.sources.fingerprint(quick=True),
+            "edition": VERSION,
+            "streaming": STREAM_VERSION,
+        }
         return (
             inputs | {"tokenizer_mb": self.tokenizer_mb},
             inputs | {"held_out_documents": self.held_out_documents},
         )
 
     @cached_property
-    def _documents(self) -> Mapping[str, Sequence[str]]:
+    def _documents(self) -> Mapping[str, Any]:
         """The documents of each split; of a stream only those held out."""
         if self.streaming:
-            return held_out(self.source, self.held_out_documents)
+            return held_out(self.sources, self.held_out_documents)
         return self._split_documents()
 
     def _tokenizer_texts(self) -> Iterable[str]:
         if self.streaming:
-            return first_train_documents(self.source, self.tokenizer_mb)
+            return first_train_documents(self.sources, self.tokenizer_mb)
         return super()._tokenizer_texts()

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.chat_template import ROLES, AssistantMasker, template_of
+from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.packing import Blocks, run_starts, whole_documents
-from lightning_distill.data.sources.base import ConversationSource, Message
-from lightning_distill.data.splits import SPLITS, evenly_spaced, sha256, split_by_hash
+from lightning_distill.data.sources.base import Conversation, ConversationSource
+from lightning_distill.data.splits import SPLITS, evenly_spaced, sha256
 from lightning_distill.data.tasks.base import NUM_SAMPLES
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash
@@ -27,7 +28,7 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import rouge_l
 from lightning_distill.storage.artifacts import Store
 
-VERSION = 1  # raise it when other tokens are made of the same conversations
+VERSION = 2  # raise it when other tokens are made of the same conversations
 SCORED_TURNS = 64  # turns of the test split that ROUGE-L is computed on
 GENERATION_BATCH = 32
 
@@ -35,10 +36,9 @@ GENERATION_BATCH = 32
 class Chat(CausalLM):
     """Blocks of whole conversations. Bits per byte are of what the assistant says.
 
-    source: called with the remaining settings, which only it needs.
     sequence_length: tokens per block; a longer conversation is truncated.
-    vocab_size: of a tokenizer trained here; a pretrained model brings its own.
     chat_template: a jinja file that replaces the tokenizer's own template.
+    Other settings: see `TextTask`.
     """
 
     shares_tokenizer = True  # the chat template belongs to one tokenizer
@@ -54,7 +54,7 @@ class Chat(CausalLM):
         self.chat_template = chat_template
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        inputs = {"source": self.source.fingerprint(), "chat edition": VERSION}
+        inputs = {**self.sources.fingerprint(), "chat edition": VERSION}
         self.tokenizer = obtain_tokenizer(
             store, tokenizer, inputs, self._tokenizer_texts, self.vocab_size, ROLES
         )
@@ -66,6 +66,7 @@ class Chat(CausalLM):
         inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
         self.artifact = store.get("tokens", inputs, self._make_tokens)
         folder = self.artifact.folder
+        self.mixture = load_mixture(self.sources, folder)
         self._tokens = load_file(folder / "tokens.safetensors")
         self._bytes = json.loads((folder / "bytes.json").read_text())
         self._stop_token_ids: list[int] = json.loads((folder / "stops.json").read_text())
@@ -128,22 +129,34 @@ class Chat(CausalLM):
             prompts.append(row[end - int(position[end]) : end + 1])
         return prompts
 
-    def describe(self) -> str:
-        counts = [self._stream(split)[1].unique(return_counts=True)[1] for split in SPLITS]
-        lengths = torch.cat(counts)
-        truncated = int((lengths > self.sequence_length).sum())
-        if not truncated:
-            return super().describe()
-        return (
-            f"{super().describe()}; {truncated:,} of {len(lengths):,} conversations are longer "
-            f"than data.sequence_length={self.sequence_length}, and cut there"
-        )
-
     def _split_sizes(self) -> str:
-        return ", ".join(
-            f"{len(self._tokens[s]):,} {s} ({int(self._stream(s)[2].sum()):,} the assistant's)"
-            for s in SPLITS
-        )
+        """Conversations, tokens and learned tokens of each split, and what is cut or left out."""
+        parts, cut, without_answer = [], 0, {}
+        for split in SPLITS:
+            blocks, (lengths, answered) = self._packed[split], self._conversations(split)
+            assert blocks.targets is not None
+            tokens, learned = int((blocks.documents >= 0).sum()), int(blocks.targets.sum())
+            parts.append(
+                f"{int(answered.sum()):,} {split} conversations ({tokens:,} tokens, {learned:,} "
+                "the assistant's)"
+            )
+            cut += int((lengths > self.sequence_length)[answered].sum())
+            without_answer[split] = int((~answered).sum())
+        if cut:
+            parts.append(f"{cut:,} of them longer than data.sequence_length, and cut there")
+        if any(without_answer.values()):
+            counts = ", ".join(f"{count:,} {split}" for split, count in without_answer.items())
+            parts.append(f"left out, with no answer before the cut: {counts}")
+        return "; ".join(parts)
+
+    def _conversations(self, split: str) -> tuple[Tensor, Tensor]:
+        """The length of each conversation, and whether an answer begins in its first block: [D]."""
+        _, documents, targets = self._stream(split)
+        lengths = documents.unique_consecutive(return_counts=True)[1]
+        begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        places = torch.arange(len(targets)) - begins
+        learned = targets & (places > 0) & (places < self.sequence_length)
+        return lengths, torch.zeros(len(lengths)).index_add_(0, documents, learned.float()) > 0
 
     def _stream(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, conversation indices and targets (bool), each [S]."""
@@ -188,18 +201,27 @@ class Chat(CausalLM):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _tokenizer_texts(self) -> Iterator[str]:
-        """The messages of the train split."""
-        hashed = self.source.read(lambda messages: (_hash(messages), messages))
-        for messages in split_by_hash(hashed, "conversations")["train"]:
+        """The messages of the train split, and the tools that they offer."""
+        splits = self.sources.split(
+            lambda source: source.read(lambda one: (_hash(one), one)), "conversations"
+        )
+        for messages, tools in splits["train"].items:
             yield from (message["content"] for message in messages if message.get("content"))
+            calls = [call["function"] for m in messages for call in m.get("tool_calls", ())]
+            yield from (json.dumps(one, ensure_ascii=False) for one in [*(tools or ()), *calls])
 
     def _make_tokens(self, folder: Path) -> None:
         mask = AssistantMasker(self.tokenizer)
-        hashed = self.source.read(lambda m: (_hash(m), (*mask(m), _assistant_bytes(m))))
+
+        def tokenized(one: Conversation) -> tuple[str, tuple[list[int], list[bool], int]]:
+            ids, targets = mask(one)
+            return _hash(one), (ids, targets, len(mask.learned_text(ids, targets).encode()))
+
         stops = {self.tokenizer.eos_token_id}
         tensors: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
-        for split, items in split_by_hash(hashed, "conversations").items():
+        splits = self.sources.split(lambda source: source.read(tokenized), "conversations")
+        for split, (items, _) in splits.items():
             tokens = torch.tensor([i for ids, _, _ in items for i in ids], dtype=torch.int32)
             targets = torch.tensor([t for _, is_target, _ in items for t in is_target])
             counts = torch.tensor([len(ids) for ids, _, _ in items])
@@ -213,15 +235,13 @@ class Chat(CausalLM):
             ends_turn = targets & ~torch.cat([targets[1:], torch.tensor([False])])
             stops |= set(tokens[ends_turn].tolist())
         save_file(tensors, folder / "tokens.safetensors")
+        if self.sources.is_mixture:
+            save_parts({split: parts for split, (_, parts) in splits.items()}, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
         (folder / "stops.json").write_text(json.dumps(sorted(stops)))
 
 
-def _hash(messages: list[Message]) -> str:
-    return sha256(json.dumps(messages, sort_keys=True, default=str))
-
-
-def _assistant_bytes(messages: list[Message]) -> int:
-    """Bytes of what the assistant says."""
-    texts = (m.get("content", "") for m in messages if m["role"] == "assistant")
-    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+def _hash(conversation: Conversation) -> str:
+    messages, tools = conversation
+    content = [messages, tools] if tools else messages
+    return sha256(json.dumps(content, sort_keys=True, default=str))

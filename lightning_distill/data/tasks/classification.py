@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from lightning_distill.data.loaders import collate_trimmed
-from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
+from lightning_distill.data.mixture import load_mixture, save_parts
+from lightning_distill.data.splits import SPLITS, SplitItems, sha256
 from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
     check_reads,
@@ -44,31 +45,23 @@ SAMPLE_CHARACTERS = 400  # of a text
 class Classification(TextTask):
     """Texts with one label each, from one source; duplicate texts count once.
 
-    source: called with the remaining settings, which only it needs.
     sequence_length: tokens of a text at most; a longer one is truncated.
-    vocab_size: of a tokenizer trained here; a pretrained model brings its own.
-    held_out: one text in so many is for validation, and one for the test.
+    Other settings: see `TextTask`.
     """
 
     auto_class = AutoModelForSequenceClassification
     model_kind, hub_task = "text classifier", "text-classification"
 
-    def __init__(self, *shared: Any, held_out: int, **settings: Any) -> None:
-        """shared, settings: of every task on text."""
-        super().__init__(*shared, **settings)
-        self.held_out = held_out
-
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         inputs = {
-            "source": self.source.fingerprint(),
-            "data.held_out": self.held_out,
+            **self.sources.fingerprint(),
             "edition": VERSION,
         }
         self.tokenizer = obtain_tokenizer(
             store,
             tokenizer,
             inputs,
-            lambda: (text for text, _ in self._splits["train"]),
+            lambda: (text for text, _ in self._splits["train"].items),
             self.vocab_size,
             required=(),
         )
@@ -81,6 +74,7 @@ class Classification(TextTask):
         inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
         self.artifact = store.get("tokens", inputs, self._make_tokens)
         self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
+        self.mixture = load_mixture(self.sources, self.artifact.folder)
         self.labels: list[str] = json.loads((self.artifact.folder / "labels.json").read_text())
 
     def examples(self, split: str) -> "LabelledTexts":
@@ -103,12 +97,13 @@ class Classification(TextTask):
 
     def describe(self) -> str:
         sizes = ", ".join(f"{len(self.examples(s)):,} {s}" for s in SPLITS)
-        lengths = self._tokens["train_ends"].diff(prepend=torch.zeros(1, dtype=torch.long))
-        cut = (lengths + sum(map(len, self.around)) > self.sequence_length).float().mean()
+        lengths = {s: self._tokens[f"{s}_ends"].diff(prepend=torch.zeros(1).long()) for s in SPLITS}
+        room = self.sequence_length - sum(map(len, self.around))
+        cut = ", ".join(f"{int((x > room).sum()):,} {s}" for s, x in lengths.items())
         return (
             f"texts: {sizes}; {self.num_classes} labels; vocabulary {len(self.tokenizer):,}; "
-            f"{lengths.float().mean():.0f} tokens a text, {cut:.0%} of them cut; "
-            f"{self.artifact.key}"
+            f"{lengths['train'].float().mean():.0f} tokens a text; longer than "
+            f"data.sequence_length, and cut there: {cut}; {self.artifact.key}"
         )
 
     def check_labels(self) -> str:
@@ -167,16 +162,17 @@ class Classification(TextTask):
         return collate_trimmed(examples)
 
     @cached_property
-    def _splits(self) -> dict[str, list[tuple[str, str]]]:
+    def _splits(self) -> dict[str, SplitItems[tuple[str, str]]]:
         """(text, label) of each split."""
-        hashed = ((sha256(text), (text, label)) for text, label in self.source.rows())
-        splits = split_by_hash(hashed, "texts", self.held_out)
+        splits = self.sources.split(
+            lambda source: ((sha256(text), (text, label)) for text, label in source.rows()), "texts"
+        )
         if len(labels := _sorted_labels(splits)) < 2:
             raise ConfigError(
                 f"data.label_column: all texts have the label {labels[0]!r}; a classifier needs "
                 "two."
             )
-        if missing := sorted(set(labels) - {label for _, label in splits["train"]}):
+        if missing := sorted(set(labels) - {label for _, label in splits["train"].items}):
             raise ConfigError(
                 f"data.label_column: {missing[0]!r} is on held-out texts alone, so that it cannot "
                 "be learned. Bring more texts of it, or leave it out."
@@ -186,7 +182,7 @@ class Classification(TextTask):
     def _make_tokens(self, folder: Path) -> None:
         labels = _sorted_labels(self._splits)
         tensors: dict[str, Tensor] = {}
-        for split, rows in self._splits.items():
+        for split, (rows, _) in self._splits.items():
             ids: list[int] = []
             ends: list[int] = []
             for text, _ in rows:
@@ -196,6 +192,8 @@ class Classification(TextTask):
             tensors[f"{split}_ends"] = torch.tensor(ends)
             tensors[f"{split}_labels"] = torch.tensor([labels.index(label) for _, label in rows])
         save_file(tensors, folder / "tokens.safetensors")
+        if self.sources.is_mixture:
+            save_parts({s: parts for s, (_, parts) in self._splits.items()}, folder)
         (folder / "labels.json").write_text(json.dumps(labels))
 
 
@@ -239,9 +237,9 @@ class LabelledTexts(Dataset[dict[str, Tensor]]):
         }
 
 
-def _sorted_labels(splits: dict[str, list[tuple[str, str]]]) -> list[str]:
+def _sorted_labels(splits: dict[str, SplitItems[tuple[str, str]]]) -> list[str]:
     """Numerically sorted where all labels are numbers, else alphabetically."""
-    labels = {label for rows in splits.values() for _, label in rows}
+    labels = {label for rows, _ in splits.values() for _, label in rows}
     try:
         return sorted(sorted(labels), key=float)
     except ValueError:

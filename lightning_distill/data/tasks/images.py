@@ -1,7 +1,7 @@
 """The task of an image classifier: one class per image."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from lightning_distill.data.sources.base import Pixels, Source
-from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
+from lightning_distill.data.splits import SPLITS, Held, SplitItems, SplitSources, sha256
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.metrics.quality import ClassQuality
@@ -57,8 +57,7 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
 class Images(DistillationData):
     """Images of one size, and the class of each.
 
-    source: called with the remaining settings, which only it needs.
-    held_out: one image in so many is for validation, and one for the test.
+    source, held_out: called with the remaining settings, see `SplitSources`.
     omit: a class that the student's transfer set lacks, None for none. The teacher is trained on
     it, and the test split has it (Hinton et al. 2015, section 3).
     image_mean, image_std: of all channels, as in a pretrained model's preprocessor_config.json.
@@ -72,7 +71,7 @@ class Images(DistillationData):
         self,
         source: Callable[..., Source[tuple[Pixels, str]]],
         batch_size: int,
-        held_out: int,
+        held_out: Held,
         omit: str | int | None,
         image_mean: float,
         image_std: float,
@@ -80,13 +79,12 @@ class Images(DistillationData):
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        self.source = source(**settings)
-        self.held_out, self.omit = held_out, None if omit is None else str(omit)
+        self.sources = SplitSources(source, settings, held_out)
+        self.omit = None if omit is None else str(omit)
         self.mean, self.std = image_mean, image_std
 
     def prepare(self, store: Store, tokenizer: Any = None) -> None:
-        inputs = {"source": self.source.fingerprint(), "edition": VERSION}
-        inputs["held_out"] = self.held_out
+        inputs = {**self.sources.fingerprint(), "edition": VERSION}
         self.artifact = store.get("images", inputs, self._make_images)
         self._tensors = load_file(self.artifact.folder / "images.safetensors")
         self.names: list[str] = json.loads((self.artifact.folder / "classes.json").read_text())
@@ -211,25 +209,26 @@ class Images(DistillationData):
         return f"{self.names[int(best)]} ({float(p):.0%})"
 
     @cached_property
-    def _splits(self) -> dict[str, list[tuple[Pixels, str]]]:
+    def _splits(self) -> dict[str, SplitItems[tuple[Pixels, str]]]:
         """(pixels, class) of each split."""
-        hashed = (
-            (sha256(f"{pixels.shape} {pixels.tobytes().hex()}"), (pixels, name))
-            for pixels, name in self.source.rows()
-        )
-        return split_by_hash(hashed, "different images", self.held_out)
+        return self.sources.split(_by_pixels, "different images")
 
     def _make_images(self, folder: Path) -> None:
-        names = sorted({name for split in SPLITS for _, name in self._splits[split]})
+        names = sorted({name for split in SPLITS for _, name in self._splits[split].items})
         if len(names) < 2:
             raise ConfigError(f"data.path: all images are of one class, {', '.join(names)}.")
         tensors: dict[str, Tensor] = {}
         for split in SPLITS:
-            rows = self._splits[split]
+            rows = self._splits[split].items
             tensors[split] = torch.from_numpy(np.stack([pixels for pixels, _ in rows]))
             tensors[f"{split}_labels"] = torch.tensor([names.index(name) for _, name in rows])
         save_file(tensors, folder / "images.safetensors")
         (folder / "classes.json").write_text(json.dumps(names))
+
+
+def _by_pixels(source: Source[tuple[Pixels, str]]) -> Iterator[tuple[str, tuple[Pixels, str]]]:
+    for pixels, name in source.rows():
+        yield sha256(f"{pixels.shape} {pixels.tobytes().hex()}"), (pixels, name)
 
 
 def as_characters(pixels: Tensor) -> str:

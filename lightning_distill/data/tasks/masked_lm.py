@@ -67,6 +67,10 @@ class MaskedLM(BlockTask):
             self._tokens[split], self.sequence_length, self.mask_share, self.tokenizer
         )
 
+    def first_items(self, split: str) -> Tensor:
+        blocks = self.examples(split)
+        return self._tokens[f"{split}_documents"][:: blocks.room][: len(blocks)].long()
+
     @property
     def example_settings(self) -> dict[str, Any]:
         return {

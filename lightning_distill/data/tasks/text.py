@@ -6,14 +6,16 @@ file.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data.splits import SPLITS
+from lightning_distill.data.mixture import load_mixture, save_parts
+from lightning_distill.data.sources.base import documents
+from lightning_distill.data.splits import SPLITS, Held, SplitSources
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.token_files import map_tokens, split_on_disk, write_tokens
 from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
@@ -25,7 +27,7 @@ VERSION = 1  # raise it when this file starts to give other tokens for the same 
 class TextTask(DistillationData):
     """Texts from one source, as examples of at most `sequence_length` tokens.
 
-    source: called with the remaining settings, which only it needs.
+    source, held_out, mixture: see `SplitSources`, which takes the remaining settings.
     vocab_size: of a tokenizer trained here; a pretrained model brings its own.
     """
 
@@ -36,10 +38,12 @@ class TextTask(DistillationData):
         batch_size: int,
         vocab_size: int,
         num_workers: int = 0,
+        held_out: Held = None,
+        mixture: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        self.source = source(**settings)
+        self.sources = SplitSources(source, settings, held_out, mixture)
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
 
@@ -67,6 +71,7 @@ class BlockTask(TextTask):
         self.artifact = store.get("tokens", token_inputs, self._make_tokens)
         self.__dict__.pop("_documents", None)  # closes the temporary file of documents
         self._tokens = map_tokens(self.artifact.folder / "tokens.safetensors")
+        self.mixture = load_mixture(self.sources, self.artifact.folder)
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
 
     @property
@@ -92,18 +97,17 @@ class BlockTask(TextTask):
 
     def _made_from(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What determines the tokenizer, and what determines the tokens besides it."""
-        inputs = {"source": self.source.fingerprint(), "edition": VERSION}
+        inputs = {**self.sources.fingerprint(), "edition": VERSION}
         return dict(inputs), inputs
 
     @cached_property
-    def _documents(self) -> Mapping[str, Sequence[str]]:
+    def _documents(self) -> Mapping[str, Any]:
         return self._split_documents()
 
-    def _split_documents(self) -> Mapping[str, Sequence[str]]:
+    def _split_documents(self) -> Mapping[str, Any]:
         """The documents of each split, in a temporary file."""
-        texts = (text for text in self.source.rows() if text.strip())
         what = "documents (a .txt is cut every 1,500 to 3,000 characters)"
-        return split_on_disk(texts, self._folder, what)
+        return split_on_disk(self.sources, documents, self._folder, what)
 
     def _tokenizer_texts(self) -> Iterable[str]:
         return self._documents["train"]
@@ -112,3 +116,5 @@ class BlockTask(TextTask):
         splits = {split: self._documents[split] for split in SPLITS if split in self._documents}
         sizes = write_tokens(splits, self.tokenizer, self.separator, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
+        if self.sources.is_mixture:
+            save_parts({split: texts.parts for split, texts in splits.items()}, folder)

@@ -6,6 +6,7 @@ pairs → split by hash → one tokenizer for both sides (trained on the train s
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.loaders import collate_trimmed
+from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.sentence_pairs import SentencePairs, concatenate
 from lightning_distill.data.sources.base import Pair
-from lightning_distill.data.splits import SPLITS, sha256, split_by_hash
+from lightning_distill.data.splits import SPLITS, SplitItems, sha256
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
@@ -41,9 +43,8 @@ GENERATION_BATCH = 64
 class Translation(TextTask):
     """Pairs from one source.
 
-    source: called with the remaining settings, which only it needs.
     sequence_length: tokens of each side at most, the end token included; longer pairs are dropped.
-    vocab_size: of a tokenizer trained here; a pretrained model brings its own.
+    Other settings: see `TextTask`.
     """
 
     auto_class = AutoModelForSeq2SeqLM
@@ -52,7 +53,7 @@ class Translation(TextTask):
     continues_prompt = False
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        inputs: dict[str, Any] = {"source": self.source.fingerprint(), "edition": VERSION}
+        inputs: dict[str, Any] = {**self.sources.fingerprint(), "edition": VERSION}
         self.tokenizer = obtain_tokenizer(
             store, tokenizer, inputs, self._train_texts, self.vocab_size, for_pairs=True
         )
@@ -60,6 +61,7 @@ class Translation(TextTask):
         inputs["data.sequence_length"] = self.sequence_length
         self.artifact = store.get("tokens", inputs, self._make_tokens)
         self._tokens = load_file(self.artifact.folder / "pairs.safetensors")
+        self.mixture = load_mixture(self.sources, self.artifact.folder)
         self._counts = json.loads((self.artifact.folder / "pairs.json").read_text())
         for split in SPLITS:
             if not len(self.examples(split)):
@@ -82,8 +84,9 @@ class Translation(TextTask):
 
     def describe(self) -> str:
         sizes = ", ".join(f"{len(self.examples(s)):,} {s}" for s in SPLITS)
-        dropped = sum(counts["too_long"] for counts in self._counts.values())
-        longer = f"; {dropped:,} longer than data.sequence_length left out" if dropped else ""
+        dropped = {split: counts["too_long"] for split, counts in self._counts.items()}
+        longer = ", ".join(f"{count:,} {split}" for split, count in dropped.items())
+        longer = f"; left out, longer than data.sequence_length: {longer}" * any(dropped.values())
         return f"pairs: {sizes}{longer}; vocabulary {len(self.tokenizer):,}; {self.artifact.key}"
 
     def check_labels(self) -> str:
@@ -199,34 +202,40 @@ class Translation(TextTask):
         return [self._decode(ids) for ids in outputs]
 
     @cached_property
-    def _splits(self) -> dict[str, list[Pair]]:
+    def _splits(self) -> dict[str, SplitItems[Pair]]:
         """The pairs of each split; those with the same key stay together, in the source's order."""
-        by_key: dict[str, dict[Pair, None]] = {}
-        for pair in self.source.rows():
-            by_key.setdefault(pair.key, {})[pair] = None
-        hashed = ((sha256(key), list(pairs)) for key, pairs in by_key.items())
-        splits = split_by_hash(hashed, "different texts to translate")
-        return {split: [p for pairs in groups for p in pairs] for split, groups in splits.items()}
+        groups = self.sources.split(_by_key, "different texts to translate")
+        return {
+            split: SplitItems(
+                [pair for pairs in items for pair in pairs],
+                [part for pairs, part in zip(items, parts, strict=True) for _ in pairs],
+            )
+            for split, (items, parts) in groups.items()
+        }
 
     def _train_texts(self) -> Iterator[str]:
-        for pair in self._splits["train"]:
+        for pair in self._splits["train"].items:
             yield from (pair.source, pair.target)
 
     def _make_tokens(self, folder: Path) -> None:
         tensors: dict[str, Tensor] = {}
         counts: dict[str, dict[str, int]] = {}
+        parts: dict[str, list[int]] = {}
         for split in SPLITS:
-            pairs = self._splits[split]
+            pairs, of_parts = self._splits[split]
             rows = self._tokenized(pairs)
             fits = [max(map(len, row)) <= self.sequence_length for row in rows]
-            kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
+            kept = list(compress(rows, fits))
             for side, name in enumerate(("sources", "targets")):
                 ids, begin = concatenate([row[side] for row in kept])
                 tensors |= {f"{split}_{name}": ids, f"{split}_{name}_begin": begin}
-            size = sum(len(p.target.encode()) for p, fit in zip(pairs, fits, strict=True) if fit)
+            size = sum(len(pair.target.encode()) for pair in compress(pairs, fits))
             counts[split] = {"bytes": size, "too_long": fits.count(False)}
+            parts[split] = list(compress(of_parts, fits))
         save_file(tensors, folder / "pairs.safetensors")
         (folder / "pairs.json").write_text(json.dumps(counts))
+        if self.sources.is_mixture:
+            save_parts(parts, folder)
 
     def _tokenized(self, pairs: list[Pair]) -> list[tuple[list[int], list[int]]]:
         """Each pair's source and target, closed by the end-of-text token."""
@@ -242,3 +251,11 @@ class Translation(TextTask):
             return ids[: ids.index(eos) + 1]
 
         return [(closed(s), ended(closed(t))) for s, t in zip(sources, targets, strict=True)]
+
+
+def _by_key(source: Any) -> Iterator[tuple[str, list[Pair]]]:
+    """The distinct pairs of each key, with its hash."""
+    by_key: dict[str, dict[Pair, None]] = {}
+    for pair in source.rows():
+        by_key.setdefault(pair.key, {})[pair] = None
+    return ((sha256(key), list(pairs)) for key, pairs in by_key.items())

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from lightning_distill.data.mixture import parts_of
 from lightning_distill.data.tasks.base import Examples
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import write_atomic
@@ -83,6 +84,8 @@ class CachedExamples(Dataset[dict[str, Any]]):
 
     def __init__(self, examples: Examples, num_examples: int, folder: Path) -> None:
         self.examples, self.num_examples, self.folder = examples, num_examples, folder
+        parts = parts_of(examples)
+        self.parts = None if parts is None else parts[:num_examples]
         self.starts = [shard.start for shard in shard_ranges(num_examples, examples.positions)]
         self._open: dict[int, Any] = {}
 

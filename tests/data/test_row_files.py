@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_distill.data.sources.table_files import TableFiles, text_of
+from lightning_distill.data.sources.row_files import RowFiles
+from lightning_distill.data.sources.skipped_rows import text_of
 from lightning_distill.errors import ConfigError
 
 ROWS = [{"text": f"text {i}, with a comma", "label": f"kind {i % 3}"} for i in range(9)]
@@ -14,7 +15,7 @@ COLUMNS = {"data.text_column": "text", "data.label_column": "label"}
 
 
 def read(path, skip=False, columns=COLUMNS):
-    return list(TableFiles(str(path), columns, skip).read(lambda row: (text_of(row, "text"), row)))
+    return list(RowFiles(str(path), columns, skip).read(lambda row: (text_of(row, "text"), row)))
 
 
 def write_jsonl(path, rows=ROWS):
@@ -77,7 +78,7 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 def test_the_fingerprint_changes_with_the_rows_and_with_the_columns(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl")
-    before = TableFiles(str(file), COLUMNS, False).fingerprint()
-    assert TableFiles(str(file), {"data.text_column": "label"}, False).fingerprint() != before
+    before = RowFiles(str(file), COLUMNS, False).fingerprint()
+    assert RowFiles(str(file), {"data.text_column": "label"}, False).fingerprint() != before
     write_jsonl(file, ROWS[1:])
-    assert TableFiles(str(file), COLUMNS, False).fingerprint() != before
+    assert RowFiles(str(file), COLUMNS, False).fingerprint() != before

@@ -1,0 +1,85 @@
+"""Files as streams of UTF-8, whatever compresses or encodes them."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from lightning_distill.errors import ConfigError
+
+PIECE = 2**20  # bytes that are skipped or encoded anew at a time
+
+
+def _open_zstd(file: Path) -> IO[bytes]:
+    import pyarrow as pa
+
+    stream: Any = pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
+    return io.BufferedReader(stream)
+
+
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+DAMAGE = (EOFError, lzma.LZMAError, gzip.BadGzipFile)  # and OSError, of a damaged archive
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def format_of(file: Path) -> str:
+    """The suffix before that of a compression: `.jsonl` of `a.jsonl.gz`."""
+    suffixes = [suffix.lower() for suffix in file.suffixes] or [""]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else suffixes[-1]
+
+
+def open_utf8(file: Path, offset: int = 0) -> IO[bytes]:
+    """The decompressed content as UTF-8 without a byte order mark, from `offset` bytes on.
+
+    UTF-16 is known by its mark, and read from a temporary file.
+    """
+    stream = _decompressed(file)
+    mark = stream.read(2)
+    if mark in UTF_16:
+        encoded, stream = stream, tempfile.TemporaryFile()  # noqa: SIM115 (returned open)
+        decode = codecs.getincrementaldecoder("utf-16")().decode
+        with encoded:
+            part = mark
+            while part:
+                stream.write(decode(part).encode("utf-8", "surrogatepass"))
+                part = encoded.read(PIECE)
+            stream.write(decode(b"", final=True).encode("utf-8", "surrogatepass"))
+        stream.seek(offset)
+        return stream
+    stream.close()
+    stream = _decompressed(file)
+    if stream.read(3) == codecs.BOM_UTF8:
+        offset += 3
+    stream.close()
+    return _skip(_decompressed(file), offset)
+
+
+def _decompressed(file: Path) -> IO[bytes]:
+    opener = COMPRESSIONS.get(file.suffix.lower())
+    return file.open("rb") if opener is None else opener(file)
+
+
+def _skip(stream: IO[bytes], count: int) -> IO[bytes]:
+    if stream.seekable():
+        stream.seek(count)
+        return stream
+    while count and (part := stream.read(min(count, PIECE))):
+        count -= len(part)
+    return stream
+
+
+def unreadable(file: Path, error: Exception) -> ConfigError:
+    """What to raise for a file that is damaged, or no text."""
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"data.path: {file} is neither UTF-8 nor UTF-16 text ({error}).")
+    return ConfigError(f"data.path: {file} cannot be read ({error or type(error).__name__}).")

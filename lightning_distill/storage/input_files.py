@@ -1,0 +1,32 @@
+"""The files that a setting such as `data.path` names."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def names_of(given: Any) -> list[str]:
+    """A list of one name, or of several."""
+    is_list = isinstance(given, Sequence) and not isinstance(given, str)
+    return [str(name) for name in (given if is_list else [given])]
+
+
+def input_files(given: Any) -> list[Path]:
+    """The files of a path: of a file, a folder, a glob (`*.jsonl`, `**`), or a list of these.
+
+    Each once, in the order of the list, and by name below a folder. Empty where there is none.
+    """
+    files: dict[Path, None] = {}
+    for name in names_of(given):
+        path = Path(name).expanduser()
+        paths = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+        for one in sorted(paths):
+            files |= dict.fromkeys(sorted(one.rglob("*")) if one.is_dir() else [one])
+    return [file for file in files if file.is_file()]
+
+
+def missing_input(given: Any) -> str | None:
+    """The first name that nothing has."""
+    names = (name for name in names_of(given) if not Path(name).expanduser().exists())
+    return next((name for name in names if not input_files(name)), None)

@@ -1,0 +1,204 @@
+"""Conversations in the forms that people have them in, and what is learned of tool calls."""
+
+import json
+import logging
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lightning_distill.data.chat_template import ROLES, TEMPLATE, AssistantMasker
+from lightning_distill.data.messages import conversation_of
+from lightning_distill.data.sources.base import Conversation
+from lightning_distill.data.sources.conversations import Conversations
+from lightning_distill.data.tasks.chat import Chat
+from lightning_distill.errors import ConfigError
+from lightning_distill.storage.artifacts import Store
+
+ASKED = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+SHAREGPT = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+SYSTEM = {"role": "system", "content": "Be short."}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+WITH_TOOLS = """\
+{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
+{%- for m in messages %}{{- "<|im_start|>" + m.role + "\n" + (m.content or "") }}
+{%- for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}
+{{- "<|im_end|>\n" }}{% endfor %}
+{%- if add_generation_prompt %}{{- "<|im_start|>assistant\n" }}{% endif %}"""
+WITHOUT = """\
+{%- for m in messages %}{{- "<|im_start|>" + m.role + "\n" + (m.content or "") + "<|im_end|>\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- "<|im_start|>assistant\n" }}{% endif %}"""
+
+
+def call(arguments):
+    return {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"messages": ASKED}, "messages"),
+        ({"messages": json.dumps(ASKED)}, "messages"),  # a cell of a table
+        ({"turns": ASKED}, "turns"),
+        (
+            {"conversations": SHAREGPT},
+            "conversations",
+        ),
+        ({"conversations": ASKED}, "messages"),
+        ({"instruction": "Why?", "input": "", "output": "So."}, "messages"),
+        ({"instruction": "Why?", "output": "So."}, "messages"),
+        ({"prompt": "Why?", "completion": "So."}, "messages"),
+        ({"prompt": ASKED[:1], "completion": ASKED[1:]}, "messages"),
+    ],
+)
+def test_every_form_is_the_same_conversation(row, column):
+    """axolotl#217"""
+    assert conversation_of(row, column) == Conversation(ASKED)
+    given_system = conversation_of({**row, "system": "Be short."}, column)
+    assert given_system == Conversation([SYSTEM, *ASKED])
+
+
+def test_alpacas_input_and_history_are_read():
+    row = {"instruction": "Add.", "input": "1, 2", "output": "3", "history": [["Hi", "Hello"]]}
+    assert [m["content"] for m in conversation_of(row, "messages").messages] == [
+        *("Hi", "Hello", "Add.\n\n1, 2", "3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [call({"city": "Seoul", "n": None})]},
+        {"tool_calls": [call('{"city": "Seoul", "n": null}')]},
+        {"content": None, "tool_calls": [call({"city": "Seoul", "n": None})["function"]]},
+        {"function_call": {"name": "weather", "arguments": '{"city": "Seoul", "n": null}'}},
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_tool_call_is_an_object_however_it_is_written(message, as_text):
+    row = {"messages": [ASKED[0], {"role": "assistant", **message}]}
+    row["tools"] = json.dumps(TOOLS) if as_text else TOOLS
+    messages, tools = conversation_of(row, "messages")
+    assert messages[1]["tool_calls"] == [call({"city": "Seoul", "n": None})]
+    assert tools == TOOLS
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a"}, "no column messages (data.column=messages); it has: text"),
+        ({"instruction": "a", "output": ""}, "message 2 is the assistant's, and empty"),
+        ({"messages": ASKED, "tools": "{"}, "tools is not JSON"),
+        ({"messages": ASKED, "tools": {"a": 1}}, "tools is dict, not a list of functions"),
+        (
+            {"messages": [ASKED[0], {"role": "assistant", "tool_calls": [call("{")]}]},
+            "message 2: the arguments of weather is not JSON",
+        ),
+        (
+            {"messages": [ASKED[0], {"role": "assistant", "tool_calls": [{"id": 1}]}]},
+            "message 2 has a tool call without a function's name",
+        ),
+    ],
+)
+def test_what_is_no_conversation_says_why(row, message):
+    with pytest.raises(ConfigError) as error:
+        conversation_of(row, "messages")
+    assert message in str(error.value)
+
+
+def tokenizer_of(template, special=("<|im_end|>", "<|im_start|>")):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["weather city"], trainer)
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=special[0], extra_special_tokens=list(special[1:])
+    )
+    found.chat_template = template
+    return found
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", "saved"])
+@pytest.mark.parametrize("template", ["ours", "theirs"])
+def test_what_is_learned_of_a_tool_call_is_what_its_row_says(tmp_path, kind, template):
+    """NeMo-RL#1181, trl#6259: rows with different arguments, which a schema puts together."""
+    each = [{"city": "Seoul"}, {"query": "Rome", "limit": 3}]
+    rows = [
+        {
+            "messages": [ASKED[0], {"role": "assistant", "tool_calls": [call(one)]}],
+            "tools": TOOLS,
+        }
+        for one in each
+    ]
+    path = tmp_path / f"a{kind}"
+    if kind == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif kind == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    tokenizer = tokenizer_of(WITH_TOOLS)
+    if template == "ours":
+        tokenizer = tokenizer_of(TEMPLATE, ["<|endoftext|>", *ROLES])
+    mask = AssistantMasker(tokenizer)
+    marked = list(Conversations(str(path), "messages", False).read(mask))
+    texts = [mask.learned_text(*one) for one in marked]
+    functions = [json.loads(text[text.index("{") : text.rindex("}") + 1]) for text in texts]
+    assert functions == [{"name": "weather", "arguments": one} for one in each]
+    assert all('"parameters": {"type": "object"}' in tokenizer.decode(ids) for ids, _ in marked)
+
+
+def test_a_template_that_writes_no_tool_call_is_refused():
+    message = {"role": "assistant", "tool_calls": [call({})]}
+    mask = AssistantMasker(tokenizer_of(WITHOUT))
+    with pytest.raises(ConfigError, match="writes nothing of what the assistant says"):
+        mask(Conversation([ASKED[0], message]))
+    with pytest.raises(ConfigError, match="message 2 calls weather, which the chat template does"):
+        mask(Conversation([ASKED[0], message | {"content": "I look."}]))
+
+
+def test_tools_that_the_template_leaves_out_are_said_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        AssistantMasker(tokenizer_of(WITH_TOOLS))(Conversation(ASKED, TOOLS))
+        assert not caplog.text
+        mask = AssistantMasker(tokenizer_of(WITHOUT))
+        mask(Conversation(ASKED, TOOLS))
+        mask(Conversation(ASKED, TOOLS))
+    assert caplog.text.count("does not write the column `tools`, such as weather") == 1
+
+
+def test_bytes_and_counts_are_of_what_is_learned(tmp_path):
+    """trl#3927: cut conversations whose answer is lost are left out, and counted by split."""
+    rows = []
+    for i in range(40):
+        long = " ".join(str(7919 * i * j % 9973) for j in range(60 * (i % 2)))
+        asked = {"role": "user", "content": f"{i} {long}"}
+        said = {"role": "assistant", "content": "So é.", "tool_calls": [call({"i": i})]}
+        rows.append({"messages": [asked, said]})
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = Chat(
+        *(Conversations, 100, 4, 300),
+        **{"chat_template": None, "path": str(tmp_path / "a.jsonl")},
+        **{"column": "messages", "skip_bad_rows": False},
+    )
+    data.prepare(Store(tmp_path / "outputs"), None)
+    for split in ("train", "validation", "test"):
+        tokens, _, targets = data._stream(split)
+        text = data.tokenizer.decode(tokens[targets], skip_special_tokens=True)
+        per_token = len(text.encode()) / int(targets.sum())
+        assert data.bytes_per_token(split) == pytest.approx(per_token)
+    described = data.describe()
+    packed = [data.examples(split).documents for split in ("train", "validation", "test")]
+    kept = sum(len(documents[documents >= 0].unique()) for documents in packed)
+    assert kept == 20
+    assert "left out, with no answer before the cut: " in described
+    left = described.split("before the cut: ")[1].split("; ")[0]
+    assert sum(int(part.split()[0]) for part in left.split(", ")) == 20
