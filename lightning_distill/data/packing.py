@@ -20,6 +20,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
     tokens: [S] all documents of the split, each closed by the end-of-text token.
     documents: [S] the index of each token's document.
     targets: [S] bool, which tokens are predicted; None for all.
+    bos: a token that begins each block, in place of its first, and is never predicted.
     A block's label at t is the token after its input at t, also across the block's end, so that
     every token of the split but the first is predicted once.
     """
@@ -29,6 +30,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
     sequence_length: int
     isolate_documents: bool
     targets: Tensor | None = None
+    bos: int | None = None
 
     @property
     def positions(self) -> int:
@@ -48,6 +50,9 @@ class Blocks(Dataset[dict[str, Tensor]]):
         labels = self.tokens[start + 1 : stop + 1].long()
         if self.targets is not None:
             labels = labels.masked_fill(~self.targets[start + 1 : stop + 1], IGNORED)
+        if self.bos is not None:
+            input_ids[0] = self.bos
+            labels = labels.masked_fill(labels == self.bos, IGNORED)
         position_ids = torch.arange(T)
         if self.isolate_documents:
             # No token is predicted from another document, and positions restart at 0 with each

@@ -54,12 +54,14 @@ class TokenChunks(IterableDataset[TokenChunk]):
         self,
         sources: SplitSources,
         tokenizer: PreTrainedTokenizerBase,
+        before: list[int],
         separator: list[int],
         begin: StreamPosition,
         rank: int,
         world: int,
     ) -> None:
-        self.sources, self.tokenizer, self.separator = sources, tokenizer, separator
+        self.sources, self.tokenizer = sources, tokenizer
+        self.before, self.separator = before, separator
         self.begin, self.rank, self.world = begin, rank, world
 
     def __iter__(self) -> Iterator[TokenChunk]:
@@ -86,7 +88,7 @@ class TokenChunks(IterableDataset[TokenChunk]):
         train = [text for text in texts if text.strip() and split_of(text) == "train"]
         # Tokenizers refuse an empty list.
         ids = train and self.tokenizer(train, add_special_tokens=False, verbose=False)["input_ids"]
-        documents = [[*row, *self.separator] for row in ids]
+        documents = [[*self.before, *row, *self.separator] for row in ids]
         tokens = torch.tensor([i for row in documents for i in row], dtype=torch.int32)
         return TokenChunk(position, tokens, torch.tensor([len(row) for row in documents]).long())
 
@@ -102,12 +104,13 @@ class StreamedBlocks(Dataset[dict[str, Tensor]]):
         self,
         sources: SplitSources,
         tokenizer: PreTrainedTokenizerBase,
+        before: list[int],
         separator: list[int],
         sequence_length: int,
         isolate_documents: bool,
         num_workers: int,
     ) -> None:
-        self.text = sources, tokenizer, separator
+        self.text = sources, tokenizer, before, separator
         self.positions, self.isolate_documents = sequence_length, isolate_documents
         self.num_workers = num_workers
         self.begin(None, 0, 1, 0, 1)
@@ -138,7 +141,8 @@ class StreamedBlocks(Dataset[dict[str, Tensor]]):
         self._positions = {self.next: position}
         chunks = load_chunks(TokenChunks(*self.text, position, rank, world), self.num_workers)
         # The generator holds no reference to this object, so that its workers end with it.
-        self._blocks = pack_chunks(chunks, position, self.positions, self.isolate_documents)
+        bos = self.text[2][0] if self.text[2] else None
+        self._blocks = pack_chunks(chunks, position, self.positions, self.isolate_documents, bos)
         return ResumedSampler(self.next, num_samples)
 
     def close(self) -> None:
@@ -161,7 +165,11 @@ class StreamedBlocks(Dataset[dict[str, Tensor]]):
 
 
 def pack_chunks(
-    chunks: Iterator[TokenChunk], begin: StreamPosition, length: int, isolate_documents: bool
+    chunks: Iterator[TokenChunk],
+    begin: StreamPosition,
+    length: int,
+    isolate_documents: bool,
+    bos: int | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], StreamPosition]]:
     """Blocks of `length` tokens without their index, each with the position behind it."""
     tokens, documents = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.long)
@@ -176,7 +184,7 @@ def pack_chunks(
             pending.append((position._replace(tokens=used), len(new)))
         while len(tokens) > length:
             first = slice(length + 1)
-            block = Blocks(tokens[first], documents[first], length, isolate_documents)[0]
+            block = Blocks(tokens[first], documents[first], length, isolate_documents, None, bos)[0]
             tokens, documents = tokens[length:], documents[length:]
             _advance(pending, length)
             yield block, pending[0][0]

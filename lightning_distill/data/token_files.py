@@ -99,12 +99,13 @@ def _on_disk(texts: Iterable[str], folder: Path) -> tuple[np.ndarray, Documents]
 def write_tokens(
     splits: dict[str, Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
+    before: list[int],
     separator: list[int],
     folder: Path,
 ) -> dict[str, int]:
     """Writes `tokens.safetensors`, document by document, and returns the bytes of each split.
 
-    Of each split the file holds its tokens [S], each document closed by `separator`, and
+    Of each split the file holds its tokens [S], each document between `before` and `separator`, and
     `<split>_documents` [S], the index of each token's document.
     """
     num_bytes: dict[str, int] = {}
@@ -115,7 +116,7 @@ def write_tokens(
         with ids_file.open("wb") as ids, numbers_file.open("wb") as numbers:
             for number, text in enumerate(bar):
                 row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                row = np.array([*row, *separator], "<i4")
+                row = np.array([*before, *row, *separator], "<i4")
                 ids.write(row.tobytes())
                 numbers.write(np.full(len(row), number, "<i4").tobytes())
                 num_bytes[split] += len(text.encode())

@@ -124,6 +124,12 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
     return [], []
 
 
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token, where the tokenizer adds one before a text; else nothing."""
+    before, _ = special_tokens_around(tokenizer)
+    return before if before == [tokenizer.bos_token_id] else []
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token, else the end-of-text token, else 0; `attention_mask` masks it."""
     ids = tokenizer.pad_token_id, tokenizer.eos_token_id

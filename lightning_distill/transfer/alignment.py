@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_distill.data.tokenizer import bos_of
+
 CACHE_SIZE = 4096  # blocks; each comes again in every epoch
 INCOMPLETE = "\ufffd"  # what decoders return for a part of a character
 
@@ -41,6 +43,7 @@ class Aligner:
         limit: int | None = None,
     ) -> None:
         self.student, self.teacher, self.limit = student, teacher, limit
+        self.bos = bos_of(student), bos_of(teacher)
         self._cache: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -67,7 +70,7 @@ class Aligner:
             self._cache.move_to_end(key)
             return self._cache[key]
         ids, position_ids = block.tolist()
-        alignment = align(ids, position_ids, self.student, self.teacher)
+        alignment = align(ids, position_ids, self.student, self.teacher, self.bos)
         tokens = torch.tensor([alignment.ids, alignment.position_ids], dtype=torch.int)
         tokens = tokens[:, : self.limit]
         where = torch.full((len(ids),), -1, dtype=torch.int)
@@ -87,8 +90,11 @@ def align(
     position_ids: list[int],
     student: PreTrainedTokenizerBase,
     teacher: PreTrainedTokenizerBase,
+    bos: tuple[list[int], list[int]] = ([], []),
 ) -> Alignment:
     """ids: a block of the student's tokens; an end-of-text token ends each document in it.
+    bos: the beginning-of-text tokens of student and teacher, which are no text; each model reads
+    its own.
 
     Documents are tokenized one by one. Where position_ids restart within the block, documents are
     isolated, and the teacher's positions restart too.
@@ -96,13 +102,17 @@ def align(
     isolated = 0 in position_ids[1:]
     aligned = Alignment([], [], [])
     start = 0
+    student_bos, teacher_bos = bos
     while start < len(ids):
         ended = student.eos_token_id in ids[start:]
         stop = ids.index(student.eos_token_id, start) if ended else len(ids)
         document = ids[start:stop]
-        teacher_ids, pairs = _align_document(document, student, teacher, first=start == 0)
-        offset = len(aligned.ids)
-        aligned.pairs.extend((start + i, offset + j) for i, j in pairs)
+        begin = len(student_bos) if student_bos and document[:1] == student_bos else 0
+        text_ids, pairs = _align_document(document[begin:], student, teacher, first=start == 0)
+        teacher_ids, offset = [*teacher_bos, *text_ids], len(aligned.ids)
+        shift = len(teacher_bos)
+        aligned.pairs.extend([(start, offset)] * bool(begin and shift))
+        aligned.pairs.extend((start + begin + i, offset + shift + j) for i, j in pairs)
         if ended:
             aligned.pairs.append((stop, offset + len(teacher_ids)))
             teacher_ids = [*teacher_ids, teacher.eos_token_id]

@@ -37,7 +37,7 @@ def test_nothing_is_left_of_the_file_of_documents(tmp_path):
 def test_tokens_written_by_the_document_are_the_file_that_safetensors_writes(make_data, tmp_path):
     data = make_data()
     splits = {"train": ["a student", "a small teacher"], "test": ["soft"], "none": []}
-    sizes = write_tokens(splits, data.tokenizer, [0], tmp_path)
+    sizes = write_tokens(splits, data.tokenizer, [], [0], tmp_path)
     assert sizes == {"train": 24, "test": 4, "none": 0}
     tensors = {}
     for split, texts in splits.items():

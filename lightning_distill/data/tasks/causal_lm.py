@@ -17,6 +17,7 @@ from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.streaming import StreamedBlocks
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.text import VERSION, BlockTask
+from lightning_distill.data.tokenizer import bos_of
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
 from lightning_distill.models.inspection import max_positions
@@ -71,11 +72,17 @@ class CausalLM(BlockTask):
                 "Bring more text or set a shorter data.sequence_length."
             )
 
+    @property
+    def before(self) -> list[int]:
+        """The beginning-of-text token, where the tokenizer adds one to a text."""
+        return bos_of(self.tokenizer)
+
     def examples(self, split: str) -> Any:
         if self.streaming and split == "train":
             return StreamedBlocks(
                 self.sources,
                 self.tokenizer,
+                self.before,
                 self.separator,
                 self.sequence_length,
                 self.isolate_documents,
@@ -115,7 +122,8 @@ class CausalLM(BlockTask):
         return Quality(self.bytes_per_token("test"))
 
     def sample_prompts(self) -> list[str]:
-        return [str(self.tokenizer.decode(ids)) for ids in self._sample_prompt_tokens()]
+        begin = len(self.before)
+        return [str(self.tokenizer.decode(ids[begin:])) for ids in self._sample_prompt_tokens()]
 
     @torch.no_grad()
     def sample_answer(
@@ -124,7 +132,8 @@ class CausalLM(BlockTask):
         """The prompt's continuation, sampled at temperature 1."""
         ids = self._sample_prompt_tokens()[number]
         if prompt is not None:
-            ids = torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            text = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([*self.before, *text])
         new_tokens = NEW_TOKENS
         if positions := max_positions(model):
             ids = ids[1 - positions :]
@@ -197,10 +206,15 @@ class CausalLM(BlockTask):
         """A generated record's prompt and completion, in this student's tokens."""
         if teacher_data is self:
             return record["prompt_ids"], record["ids"]
-        prompt, completion = (
-            self.tokenizer(record[part], add_special_tokens=False, verbose=False)["input_ids"]
-            for part in ("prompt", "text")
+        # Its beginning-of-text token is no text.
+        prompt_text = teacher_data.tokenizer.decode(
+            [i for i in record["prompt_ids"] if i not in bos_of(teacher_data.tokenizer)]
         )
+        prompt, completion = (
+            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            for text in (prompt_text, record["text"])
+        )
+        prompt = [*self.before, *prompt]
         if record["ids"][-1:] == [teacher_data.tokenizer.eos_token_id]:
             completion = [*completion, self.tokenizer.eos_token_id]
         return prompt, completion
@@ -218,7 +232,8 @@ class CausalLM(BlockTask):
         return {"input_ids": ids[:, :-1], "labels": labels[:, 1:], "position_ids": positions}
 
     def _blocks(self, tokens: Tensor, documents: Tensor, targets: Tensor | None) -> Blocks:
-        return Blocks(tokens, documents, self.sequence_length, self.isolate_documents, targets)
+        bos = self.before[0] if self.before else None
+        return Blocks(tokens, documents, self.sequence_length, self.isolate_documents, targets, bos)
 
     def _sample_prompt_tokens(self) -> list[Tensor]:
         blocks, width = self.examples("test"), min(PROMPT_TOKENS, self.sequence_length)

@@ -80,6 +80,10 @@ class Chat(CausalLM):
         return float(self._bytes[split] / self._stream(split)[2].sum())
 
     @property
+    def before(self) -> list[int]:
+        return []  # the chat template writes it
+
+    @property
     def stop_token_ids(self) -> list[int]:
         return self._stop_token_ids
 

@@ -68,11 +68,17 @@ class BlockTask(TextTask):
             required=self.required_tokens,
         )
         token_inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
+        token_inputs |= {"before": self.before} if self.before else {}
         self.artifact = store.get("tokens", token_inputs, self._make_tokens)
         self.__dict__.pop("_documents", None)  # closes the temporary file of documents
         self._tokens = map_tokens(self.artifact.folder / "tokens.safetensors")
         self.mixture = load_mixture(self.sources, self.artifact.folder)
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
+
+    @property
+    def before(self) -> list[int]:
+        """The tokens that begin each document."""
+        return []
 
     @property
     def separator(self) -> list[int]:
@@ -84,7 +90,10 @@ class BlockTask(TextTask):
 
     def bytes_per_token(self, split: str) -> float:
         split = split if split in self._tokens else "validation"  # of a stream's train split
-        return self._bytes[split] / len(self._tokens[split])
+        predicted = len(self._tokens[split])
+        for token in self.before:
+            predicted -= int((self._tokens[split] == token).sum())
+        return self._bytes[split] / predicted
 
     def describe(self) -> str:
         return (
@@ -114,7 +123,7 @@ class BlockTask(TextTask):
 
     def _make_tokens(self, folder: Path) -> None:
         splits = {split: self._documents[split] for split in SPLITS if split in self._documents}
-        sizes = write_tokens(splits, self.tokenizer, self.separator, folder)
+        sizes = write_tokens(splits, self.tokenizer, self.before, self.separator, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
         if self.sources.is_mixture:
             save_parts({split: texts.parts for split, texts in splits.items()}, folder)
