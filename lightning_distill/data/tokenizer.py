@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -122,6 +124,25 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
         if ids[start : start + len(plain)] == plain:
             return ids[:start], ids[start + len(plain) :]
     return [], []
+
+
+def marked_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor, learned: Tensor, limit: int = 400
+) -> str:
+    """The tokens as text, in ⟦ ⟧ where they are not learned; of each such run the last characters.
+
+    ids, learned: [T]; learned is a mask. What follows the last learned token is left out. limit: of
+    the characters of all.
+    """
+    runs: list[str] = []
+    stop = int(learned.nonzero().max()) + 1 if learned.any() else len(ids)
+    starts = [0, *(learned[1:stop] != learned[: stop - 1]).nonzero()[:, 0].add(1).tolist(), stop]
+    for start, end in pairwise(starts):
+        text = str(tokenizer.decode(ids[start:end]))
+        short = f"…{text[-limit // 4 :]}" if len(text) > limit // 4 else text
+        runs.append(text if learned[start] else f"⟦{short}⟧")
+    whole = "".join(runs)
+    return whole if len(whole) <= limit else f"{whole[:limit]}…"
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:

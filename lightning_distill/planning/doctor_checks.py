@@ -22,6 +22,7 @@ from lightning_distill.report.plan_table import disk_demand, memory_demand
 from lightning_distill.run.preparation import check_intermediate_losses
 from lightning_distill.tracking.wandb_environment import has_key
 
+SHOWN = 3  # training examples
 TEST_BATCHES = 4  # on which teacher and student are compared
 
 
@@ -57,6 +58,17 @@ def check_text(context: Context) -> str:
 def check_targets(context: Context) -> str:
     """Whether each split has valid labels."""
     return context.data.check_labels()
+
+
+def check_examples(context: Context) -> str:
+    """The first training examples: what is learned, and in ⟦ ⟧ what is only read."""
+    data = context.data
+    if data.is_streaming:
+        raise SkippedError("the text is tokenized during training")
+    count = min(SHOWN, len(data.examples("train")))
+    shown = [data.learned_example(index) for index in range(count)]
+    lines = (f"\n      {number}. {' '.join(text.split())}" for number, text in enumerate(shown, 1))
+    return f"what is learned, and in ⟦ ⟧ what is only read:{''.join(lines)}"
 
 
 def check_tokenizers(context: Context) -> str:
@@ -183,6 +195,7 @@ CHECKS = (
     Check("tracker", check_tracker),
     Check("text", check_text),
     Check("targets", check_targets),
+    Check("examples", check_examples),
     Check("tokenizers", check_tokenizers),
     Check("settings", check_settings),
     Check("teacher", check_teacher),

@@ -4,6 +4,7 @@ import math
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -350,3 +351,18 @@ def test_what_a_divergence_of_the_user_refuses_is_told_in_one_line():
 
     with pytest.raises(ConfigError, match=r"^loss: no such kernel\.$"):
         Objective(broken, 1.0, 1.0, 1.0, "labels")
+
+
+def test_the_adaptive_kl_and_its_papers_code_differ_as_its_docstring_says():
+    p, q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.25, 0.1, 0.25, 0.4])
+    gap = np.abs(p - q)
+    forward, reverse = (p * np.log(p / q)).sum(), (q * np.log(q / p)).sum()
+
+    def longhand(head):
+        share = gap[head].sum() / gap.sum()
+        return share * forward + (1 - share) * reverse
+
+    ours = adaptive_kl(torch.tensor(q).log(), torch.tensor(p).log(), 0.5)
+    assert float(ours) == pytest.approx(longhand([0, 1]), rel=1e-12)
+    assert round(float(ours), 4) == 0.3586
+    assert round(longhand([0]), 4) == 0.3725  # p's cumulated mass is .4, .7, ...

@@ -209,5 +209,5 @@ def test_a_sweep_names_the_jobs_that_fail(in_process, outputs):
     own = ["transfer=cached", "loss=forward_kl,jensen_shannon"]
     done = in_process(*many, *own, expect=2)
     assert done.stdout.count("WRONG") == 1
-    assert "1 of 12 checks failed: settings" in done.stdout
+    assert "1 of 13 checks failed: settings" in done.stdout
     assert not (outputs / "sweeps").exists()

@@ -147,6 +147,13 @@ class DistillationData(L.LightningDataModule):
         """Indices of the test examples that samples show."""
         return evenly_spaced(len(self.examples("test")), NUM_SAMPLES)
 
+    def learned_example(self, index: int) -> str:
+        """A training example as a person reads it: what is learned, and in ⟦ ⟧ what is only read.
+
+        index: in the train split.
+        """
+        raise NotImplementedError
+
     def sample_prompts(self) -> list[str]:
         """A text for each sample, as a person reads it."""
         raise NotImplementedError

@@ -17,7 +17,7 @@ from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.streaming import StreamedBlocks
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.text import VERSION, BlockTask
-from lightning_distill.data.tokenizer import bos_of
+from lightning_distill.data.tokenizer import bos_of, marked_text
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
 from lightning_distill.models.inspection import max_positions
@@ -120,6 +120,14 @@ class CausalLM(BlockTask):
 
     def quality_metric(self) -> Quality:
         return Quality(self.bytes_per_token("test"))
+
+    def learned_example(self, index: int) -> str:
+        block = self.examples("train")[index]
+        ids, labels = block["input_ids"], block["labels"]
+        learned = labels != IGNORED
+        following = torch.cat([ids[1:], labels[-1:].clamp(min=0)])
+        ids = torch.cat([ids[:1], torch.where(learned, labels, following)])
+        return marked_text(self.tokenizer, ids, torch.cat([torch.tensor([False]), learned]))
 
     def sample_prompts(self) -> list[str]:
         begin = len(self.before)

@@ -138,6 +138,12 @@ class Classification(TextTask):
     def quality_metric(self) -> ClassQuality:
         return ClassQuality(self.num_classes)
 
+    def learned_example(self, index: int) -> str:
+        example = self.examples("train")[index]
+        ids = example["input_ids"][example["attention_mask"].bool()]
+        text = str(self.tokenizer.decode(ids))
+        return f"⟦{text[:SAMPLE_CHARACTERS]}⟧ {self.labels[int(example['labels'])]}"
+
     def sample_prompts(self) -> list[str]:
         prompts = []
         for index in self.sample_indices:

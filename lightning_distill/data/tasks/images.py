@@ -190,6 +190,11 @@ class Images(DistillationData):
         frequency = float((self._tensors["train_labels"] == omitted).float().mean())
         return ClassQuality(self.num_classes, omitted, frequency)
 
+    def learned_example(self, index: int) -> str:
+        channels, height, width = self.image_size
+        name = self.names[int(self._tensors["train_labels"][index])]
+        return f"⟦image of {channels} × {height} × {width}⟧ {name}"
+
     def sample_prompts(self) -> list[str]:
         prompts = []
         for index in self.sample_indices:

@@ -17,7 +17,7 @@ from lightning_distill.constants import IGNORED
 from lightning_distill.data.packing import CHECKED_BLOCKS
 from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.tasks.text import BlockTask
-from lightning_distill.data.tokenizer import MASK, special_tokens_around
+from lightning_distill.data.tokenizer import MASK, marked_text, special_tokens_around
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import Quality
 from lightning_distill.models.inspection import vocabulary_size
@@ -109,6 +109,12 @@ class MaskedLM(BlockTask):
 
     def quality_metric(self) -> Quality:
         return Quality()  # bits per byte are of language models alone
+
+    def learned_example(self, index: int) -> str:
+        block = self.examples("train")[index]
+        learned = block["labels"] != IGNORED
+        ids = torch.where(learned, block["labels"], block["input_ids"])
+        return marked_text(self.tokenizer, ids, learned)
 
     def sample_prompts(self) -> list[str]:
         test = self.examples("test")

@@ -115,6 +115,11 @@ class Translation(TextTask):
         count = len(self._tokens["test_targets"])
         return Quality(self._counts["test"]["bytes"] / count)
 
+    def learned_example(self, index: int) -> str:
+        train = self.examples("train")
+        source, target = self.tokenizer.decode(train.source(index)), train.target(index)
+        return f"⟦{source}⟧ {self.tokenizer.decode(target)}"
+
     def sample_prompts(self) -> list[str]:
         test = self.examples("test")
         return [

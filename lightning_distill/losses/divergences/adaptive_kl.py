@@ -16,6 +16,9 @@ def adaptive_kl(student: Tensor, teacher: Tensor, head_mass: float) -> Tensor:
     through the weights.
     student, teacher: log-probabilities log q, log p [..., V]. Returns [...].
     head_mass: from 0, the reverse KL, to 1, the forward KL; else raises ValueError.
+    The paper's code has another head: the tokens whose cumulated mass, their own included, is at
+    most `head_mass`, and at least the first. For p = (.4, .3, .2, .1), q = (.25, .1, .25, .4) and
+    head_mass = 0.5 that gives 0.3725, and this function 0.3586.
     Wu et al. 2024, Rethinking Kullback-Leibler Divergence in Knowledge Distillation.
     """
     check_range("head_mass", head_mass, 0, 1)
