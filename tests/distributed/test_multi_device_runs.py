@@ -2,7 +2,9 @@
 
 import atexit
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +63,51 @@ def test_two_devices_give_the_run_of_one(command, outputs, one, trainer):
     for name, weights in theirs.items():
         torch.testing.assert_close(mine[name], weights, rtol=1e-4, atol=1e-5)
     assert len(list(folder.glob("artifacts/teacher/*/manifest.json"))) == 1
+
+
+# Of 271 blocks, 12 steps of 8. The nll rises and falls at this learning rate.
+SELECT = [
+    *(setting for setting in SAME if "max_steps" not in setting),
+    *("student.max_steps=null", "student.epochs=0.35", "schedule=constant", "optimizer.lr=0.3"),
+    *("student.keep=best", "student.stop_after=3", "trainer.val_check_interval=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def selected(in_process, outputs, one):
+    """Training of the run on one device."""
+    folder = outputs / "selected"
+    in_process(*SELECT, f"paths.outputs={one}", f"hydra.run.dir={folder}")
+    return json.loads((folder / "results.json").read_text())["training"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_devices_keep_the_best_weights_and_stop_when_one_does(
+    command, one, selected, trainer, tmp_path
+):
+    where = [f"paths.outputs={one}", f"hydra.run.dir={tmp_path}"]
+    command(*SELECT, f"trainer={trainer}", *TWO, *where)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["training"] == selected
+    assert 0 < selected["kept_step"] < selected["steps"] < selected["max_steps"] == 12
+    kept = load_file(tmp_path / "student" / "model.safetensors")
+    best, last = (
+        torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("best", "last")
+    )
+    assert best["global_step"] == selected["kept_step"]
+    for name, weights in kept.items():
+        assert torch.equal(weights, best["state_dict"][f"model.{name}"])
+    assert not all(torch.equal(x, last["state_dict"][f"model.{n}"]) for n, x in kept.items())
+    # As if it had been killed while it was evaluated:
+    (tmp_path / "results.json").write_text(json.dumps({**results, "status": "running"}))
+    shutil.rmtree(tmp_path / "student")
+    said = command(*SELECT, f"trainer={trainer}", *TWO, *where).stdout
+    assert f"student: resuming from step {selected['steps']}" in said
+    assert json.loads((tmp_path / "results.json").read_text())["student"] == results["student"]
+    again = load_file(tmp_path / "student" / "model.safetensors")
+    assert all(torch.equal(again[name], weights) for name, weights in kept.items())
 
 
 @pytest.mark.slow

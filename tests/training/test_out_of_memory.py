@@ -71,6 +71,20 @@ def test_batches_that_do_not_fit_are_divided_without_changing_the_run(run, whole
     assert output.count(each) == (0 if parts == 1 else 1 if "since" in gpu else 2)
 
 
+@pytest.mark.slow
+def test_divided_batches_keep_the_same_best_weights_and_stop_at_the_same_step(run):
+    """Divided after step 5, from the checkpoint of step 4, so that a validation is repeated."""
+    select = ["student.keep=best", "student.stop_after=3", "schedule=constant", "optimizer.lr=0.3"]
+    select += ["trainer.val_check_interval=1", "checkpoint_every_n_steps=2"]
+    trainings = []
+    for gpu in (None, "holds: 4, since: 5"):
+        folder, output = run(*select, gpu=gpu)
+        trainings.append(json.loads((folder / "results.json").read_text())["training"])
+    assert "2 micro-batches of 4 make the same step" in output
+    assert trainings[0] == trainings[1]
+    assert 0 < trainings[0]["kept_step"] < trainings[0]["steps"] < 12
+
+
 @pytest.mark.parametrize(
     ("settings", "gpu", "expected"),
     [
