@@ -244,7 +244,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, job in results(folder).items():
         assert job["status"] == "finished", job
-        found[name] = {key: job[key] for key in ("key", "seed", "teacher", "student")}
+        found[name] = {key: job[key] for key in ("key", "seed", "teacher", "student", "training")}
         with (folder / name / "metrics.csv").open() as lines:
             rows = list(csv.DictReader(lines))
         for curve in ("train/loss", "validation/nll"):

@@ -120,6 +120,19 @@ def test_the_card_describes_the_run(run, call, tmp_path):
     assert f"torch {torch.__version__}" in text
 
 
+def test_the_card_has_the_steps_made_and_those_asked_for(run, call, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    results = json.loads((run / "results.json").read_text())
+    results["training"] = {"steps": 6, "max_steps": 4000, "kept_step": 5}
+    (copied / "results.json").write_text(json.dumps(results))
+    config = copied / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("keep: last", "keep: best"))
+    call(copied, f"export.folder={tmp_path / 'out'}")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "6 of 4,000 steps of 128 tokens (the best of validation: step 5)" in text
+
+
 def test_the_license_is_left_to_the_user(run, call, tmp_path):
     call(run, f"export.folder={tmp_path / 'a'}")
     front = (tmp_path / "a" / "README.md").read_text().split("---")[1]

@@ -18,10 +18,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forked import Place, check_whole, numbers, results
+from forked import SWEEP, Place, check_whole, numbers, results
 
 PHASES = ("teacher training", "labelling", "student training", "evaluation", "report")
 BETWEEN = "between them"
+# Its best weights are not the last ones, and a student may stop early.
+KILLED = [
+    *SWEEP[:-1],
+    *("student.keep=best", "student.stop_after=4", "trainer.val_check_interval=0.05"),
+    *("schedule=constant", "optimizer.lr=0.5"),
+    SWEEP[-1],
+]
 LONGEST = (1.0, 0.3, 0.8, 0.5, 0.3)  # seconds of each, about, in which a kill comes
 
 
@@ -43,7 +50,7 @@ def phase_of(place: Place) -> str:
 
 def kill_once(place: Place, phase: str, dice: random.Random) -> str | None:
     """Returns the phase that was hit; None where the command came to its end before."""
-    command = place.start()
+    command = place.start(*KILLED)
     command.until(lambda: phase_of(place) == phase)
     time.sleep(dice.uniform(0, LONGEST[PHASES.index(phase)]))
     hit = phase_of(place) if command.alive else None
@@ -56,7 +63,7 @@ def kill_at_random(folder: Path, kills: int, seed: int, a_chain: int = 8) -> Cou
     """How many kills came in each phase. Raises AssertionError where anything was lost."""
     dice = random.Random(seed)
     whole = Place(folder / "whole")
-    whole.run()
+    whole.run(*KILLED)
     expected = numbers(whole.sweep)
     hits: Counter[str] = Counter()
     chain = 0
@@ -72,7 +79,7 @@ def kill_at_random(folder: Path, kills: int, seed: int, a_chain: int = 8) -> Cou
             check_whole(place.outputs)
             after = results(place.sweep)
             assert all(after[name]["status"] == "finished" for name in before)
-        place.run()
+        place.run(*KILLED)
         check_whole(place.outputs)
         assert numbers(place.sweep) == expected
         assert len(list(place.outputs.glob("artifacts/teacher/*/manifest.json"))) == 1

@@ -3,6 +3,7 @@
 from statistics import mean
 
 import pytest
+from conftest import write_job
 
 from lightning_distill.sweeps.comparison import (
     compare_jobs,
@@ -20,6 +21,17 @@ def test_gap_closed_is_relative_to_the_same_training_without_a_teacher(job, tmp_
     row = {r.name.split(",")[0]: r for r in compare_jobs(tmp_path)}["name=distilled"]
     assert row.gap_closed == pytest.approx((5.0 - 4.25) / (5.0 - 4.0))
     assert row.gap_closed_best_baseline == pytest.approx((4.6 - 4.25) / (4.6 - 4.0))
+
+
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"keep": "best"}, {"stop_after": 3}], ids=str)
+def test_a_baseline_of_another_length_or_selection_is_not_the_same_training(tmp_path, length):
+    write_job(tmp_path / "plain", [], {"student": length, "loss": {"alpha": 0}}, 5.0)
+    write_job(tmp_path / "distilled", [], {"student": {}}, 4.25)
+    write_job(tmp_path / "equal", [], {"student": length}, 4.5)
+    rows = {row.folder.name: row for row in compare_jobs(tmp_path)}
+    assert rows["distilled"].gap_closed is None
+    assert rows["distilled"].gap_closed_best_baseline == pytest.approx(0.75)
+    assert rows["equal"].gap_closed == pytest.approx(0.5)
 
 
 def test_a_job_is_compared_with_the_baseline_of_its_seed(job, tmp_path):
