@@ -23,6 +23,13 @@ def adapt_head(model: PreTrainedModel, name: str, labels: Sequence[str], is_trai
     head does not fit and is not trained.
     """
     config: Any = model.config
+    if config.problem_type in ("multi_label_classification", "regression"):
+        if not is_trained:
+            raise ConfigError(
+                f"teacher.name={name}, of problem_type={config.problem_type}, does not choose one "
+                "of its labels. Set teacher.max_steps to train it to, or name another classifier."
+            )
+        config.problem_type = "single_label_classification"
     head_is_loaded = type(model).__name__ in (config.architectures or [])
     model_labels = [str(config.id2label[i]) for i in range(config.num_labels)]
     is_unnamed = all(re.fullmatch(r"LABEL_\d+", label) for label in model_labels)

@@ -1,7 +1,9 @@
 """Text generation with transformers."""
 
+import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import (
 
 from lightning_distill.distributed import process_group
 from lightning_distill.models.inspection import decoder_start, max_positions, vocabulary_size
+from lightning_distill.models.pretrained import reset_sampling
 from lightning_distill.models.probes import ignores_left_padding
 
 
@@ -88,19 +91,32 @@ def generate(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model.eval()
-        sequences = model.generate(
-            input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([watch] if watch else []),
-            # Sharded weights are gathered for each token, by all devices together.
-            synced_gpus=process_group.is_distributed() and isinstance(model, FSDPModule),
-        )
+        with _without_sampling_defaults(model):
+            sequences = model.generate(
+                input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([watch] if watch else []),
+                # Sharded weights are gathered for each token, by all devices together.
+                synced_gpus=process_group.is_distributed() and isinstance(model, FSDPModule),
+            )
         model.train(was_training)
     # What a decoder generates follows its start token; what a language model does, its prompt.
     start = 1 if encodes else input_ids.shape[1]
     pairs = zip(prompt_lengths, sequences[:, start:].tolist(), strict=True)
     return [_up_to_stop(new[: max(0, length - used)], stops) for used, new in pairs]
+
+
+@contextmanager
+def _without_sampling_defaults(model: Any) -> Iterator[None]:
+    """transformers takes what `generation_config` leaves open, min_p for one, from the model's."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    reset_sampling(model.generation_config)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _by_length(

@@ -1,5 +1,6 @@
 """Properties of a model and a tokenizer: layers, positions, parameters, bytes, vocabulary."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -57,6 +58,14 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     names = "decoder_start_token_id", "bos_token_id"
     ids = (getattr(config, name, None) for name in names for config in configs)
     return next((i for i in ids if i is not None), None)
+
+
+def add_stops(model: PreTrainedModel, stops: Sequence[int]) -> None:
+    """Adds the tokens to those that end a text generated with the model."""
+    config: Any = model.generation_config
+    own = config.eos_token_id
+    known = own if isinstance(own, list) else [i for i in (own,) if i is not None]
+    config.eos_token_id = [*dict.fromkeys([*stops, *known])]
 
 
 def is_outline(model: PreTrainedModel) -> bool:

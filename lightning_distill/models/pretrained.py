@@ -20,6 +20,7 @@ from transformers import (
 from lightning_distill.config import untrusted
 from lightning_distill.config.allowlist import ALLOW
 from lightning_distill.errors import ConfigError, first_line, one_line
+from lightning_distill.models.inspection import find_layers
 from lightning_distill.storage.artifacts import hash_of
 
 log = logging.getLogger(__name__)
@@ -60,21 +61,45 @@ def load(
     if attn_implementation:  # refused before the weights are read
         with torch.device("meta"):
             build_outline(name, revision, trust_remote_code, data, attn_implementation)
-    model: PreTrainedModel = from_pretrained(
+    model, info = from_pretrained(
         data.auto_class,
         name,
         revision=revision,
         dtype=_checked_dtype(name, dtype),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        output_loading_info=True,
         **_attention(attn_implementation),
     )
+    model.missing_weights = sorted(info["missing_keys"])
     if quantization:
         from lightning_distill.models.quantization import quantize
 
         quantize(model, quantization)
     _repair_generation_config(model, name)
-    return model.train()
+    loaded: PreTrainedModel = model.train()
+    return loaded
+
+
+def check_complete(model: PreTrainedModel, name: str, is_trained: bool) -> None:
+    """Raises ConfigError where weights were initialized at random for lack of a saved value.
+
+    A model that is trained further may lack those outside its layers, as a new head. model: as
+    `load` returns it.
+    """
+    missing: list[str] = getattr(model, "missing_weights", [])
+    if not missing:
+        return
+    layers = find_layers(model)
+    in_layers = [key for key in missing if layers and key.startswith(f"{layers[0]}.")]
+    shown = ", ".join((in_layers or missing)[:3]) + ", …" * (len(in_layers or missing) > 3)
+    if in_layers or not is_trained:
+        raise ConfigError(
+            f"name={name}: its files lack {len(missing)} of the weights of a "
+            f"{type(model).__name__}: {shown}. They would be random. Are they saved under other "
+            "names, or without the output layer?"
+        )
+    log.warning("%s: not in its files, so they start at random: %s", name, shown)
 
 
 def _repair_generation_config(model: PreTrainedModel, name: str) -> None:
@@ -87,9 +112,14 @@ def _repair_generation_config(model: PreTrainedModel, name: str) -> None:
     except ValueError as error:
         reason = one_line(error)
         log.warning("%s: its contradictory sampling settings are reset: %s", name, reason)
-        defaults = GenerationConfig()
-        for key in ("do_sample", *SAMPLING):
-            setattr(config, key, getattr(defaults, key))
+        reset_sampling(config)
+
+
+def reset_sampling(config: GenerationConfig) -> None:
+    """To transformers' defaults, in place."""
+    defaults = GenerationConfig()
+    for key in ("do_sample", *SAMPLING):
+        setattr(config, key, getattr(defaults, key))
 
 
 def build_outline(
@@ -132,12 +162,15 @@ def load_tokenizer(
 
 
 def load_saved(auto_class: Any, folder: Path, key: str = "name") -> Any:
-    """A model, tokenizer or config from a folder that this program wrote; remote code is not run.
+    """A model, tokenizer or config from a folder that this program wrote.
 
+    Code in it, copied from a model with `trust_remote_code`, runs where the user has allowed that.
     key: the config key that names the folder, for error messages.
     """
-    weights = {} if auto_class in DESCRIPTIONS else {"use_safetensors": True}
-    return from_pretrained(auto_class, str(folder), key, trust_remote_code=False, **weights)
+    settings = {"trust_remote_code": untrusted.may_run_code("trust_remote_code")}
+    if auto_class not in DESCRIPTIONS:
+        settings["use_safetensors"] = True
+    return from_pretrained(auto_class, str(folder), key, **settings)
 
 
 def fingerprint(name: str, revision: str | None) -> str:
@@ -178,11 +211,15 @@ def from_pretrained(auto_class: Any, name: str, key: str = "name", **settings: A
     _check_weight_index(key, name, folder)
     try:
         return auto_class.from_pretrained(str(folder) if folder.is_dir() else name, **settings)
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, ImportError, KeyError, RuntimeError),
+        SafetensorError,
+    ) as error:
         what = DESCRIPTIONS.get(auto_class, "weights (model.safetensors)")
-        raise ConfigError(
-            f"{key}={name}: its {what} cannot be loaded: {one_line(error)}"
-        ) from error
+        reason = one_line(error)
+        if "trust_remote_code" in reason and not settings["trust_remote_code"]:
+            reason = f"it needs code of its own; see trust_remote_code=true, and {ALLOW}"
+        raise ConfigError(f"{key}={name}: its {what} cannot be loaded: {reason}") from error
 
 
 def _check_weight_index(key: str, name: str, folder: Path) -> None:

@@ -80,6 +80,13 @@ class ModelSpec:
         model: PreTrainedModel = self.make(data=data)
         if self.source:
             data.adapt_model(model, self.source.name, self.is_trained)
+            pretrained.check_complete(model, str(self.source.name), self.is_trained)
+        if self.is_trained and not self.lora and model.dtype == torch.float16:
+            raise ConfigError(
+                f"{self.role}.dtype=float16: in 16 bits AdamW's epsilon is 0, and its updates are "
+                f"not finite. Set {self.role}.dtype=float32 trainer.precision=16-mixed, or "
+                f"{self.role}.dtype=bfloat16."
+            )
         data.check_model(model, self.name)
         return model
 

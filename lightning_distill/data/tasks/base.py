@@ -1,7 +1,7 @@
 """What every task declares: its models, its examples, its metrics, its batches.
 
 A task turns a source into examples, split by hash, and those into batches. The tokenizer and the
-tokens that it makes are artifacts: made once and shared by every job with the same settings.
+tokens that it makes are artifacts, shared by every job with the same settings.
 """
 
 from collections.abc import Sized
@@ -25,7 +25,7 @@ from lightning_distill.data.loaders import (
 from lightning_distill.data.mixture import MixedExamples, Mixture, parts_of
 from lightning_distill.data.splits import evenly_spaced
 from lightning_distill.metrics.declarations import Metric
-from lightning_distill.models.inspection import vocabulary_size
+from lightning_distill.models.inspection import add_stops, vocabulary_size
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Artifact, Store
 
@@ -132,7 +132,12 @@ class DistillationData(L.LightningDataModule):
         raise NotImplementedError
 
     def save(self, model: PreTrainedModel, folder: Any) -> None:
-        """Saves model and tokenizer in a folder that `from_pretrained` loads."""
+        """Saves model and tokenizer in a folder that `from_pretrained` loads.
+
+        Texts generated with the model end with the token that ends the task's examples.
+        """
+        if self.is_generative:
+            add_stops(model, self.stop_token_ids)
         model.save_pretrained(folder)
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(folder)

@@ -133,30 +133,21 @@ class CausalLM(BlockTask):
         begin = len(self.before)
         return [str(self.tokenizer.decode(ids[begin:])) for ids in self._sample_prompt_tokens()]
 
-    @torch.no_grad()
     def sample_answer(
         self, model: PreTrainedModel, number: int, prompt: str | None, seed: int
     ) -> str:
         """The prompt's continuation, sampled at temperature 1."""
+        from lightning_distill.models.generation import Sampling, generate
+
         ids = self._sample_prompt_tokens()[number]
         if prompt is not None:
             text = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             ids = torch.tensor([*self.before, *text])
-        new_tokens = NEW_TOKENS
         if positions := max_positions(model):
             ids = ids[1 - positions :]
-            new_tokens = min(new_tokens, positions - len(ids))
-        torch.manual_seed(seed)
-        input_ids = ids[None].to(model.device)
-        output: Tensor = model.eval().generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            eos_token_id=self.stop_token_ids,
-            pad_token_id=self.tokenizer.eos_token_id,
-        )
-        completion = output[0, input_ids.shape[1] :]
+        length = len(ids) + NEW_TOKENS
+        stops = self.stop_token_ids
+        (completion,) = generate(model, self.tokenizer, [ids], length, Sampling(1.0), seed, stops)
         return str(self.tokenizer.decode(completion, skip_special_tokens=True))
 
     @property

@@ -87,12 +87,6 @@ class Chat(CausalLM):
     def stop_token_ids(self) -> list[int]:
         return self._stop_token_ids
 
-    def save(self, model: PreTrainedModel, folder: Any) -> None:
-        """Generation with the saved model stops at the end of a turn."""
-        assert model.generation_config is not None
-        model.generation_config.eos_token_id = self.stop_token_ids
-        super().save(model, folder)
-
     @torch.no_grad()
     def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
         """ROUGE-L of greedily decoded answers to up to 64 turns of the test split; the turns
