@@ -24,10 +24,10 @@ def conversation_of(row: Any, column: str) -> Conversation:
     column: of the messages, {role, content} or ShareGPT's {from, value}. Where a row lacks the
     default one, it may have `conversations`; or `instruction`, `input`, `output`, `system` and
     `history` (Alpaca); or `prompt` and `completion` (TRL). Its `tools` are schemas of functions, as
-    a list or as JSON text.
+    a list or as JSON text. A row may also be the list of messages itself.
     Raises ConfigError where the row has none of these, or nothing of an assistant to learn.
     """
-    fields = row if isinstance(row, dict) else {}
+    fields = row if isinstance(row, dict) else {column: row} if isinstance(row, list) else {}
     return Conversation(check_messages(_messages(fields, column)), _tools(fields.get("tools")))
 
 

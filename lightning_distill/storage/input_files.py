@@ -15,15 +15,22 @@ def names_of(given: Any) -> list[str]:
 def input_files(given: Any) -> list[Path]:
     """The files of a path: of a file, a folder, a glob (`*.jsonl`, `**`), or a list of these.
 
-    Each once, in the order of the list, and by name below a folder. Empty where there is none.
+    Each once, in the order of the list, and by name below a folder, without hidden files, which
+    systems and notebooks leave there. Empty where there is none.
     """
     files: dict[Path, None] = {}
     for name in names_of(given):
         path = Path(name).expanduser()
         paths = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
         for one in sorted(paths):
-            files |= dict.fromkeys(sorted(one.rglob("*")) if one.is_dir() else [one])
+            files |= dict.fromkeys(visible_below(one) if one.is_dir() else [one])
     return [file for file in files if file.is_file()]
+
+
+def visible_below(folder: Path) -> list[Path]:
+    """Files and folders at any depth; none whose name, or whose folder's, begins with a dot."""
+    paths = sorted(folder.rglob("*"))
+    return [p for p in paths if not any(x.startswith(".") for x in p.relative_to(folder).parts)]
 
 
 def missing_input(given: Any) -> str | None:

@@ -49,6 +49,8 @@ def call(arguments):
             "conversations",
         ),
         ({"conversations": ASKED}, "messages"),
+        (ASKED, "messages"),  # unsloth#321: an array of conversations
+        (SHAREGPT, "messages"),
         ({"instruction": "Why?", "input": "", "output": "So."}, "messages"),
         ({"instruction": "Why?", "output": "So."}, "messages"),
         ({"prompt": "Why?", "completion": "So."}, "messages"),
@@ -58,8 +60,9 @@ def call(arguments):
 def test_every_form_is_the_same_conversation(row, column):
     """axolotl#217"""
     assert conversation_of(row, column) == Conversation(ASKED)
-    given_system = conversation_of({**row, "system": "Be short."}, column)
-    assert given_system == Conversation([SYSTEM, *ASKED])
+    if isinstance(row, dict):
+        given_system = conversation_of({**row, "system": "Be short."}, column)
+        assert given_system == Conversation([SYSTEM, *ASKED])
 
 
 def test_alpacas_input_and_history_are_read():

@@ -239,3 +239,55 @@ def test_nulls_of_a_tables_schema_are_no_part_of_its_rows(tmp_path):
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
     for name in ("a.parquet", "saved"):
         assert list(RowFiles(str(tmp_path / name), {}, False).read(lambda row: row)) == rows
+
+
+def test_hidden_files_of_systems_and_notebooks_are_not_read(tmp_path):
+    """vision#109, openneuro#2520: macOS writes ._name beside each name."""
+    for name in ("a.jsonl", "._a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}' if name == "a.jsonl" else "\0")
+    assert list(Text(str(tmp_path)).rows()) == ["a"]
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    for name in ("one/a.png", ".trash/b.png", "one/._a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
+    assert [label for _, label in ImageFolder(str(tmp_path), 4, 1, False).rows()] == ["one"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L", "LA", "1"])
+def test_every_kind_of_image_is_read_as_the_colors_it_shows(tmp_path, mode):
+    """datasets#4160"""
+    (tmp_path / "class").mkdir()
+    colors = (
+        [(255, 255, 255), (0, 0, 0)] if mode in ("L", "LA", "1") else [(255, 0, 0), (0, 0, 255)]
+    )
+    shown = Image.new("RGB", (4, 4), colors[0])
+    shown.paste(colors[1], (0, 0, 4, 2))
+    suffix = "tiff" if mode == "CMYK" else "png"
+    shown.convert(mode).save(tmp_path / "class" / f"a.{suffix}")
+    ((pixels, _),) = ImageFolder(str(tmp_path), 4, 3, False).rows()
+    assert (pixels == np.asarray(shown).transpose(2, 0, 1)).all()
+
+
+def test_files_need_not_agree_on_what_a_column_holds(tmp_path):
+    """datasets#7092: a column that is empty, or of another type, in one of the files."""
+    for name, tags in (("a", []), ("b", [{"id": 1}]), ("c", "none")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name, "tags": tags}))
+        pq.write_table(pa.table({"text": [name], "tags": [tags]}), tmp_path / f"{name}.parquet")
+    assert list(Text(str(tmp_path)).rows()) == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_blank_lines_are_no_rows(tmp_path):
+    """gpt-2-simple#235, graphrag#2424"""
+    (tmp_path / "a.csv").write_text("\ntext,label\n\none,x\n\n\ntwo,y\n\n"[1:])
+    (tmp_path / "b.jsonl").write_text('\n{"text": "three", "label": "z"}\n   \n\n')
+    source = LabelledRows(str(tmp_path), "text", "label", False)
+    assert list(source.rows()) == [("one", "x"), ("two", "y"), ("three", "z")]
+
+
+def test_an_index_column_and_a_table_of_tabs_are_read(tmp_path):
+    """Vibe-Trading#862: what spreadsheets call Unicode text; and the index that pandas writes."""
+    (tmp_path / "a.csv").write_bytes("\tText\ttext\n0\tx\tnaïve, 東京\n".encode("utf-16"))
+    assert list(Text(str(tmp_path / "a.csv")).rows()) == ["naïve, 東京"]
+    (tmp_path / "b.csv").write_text(",text\n0,one\n1,two\n")
+    assert list(Text(str(tmp_path / "b.csv")).rows()) == ["one", "two"]

@@ -10,10 +10,11 @@ import numpy as np
 from lightning_distill.data.sources.base import Pixels
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import hash_of
+from lightning_distill.storage.input_files import visible_below
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -31,7 +32,7 @@ class ImageFolder:
             raise ConfigError(f"data.channels={channels} must be 1 or 3.")
         if not self.path.is_dir():
             raise ConfigError(f"data.path={path} is no folder.")
-        files = sorted(self.path.glob("*/**/*"))
+        files = [f for f in visible_below(self.path) if f.parent != self.path]
         self.files = [f for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
         if not self.files:
             raise ConfigError(

@@ -217,6 +217,8 @@ def batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:
 READERS: dict[str, Callable[[Path, str, Position | None], Iterator[Chunk]]] = {
     ".txt": read_txt,
     ".jsonl": read_jsonl,
+    ".jsonlines": read_jsonl,
+    ".ndjson": read_jsonl,
     ".json": read_json,
     ".parquet": read_parquet,
     ".csv": read_csv,
