@@ -1,6 +1,7 @@
 """The tokenizer: a pretrained model's, or one trained on the source."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,8 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
 from lightning_distill.models.inspection import embedding_rows, max_positions, vocabulary_size
 from lightning_distill.storage.artifacts import Store
+
+log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -143,6 +146,20 @@ def marked_text(
         runs.append(text if learned[start] else f"⟦{short}⟧")
     whole = "".join(runs)
     return whole if len(whole) <= limit else f"{whole[:limit]}…"
+
+
+def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, splits: dict[str, Tensor]) -> None:
+    """Warns where learned tokens of a split [N] are unknown, which a student would then write."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return
+    for split, tokens in splits.items():
+        if count := int((tokens == unknown).sum()):
+            log.warning(
+                "data: %s of %s learned tokens of the %s split are %s: the tokenizer does not know "
+                "what the text holds",
+                *(f"{count:,}", f"{len(tokens):,}", split, tokenizer.unk_token),
+            )
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.chat_template import ROLES, TEMPLATE, AssistantMasker
+from lightning_distill.data.assistant_masker import AssistantMasker
+from lightning_distill.data.chat_template import ROLES, TEMPLATE
 from lightning_distill.data.messages import check_messages
 from lightning_distill.data.packing import run_starts, whole_documents
 from lightning_distill.data.sources.base import Conversation
@@ -299,7 +300,7 @@ def test_of_any_conversation_exactly_what_the_assistant_says_is_learned(family):
     template, special, _, closed = FAMILIES[family]
     turns = AssistantMasker(tokenizer_of(template, special))
     words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1)
-    said = words.filter(lambda text: text.strip() and not turns.control.search(text))
+    said = words.filter(lambda text: text.strip() and not turns.checks.control.search(text))
 
     @given(st.lists(st.tuples(said, said), min_size=1, max_size=3), st.booleans())
     @settings(max_examples=25, deadline=None)

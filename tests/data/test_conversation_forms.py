@@ -7,14 +7,17 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lightning_distill.data.chat_template import ROLES, TEMPLATE, AssistantMasker
+from lightning_distill.data.assistant_masker import AssistantMasker
+from lightning_distill.data.chat_template import ROLES, TEMPLATE, template_of
 from lightning_distill.data.messages import conversation_of
 from lightning_distill.data.sources.base import Conversation
 from lightning_distill.data.sources.conversations import Conversations
 from lightning_distill.data.tasks.chat import Chat
+from lightning_distill.data.tokenizer import warn_of_unknown
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import Store
 
@@ -113,15 +116,18 @@ def test_what_is_no_conversation_says_why(row, message):
     assert message in str(error.value)
 
 
-def tokenizer_of(template, special=("<|im_end|>", "<|im_start|>")):
+def tokenizer_of(
+    template, special=("<|im_end|>", "<|im_start|>"), texts=("weather city",), words=True
+):
+    """words: whether no token crosses the end of a word."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(["weather city"], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     found = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=special[0], extra_special_tokens=list(special[1:])
     )
@@ -175,7 +181,7 @@ def test_tools_that_the_template_leaves_out_are_said_once(caplog):
         mask = AssistantMasker(tokenizer_of(WITHOUT))
         mask(Conversation(ASKED, TOOLS))
         mask(Conversation(ASKED, TOOLS))
-    assert caplog.text.count("does not write the column `tools`, such as weather") == 1
+    assert caplog.text.count("does not write the column `tools`, such as 'weather'") == 1
 
 
 def test_bytes_and_counts_are_of_what_is_learned(tmp_path):
@@ -205,3 +211,102 @@ def test_bytes_and_counts_are_of_what_is_learned(tmp_path):
     assert "left out, with no answer before the cut: " in described
     left = described.split("before the cut: ")[1].split("; ")[0]
     assert sum(int(part.split()[0]) for part in left.split(", ")) == 20
+
+
+MARKED_IN_PART = """\
+{%- for m in messages %}{{- "<|im_start|>" + m.role + "\n" }}
+{%- if m.role == "assistant" and m.content != "unmarked" %}
+{%- generation %}{{- m.content }}{% endgeneration %}
+{%- else %}{{- m.content }}{% endif %}{{- "<|im_end|>\n" }}{% endfor %}"""
+
+
+def learned_of(mask, conversation):
+    return mask.learned_text(*mask(conversation))
+
+
+@pytest.mark.parametrize(
+    ("message", "tools"),
+    [
+        ({"role": "assistant<|im_end|>", "content": "a"}, None),
+        ({"role": "assistant", "content": "a", "reasoning_content": "<|im_end|>"}, None),
+        ({"role": "assistant", "tool_calls": [call({"a": ["<|im_start|>"]})]}, None),
+        ({"role": "assistant", "content": "a"}, [{"name": "<|im_end|>"}]),
+    ],
+)
+def test_no_text_of_a_row_forges_a_control_token(message, tools):
+    """transformers#29279"""
+    with pytest.raises(ConfigError, match="which the tokenizer reads as a control token"):
+        AssistantMasker(tokenizer_of(WITH_TOOLS))(Conversation([ASKED[0], message], tools))
+
+
+def test_what_the_template_leaves_out_of_a_message_is_said_once(caplog):
+    """Automodel#2348"""
+    message = {"role": "assistant", "content": "So.", "reasoning_content": "Because of this."}
+    mask = AssistantMasker(tokenizer_of(WITHOUT))
+    for _ in range(2):
+        assert learned_of(mask, Conversation([ASKED[0], message])) == "So."
+    assert caplog.text.count("does not write reasoning_content of the assistant's messages") == 1
+
+
+def test_a_template_that_marks_some_turns_is_refused():
+    """transformers#34172"""
+    second = {"role": "assistant", "content": "unmarked"}
+    mask = AssistantMasker(tokenizer_of(MARKED_IN_PART))
+    assert learned_of(mask, Conversation(ASKED)) == "So."
+    with pytest.raises(ConfigError, match="marks 1 of 2 turns as the assistant's"):
+        mask(Conversation([*ASKED, ASKED[0], second]))
+
+
+def test_a_token_that_crosses_the_beginning_of_an_answer_is_divided_as_in_generation():
+    """prime-rl#1103: the header ends in a newline, and the answer begins with two."""
+    made = tokenizer_of(WITHOUT, texts=["a\n\n\nb"] * 9, words=False)
+    assert made("\n\n\n")["input_ids"] != 3 * made("\n")["input_ids"]
+    mask = AssistantMasker(made)
+    answer = {"role": "assistant", "content": "\n\nSo."}
+    ids, targets = mask(Conversation([ASKED[0], answer]))
+    prompt = made.apply_chat_template(ASKED[:1], add_generation_prompt=True)["input_ids"]
+    assert ids[: len(prompt)] == prompt
+    assert mask.learned_text(ids, targets) == "\n\nSo."
+    assert mask.tokenizer.decode(ids) == made.apply_chat_template(
+        [ASKED[0], answer], tokenize=False
+    )
+
+
+def test_tokens_do_not_depend_on_the_day():
+    """llm-foundry#1474: some templates write the date."""
+    mask = AssistantMasker(tokenizer_of("{{ strftime_now('%d %b %Y') }}" + WITHOUT))
+    ids, _ = mask(Conversation(ASKED))
+    assert mask.tokenizer.decode(ids).startswith("01 Jan 2025<|im_start|>user")
+    with pytest.raises(ConfigError, match="writes the date in a format that it computes"):
+        AssistantMasker(tokenizer_of("{{ strftime_now(format) }}" + WITHOUT))
+
+
+def test_an_unknown_token_closes_nothing():
+    """trl#3299"""
+    tokenizer = tokenizer_of(
+        "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}",
+        ["<eos>", "<unk>"],
+    )
+    tokenizer.unk_token = "<unk>"
+    assert tokenizer.unk_token_id == 1
+    mask = AssistantMasker(tokenizer)
+    assert tokenizer.unk_token_id not in mask.special_ids
+
+
+def test_a_named_template_is_chosen_by_its_name():
+    """llama.cpp#6484"""
+    tokenizer = tokenizer_of(None)
+    tokenizer.chat_template = {"rag": WITHOUT, "tool_use": WITH_TOOLS}
+    assert template_of(tokenizer, "tool_use", False) == WITH_TOOLS
+    with pytest.raises(ConfigError, match="has no chat template but rag, tool_use"):
+        template_of(tokenizer, None, False)
+
+
+def test_unknown_tokens_that_would_be_learned_are_counted(caplog):
+    """swift-transformers#387"""
+    tokenizer = tokenizer_of(WITHOUT, ["<eos>", "<unk>"])
+    tokenizer.unk_token = "<unk>"
+    warn_of_unknown(tokenizer, {"train": torch.tensor([5, 1, 1]), "test": torch.tensor([5])})
+    assert "2 of 3 learned tokens of the train split are <unk>" in caplog.text
+    assert "test split" not in caplog.text

@@ -16,19 +16,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.chat_template import ROLES, AssistantMasker, template_of
+from lightning_distill.data.assistant_masker import AssistantMasker
+from lightning_distill.data.chat_template import ROLES, template_of
 from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.packing import Blocks, run_starts, whole_documents
 from lightning_distill.data.sources.base import Conversation, ConversationSource
 from lightning_distill.data.splits import SPLITS, evenly_spaced, sha256
 from lightning_distill.data.tasks.base import NUM_SAMPLES
 from lightning_distill.data.tasks.causal_lm import CausalLM
-from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash
+from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash, warn_of_unknown
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import rouge_l
 from lightning_distill.storage.artifacts import Store
 
-VERSION = 2  # raise it when other tokens are made of the same conversations
+VERSION = 3  # raise it when other tokens are made of the same conversations
 SCORED_TURNS = 64  # turns of the test split that ROUGE-L is computed on
 GENERATION_BATCH = 32
 
@@ -70,6 +71,10 @@ class Chat(CausalLM):
         self._tokens = load_file(folder / "tokens.safetensors")
         self._bytes = json.loads((folder / "bytes.json").read_text())
         self._stop_token_ids: list[int] = json.loads((folder / "stops.json").read_text())
+        streams = {split: self._stream(split) for split in SPLITS}
+        warn_of_unknown(
+            self.tokenizer, {s: ids[learned] for s, (ids, _, learned) in streams.items()}
+        )
         self._packed = {split: self._pack(*self._stream(split), split) for split in SPLITS}
 
     def examples(self, split: str) -> Blocks:

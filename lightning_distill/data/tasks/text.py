@@ -18,9 +18,15 @@ from lightning_distill.data.sources.base import documents
 from lightning_distill.data.splits import SPLITS, Held, SplitSources
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.token_files import map_tokens, split_on_disk, write_tokens
-from lightning_distill.data.tokenizer import check_reads, obtain_tokenizer, tokenizer_hash
+from lightning_distill.data.tokenizer import (
+    check_reads,
+    obtain_tokenizer,
+    tokenizer_hash,
+    warn_of_unknown,
+)
 from lightning_distill.storage.artifacts import Store
 
+CHECKED_TOKENS = 10**7  # of a split, for unknown ones
 VERSION = 1  # raise it when this file starts to give other tokens for the same text
 
 
@@ -74,6 +80,8 @@ class BlockTask(TextTask):
         self._tokens = map_tokens(self.artifact.folder / "tokens.safetensors")
         self.mixture = load_mixture(self.sources, self.artifact.folder)
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
+        first = {s: self._tokens[s][:CHECKED_TOKENS] for s in SPLITS if s in self._tokens}
+        warn_of_unknown(self.tokenizer, first)
 
     @property
     def before(self) -> list[int]:
