@@ -54,7 +54,8 @@ OF_STREAMS = {"streaming", "held_out_documents", "tokenizer_mb"}
 def job_key(settings: dict[str, Any]) -> str:
     """Equal for two jobs that must give the same numbers. settings: resolved."""
     inputs = [_file_states(settings[group].get(name)) for group, name in INPUTS]
-    for part in (settings["data"].get("mixture") or {}).values():
+    mixture = settings["data"].get("mixture")
+    for part in mixture.values() if isinstance(mixture, dict) else ():
         inputs += [_file_states(part.get(name)) for group, name in INPUTS if group == "data"]
     return key_of({"inputs": inputs, **_without_idle(_on_one_device(_relevant(settings)))})
 

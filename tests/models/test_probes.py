@@ -102,3 +102,22 @@ def test_left_padding_is_known_by_what_is_generated():
     assert ignores_left_padding(ATTENTION["gpt2"]())
     rwkv = RwkvConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
     assert not ignores_left_padding(RwkvForCausalLM(rwkv))  # a state that takes no mask
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_excluded_tokens_and_nan_are_not_taken_for_later_tokens(value):
+    """Other checks name a NaN; a logit of -inf excludes a token."""
+    torch.manual_seed(0)
+    model = ATTENTION["llama"]()
+    forward = model.forward
+
+    def with_excluded(*inputs, **more):
+        output = forward(*inputs, **more)
+        output.logits[..., 3] = value
+        return output
+
+    model.forward = with_excluded
+    check_causal(model, "mine")
+    for parameter in model.parameters():
+        parameter.data.fill_(value)
+    check_causal(model, "mine")
