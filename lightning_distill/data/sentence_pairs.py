@@ -1,12 +1,15 @@
 """Pairs of sentences as tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
+from lightning_distill.data.sources.base import Pair
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,24 @@ class SentencePairs(Dataset[dict[str, Tensor]]):
         mask = (torch.arange(self.sequence_length) < len(source)).long()
         block = torch.tensor(index)
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "block": block}
+
+
+def tokenize_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[Pair]
+) -> list[tuple[list[int], list[int]]]:
+    """Each pair's source and target, closed by the end-of-text token."""
+    tokenize: Any = tokenizer
+    eos = int(tokenize.eos_token_id)
+    sources = tokenize([pair.source for pair in pairs], verbose=False)["input_ids"]
+    targets = tokenize(text_target=[pair.target for pair in pairs], verbose=False)["input_ids"]
+
+    def closed(ids: list[int]) -> list[int]:
+        return ids if eos in ids else [*ids, eos]
+
+    def ended(ids: list[int]) -> list[int]:  # mBART's tokenizer adds the language behind it
+        return ids[: ids.index(eos) + 1]
+
+    return [(closed(s), ended(closed(t))) for s, t in zip(sources, targets, strict=True)]
 
 
 def concatenate(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,13 @@
 """The train, validation and test splits: each from a source of its own, or by the hashes of the
 train source's items."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from lightning_distill.data.hashes import digest
 from lightning_distill.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -224,13 +224,12 @@ def _share(held_out: Held) -> Fraction | None:
     """None for a number of items. Raises ConfigError for what is neither."""
     if held_out is None:
         return HELD_OUT
-    if isinstance(held_out, bool) or not isinstance(held_out, int | float) or held_out <= 0:
-        raise ConfigError(f"data.held_out={held_out} must be a share, as in 0.1, or a number.")
-    if held_out < 1:
-        return Fraction(str(held_out))
-    if held_out != int(held_out):
-        raise ConfigError(f"data.held_out={held_out} must be below 1, or a whole number.")
-    return None
+    is_number = isinstance(held_out, int | float) and not isinstance(held_out, bool)
+    if not is_number or held_out <= 0 or (held_out > 1 and held_out != int(held_out)):
+        raise ConfigError(
+            f"data.held_out={held_out} must be a share below 1, as in 0.1, or a whole number."
+        )
+    return Fraction(str(held_out)) if held_out < 1 else None
 
 
 def report_repeated(count: int, what: str) -> None:
@@ -249,11 +248,3 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
     """Up to `wanted` indices below `count`, at equal distances."""
     wanted = min(count, wanted)
     return [number * count // wanted for number in range(wanted)]
-
-
-def sha256(text: str) -> str:
-    return digest(text.encode("utf-8", "surrogatepass")).hex()
-
-
-def digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()

@@ -15,7 +15,8 @@ from torch.utils.data import ConcatDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from lightning_distill.data.splits import ORDER, SplitSources, check_own, digest, report_repeated
+from lightning_distill.data.hashes import digest
+from lightning_distill.data.splits import ORDER, SplitSources, check_own, report_repeated
 
 COPY_BYTES = 2**24  # at a time
 DTYPES = {"I32": np.dtype("<i4")}  # by safetensors' names

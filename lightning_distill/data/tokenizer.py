@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightning_distill.data.splits import sha256
+from lightning_distill.data.hashes import sha256
 from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
 from lightning_distill.models.inspection import embedding_rows, max_positions, vocabulary_size

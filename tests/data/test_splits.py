@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_distill.data.hashes import sha256
 from lightning_distill.data.sources.huggingface import HuggingFace
 from lightning_distill.data.sources.text import Text
-from lightning_distill.data.splits import SPLITS, SplitSources, sha256
+from lightning_distill.data.splits import SPLITS, SplitSources
 from lightning_distill.data.token_files import split_on_disk
 from lightning_distill.errors import ConfigError
 
@@ -75,10 +76,10 @@ def test_what_is_held_out_is_a_share_or_a_number(held_out):
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        (0, "must be a share, as in 0.1, or a number"),
+        (0, "must be a share below 1, as in 0.1, or a whole number"),
         (True, "must be a share"),
         ("a", "must be a share"),
-        (1.5, "must be below 1, or a whole number"),
+        (1.5, "must be a share below 1"),
         (0.5, "data.held_out=0.5 of 50 documents, for each of test and validation, leaves none"),
         (25, "leaves none to train on"),
     ],

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lightning_distill.data.splits import SplitSources, sha256
+from lightning_distill.data.hashes import sha256
+from lightning_distill.data.splits import SplitSources
 from lightning_distill.data.token_files import map_tokens, split_on_disk, write_tokens
 
 

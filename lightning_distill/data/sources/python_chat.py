@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from lightning_distill.data.hashes import sha256
 from lightning_distill.data.sources.base import Conversation, Message
 from lightning_distill.data.sources.python_docs import modules
-from lightning_distill.data.splits import sha256
 from lightning_distill.errors import ConfigError
 
 VERSION = 1  # raise it when this file starts to give other conversations

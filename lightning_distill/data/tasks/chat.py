@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
+from lightning_distill.data.hashes import sha256
 from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.packing import Blocks, run_starts, whole_documents
 from lightning_distill.data.sources.base import Conversation, ConversationSource
-from lightning_distill.data.splits import SPLITS, evenly_spaced, sha256
+from lightning_distill.data.splits import SPLITS, evenly_spaced
 from lightning_distill.data.tasks.base import NUM_SAMPLES
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash, warn_of_unknown
@@ -133,16 +134,14 @@ class Chat(CausalLM):
         return prompts
 
     def _split_sizes(self) -> str:
-        """Conversations, tokens and learned tokens of each split, and what is cut or left out."""
+        """Counts of each split, and of what is cut or left out."""
         parts, cut, without_answer = [], 0, {}
         for split in SPLITS:
             blocks, (lengths, answered) = self._packed[split], self._conversations(split)
             assert blocks.targets is not None
             tokens, learned = int((blocks.documents >= 0).sum()), int(blocks.targets.sum())
-            parts.append(
-                f"{int(answered.sum()):,} {split} conversations ({tokens:,} tokens, {learned:,} "
-                "the assistant's)"
-            )
+            counts = f"{tokens:,} tokens, {learned:,} learned"
+            parts.append(f"{int(answered.sum()):,} {split} conversations ({counts})")
             cut += int((lengths > self.sequence_length)[answered].sum())
             without_answer[split] = int((~answered).sum())
         if cut:

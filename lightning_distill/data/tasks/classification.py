@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     ModernBertForSequenceClassification,
@@ -20,9 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lightning_distill.data.hashes import sha256
+from lightning_distill.data.labelled_texts import LabelledTexts
 from lightning_distill.data.loaders import collate_trimmed
 from lightning_distill.data.mixture import load_mixture, save_parts
-from lightning_distill.data.splits import SPLITS, SplitItems, sha256
+from lightning_distill.data.splits import SPLITS, SplitItems
 from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
     check_reads,
@@ -77,7 +78,7 @@ class Classification(TextTask):
         self.mixture = load_mixture(self.sources, self.artifact.folder)
         self.labels: list[str] = json.loads((self.artifact.folder / "labels.json").read_text())
 
-    def examples(self, split: str) -> "LabelledTexts":
+    def examples(self, split: str) -> LabelledTexts:
         return LabelledTexts(
             self._tokens[split],
             self._tokens[f"{split}_ends"],
@@ -201,46 +202,6 @@ class Classification(TextTask):
         if self.sources.is_mixture:
             save_parts({s: parts for s, (_, parts) in self._splits.items()}, folder)
         (folder / "labels.json").write_text(json.dumps(labels))
-
-
-class LabelledTexts(Dataset[dict[str, Tensor]]):
-    """A split: each text padded or truncated to T tokens.
-
-    tokens: [S] of all texts, concatenated. ends: [N] where each text ends. labels: [N].
-    around: the special tokens before and after each text.
-    """
-
-    positions = 1
-
-    def __init__(
-        self,
-        tokens: Tensor,
-        ends: Tensor,
-        labels: Tensor,
-        sequence_length: int,
-        around: tuple[list[int], list[int]],
-        padding: int,
-    ) -> None:
-        self.tokens, self.ends, self.labels = tokens, ends, labels
-        self.sequence_length, self.around, self.padding = sequence_length, around, padding
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """input_ids and attention_mask [T], the label, and the text's index."""
-        before, after = self.around
-        start = int(self.ends[index - 1]) if index else 0
-        room = self.sequence_length - len(before) - len(after)
-        text = self.tokens[start : min(int(self.ends[index]), start + room)].tolist()
-        ids = [*before, *text, *after]
-        padding = self.sequence_length - len(ids)
-        return {
-            "input_ids": torch.tensor(ids + [self.padding] * padding),
-            "attention_mask": torch.tensor([1] * len(ids) + [0] * padding),
-            "labels": self.labels[index],
-            "block": torch.tensor(index),
-        }
 
 
 def _sorted_labels(splits: dict[str, SplitItems[tuple[str, str]]]) -> list[str]:

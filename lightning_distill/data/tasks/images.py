@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from lightning_distill.data.hashes import sha256
 from lightning_distill.data.sources.base import Pixels, Source
-from lightning_distill.data.splits import SPLITS, Held, SplitItems, SplitSources, sha256
+from lightning_distill.data.splits import SPLITS, Held, SplitItems, SplitSources
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.metrics.quality import ClassQuality

@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
+from lightning_distill.data.hashes import sha256
 from lightning_distill.data.loaders import collate_trimmed
 from lightning_distill.data.mixture import load_mixture, save_parts
-from lightning_distill.data.sentence_pairs import SentencePairs, concatenate
+from lightning_distill.data.sentence_pairs import SentencePairs, concatenate, tokenize_pairs
 from lightning_distill.data.sources.base import Pair
-from lightning_distill.data.splits import SPLITS, SplitItems, sha256
+from lightning_distill.data.splits import SPLITS, SplitItems
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
@@ -84,15 +85,14 @@ class Translation(TextTask):
 
     def describe(self) -> str:
         sizes = ", ".join(f"{len(self.examples(s)):,} {s}" for s in SPLITS)
-        dropped = {split: counts["too_long"] for split, counts in self._counts.items()}
-        longer = ", ".join(f"{count:,} {split}" for split, count in dropped.items())
-        longer = f"; left out, longer than data.sequence_length: {longer}" * any(dropped.values())
+        dropped = [(counts["too_long"], split) for split, counts in self._counts.items()]
+        longer = ", ".join(f"{count:,} {split}" for count, split in dropped if count)
+        longer = f"; left out, longer than data.sequence_length: {longer}" if longer else ""
         return f"pairs: {sizes}{longer}; vocabulary {len(self.tokenizer):,}; {self.artifact.key}"
 
     def check_labels(self) -> str:
-        counts = {split: len(self._tokens[f"{split}_targets"]) for split in SPLITS}
-        parts = ", ".join(f"{count:,} of {split}" for split, count in counts.items())
-        return f"the translations' tokens, {parts}"
+        counts = ", ".join(f"{len(self._tokens[f'{s}_targets']):,} of {s}" for s in SPLITS)
+        return f"the translations' tokens, {counts}"
 
     def new_model(self, size: Size) -> PreTrainedModel:
         return encoder_decoder(size, self.tokenizer, self.sequence_length)
@@ -112,8 +112,7 @@ class Translation(TextTask):
         check_generates(model, name)
 
     def quality_metric(self) -> Quality:
-        count = len(self._tokens["test_targets"])
-        return Quality(self._counts["test"]["bytes"] / count)
+        return Quality(self._counts["test"]["bytes"] / len(self._tokens["test_targets"]))
 
     def learned_example(self, index: int) -> str:
         train = self.examples("train")
@@ -228,7 +227,7 @@ class Translation(TextTask):
         parts: dict[str, list[int]] = {}
         for split in SPLITS:
             pairs, of_parts = self._splits[split]
-            rows = self._tokenized(pairs)
+            rows = tokenize_pairs(self.tokenizer, pairs)
             fits = [max(map(len, row)) <= self.sequence_length for row in rows]
             kept = list(compress(rows, fits))
             for side, name in enumerate(("sources", "targets")):
@@ -241,21 +240,6 @@ class Translation(TextTask):
         (folder / "pairs.json").write_text(json.dumps(counts))
         if self.sources.is_mixture:
             save_parts(parts, folder)
-
-    def _tokenized(self, pairs: list[Pair]) -> list[tuple[list[int], list[int]]]:
-        """Each pair's source and target, closed by the end-of-text token."""
-        tokenize: Any = self.tokenizer
-        eos = int(tokenize.eos_token_id)
-        sources = tokenize([pair.source for pair in pairs], verbose=False)["input_ids"]
-        targets = tokenize(text_target=[pair.target for pair in pairs], verbose=False)["input_ids"]
-
-        def closed(ids: list[int]) -> list[int]:
-            return ids if eos in ids else [*ids, eos]
-
-        def ended(ids: list[int]) -> list[int]:  # mBART's tokenizer adds the language behind it
-            return ids[: ids.index(eos) + 1]
-
-        return [(closed(s), ended(closed(t))) for s, t in zip(sources, targets, strict=True)]
 
 
 def _by_key(source: Any) -> Iterator[tuple[str, list[Pair]]]:
