@@ -20,8 +20,7 @@ QUICK = {
 REFUSED = {
     "causal": "cpmant emu3 mllama prophetnet xlnet xlstm",
     "masked": "bart mbart mvp perceiver",
-    "classification": "canine convbert fnet funnel nystromformer reformer t5gemma t5gemma2 xlnet "
-    "yoso",
+    "classification": "canine convbert fnet funnel nystromformer t5gemma t5gemma2 xlnet yoso",
     "translation": "audioflamingo3 glmasr granite_speech granite_speech_plus "
     "moss_transcribe_diarize musicflamingo prophetnet qwen2_audio qwen3_asr voxtral "
     "voxtral_realtime",
