@@ -92,10 +92,10 @@ def discard_empty_run(job: Job, outputs: Path) -> None:
             (job.folder / name).unlink()
         (job.folder / ".hydra").rmdir()
         if outputs.resolve() in job.folder.parents:
-            shutil.rmtree(job.folder)  # by now it holds at most empty folders
-            for parent in job.folder.parents:
-                parent.rmdir()
-                if parent == outputs.resolve():
+            below = sorted(job.folder.rglob("*"), reverse=True)  # what a folder holds, then itself
+            for folder in (*below, job.folder, *job.folder.parents):
+                folder.rmdir()
+                if folder == outputs.resolve():
                     break
 
 

@@ -41,7 +41,7 @@ def test_what_is_refused_leaves_what_its_folder_held(main, tmp_path, folder):
     refused = ["loss.temperature=0", "logger=none", f"hydra.run.dir={folder}"]
     assert main(*refused)[0] == 2
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
-    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / folder / "notes.txt").write_text("mine")
     assert main(*refused)[0] == 2
     assert (tmp_path / folder / "notes.txt").read_text() == "mine"
