@@ -219,6 +219,8 @@ def from_pretrained(auto_class: Any, name: str, key: str = "name", **settings: A
         reason = one_line(error)
         if "trust_remote_code" in reason and not settings["trust_remote_code"]:
             reason = f"it needs code of its own; see trust_remote_code=true, and {ALLOW}"
+        if "ignore_mismatched_sizes" in reason:
+            reason = "their shapes are not those of config.json, as the report above shows"
         raise ConfigError(f"{key}={name}: its {what} cannot be loaded: {reason}") from error
 
 
