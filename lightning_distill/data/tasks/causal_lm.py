@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
+from lightning_distill.data.generated_records import own_tokens
 from lightning_distill.data.packing import Blocks, check_targets
 from lightning_distill.data.sources.base import VERSION as STREAM_VERSION
 from lightning_distill.data.sources.base import check_streams, first_train_documents, held_out
@@ -184,7 +185,7 @@ class CausalLM(BlockTask):
         documents: list[int] = []
         targets: list[bool] = []
         for number, record in enumerate(records):
-            prompt, completion = self._own_tokens(record, teacher_data)
+            prompt, completion = own_tokens(record, teacher_data.tokenizer, self.tokenizer)
             tokens += [*prompt, *completion]
             documents += [number] * (len(prompt) + len(completion))
             targets += [False] * len(prompt) + [True] * len(completion)
@@ -198,25 +199,6 @@ class CausalLM(BlockTask):
             torch.tensor(documents, dtype=torch.int32),
             torch.tensor(targets),
         )
-
-    def _own_tokens(
-        self, record: dict[str, Any], teacher_data: DistillationData
-    ) -> tuple[list[int], list[int]]:
-        """A generated record's prompt and completion, in this student's tokens."""
-        if teacher_data is self:
-            return record["prompt_ids"], record["ids"]
-        # Its beginning-of-text token is no text.
-        prompt_text = teacher_data.tokenizer.decode(
-            [i for i in record["prompt_ids"] if i not in bos_of(teacher_data.tokenizer)]
-        )
-        prompt, completion = (
-            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            for text in (prompt_text, record["text"])
-        )
-        prompt = [*self.before, *prompt]
-        if record["ids"][-1:] == [teacher_data.tokenizer.eos_token_id]:
-            completion = [*completion, self.tokenizer.eos_token_id]
-        return prompt, completion
 
     def completion_batch(
         self, prompts: list[Tensor], completions: list[list[int]]
