@@ -4,6 +4,7 @@ Every architecture of transformers' auto classes, as this package and transforme
 """
 
 import logging
+import re
 import sys
 import tempfile
 from datetime import date
@@ -82,7 +83,8 @@ def row(name: str, task: str, data) -> str:
 
 def cells(found: Comparison, folder: str) -> str:
     if found.refused:
-        return f"| | | refused: {found.refused.replace(f'name={folder}', '').replace(folder, '')}"
+        reason = re.sub(rf"^(name=)?{re.escape(folder)}[:,]? ", "", found.refused)
+        return f"| | | refused: {reason}"
     numbers = [found.logits, found.nll, found.fused]
     generation = {True: "equal", False: "differs", None: ""}[found.generation]
     return " | ".join([*("" if x is None else f"{x:.0e}" for x in numbers), generation])
