@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.data.rendered_checks import RenderedChecks
 from lightning_distill.data.sources.base import Conversation
+from lightning_distill.data.tokenizer import unknown_id
 from lightning_distill.errors import ConfigError
 
 MARKERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -62,7 +63,7 @@ class AssistantMasker:
             )
         # An unknown token closes nothing, and padding neither.
         special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        special -= {tokenizer.unk_token_id, tokenizer.pad_token_id}
+        special -= {unknown_id(tokenizer), tokenizer.pad_token_id}
         self.special_ids = {tokenizer.eos_token_id, *special}
         self.checks = RenderedChecks(tokenizer)
         try:

@@ -148,9 +148,17 @@ def marked_text(
     return whole if len(whole) <= limit else f"{whole[:limit]}…"
 
 
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of what is not in the vocabulary; None where all text is."""
+    name = tokenizer.unk_token
+    if name is None and tokenizer.is_fast:  # which may know one that its config does not name
+        name = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return None if name is None else tokenizer.get_vocab().get(str(name))
+
+
 def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, splits: dict[str, Tensor]) -> None:
     """Warns where learned tokens of a split [N] are unknown, which a student would then write."""
-    unknown = tokenizer.unk_token_id
+    unknown = unknown_id(tokenizer)
     if unknown is None or unknown == tokenizer.eos_token_id:
         return
     for split, tokens in splits.items():
@@ -158,7 +166,7 @@ def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, splits: dict[str, Tensor
             log.warning(
                 "data: %s of %s learned tokens of the %s split are %s: the tokenizer does not know "
                 "what the text holds",
-                *(f"{count:,}", f"{len(tokens):,}", split, tokenizer.unk_token),
+                *(f"{count:,}", f"{len(tokens):,}", split, tokenizer.decode([unknown])),
             )
 
 

@@ -281,17 +281,31 @@ def test_tokens_do_not_depend_on_the_day():
         AssistantMasker(tokenizer_of("{{ strftime_now(format) }}" + WITHOUT))
 
 
-def test_an_unknown_token_closes_nothing():
+UNCLOSED = """\
+{%- for m in messages %}{{- m.role + " " }}{% if m.role == "assistant" %}
+{%- generation %}{{- m.content }}{% endgeneration %}{% else %}{{- m.content + " " }}{% endif %}
+{%- endfor %}"""
+
+
+def knows_few_letters(template, names_it):
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<eos>"], show_progress=False)
+    tokenizer.train_from_iterator(["user assistant Why? So."], trainer)
+    unknown = {"unk_token": "<unk>"} if names_it else {}
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", **unknown)
+    found.chat_template = template
+    return found
+
+
+@pytest.mark.parametrize("names_it", [True, False])
+def test_an_unknown_token_closes_nothing(names_it):
     """trl#3299"""
-    tokenizer = tokenizer_of(
-        "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant{% endif %}",
-        ["<eos>", "<unk>"],
-    )
-    tokenizer.unk_token = "<unk>"
-    assert tokenizer.unk_token_id == 1
-    mask = AssistantMasker(tokenizer)
-    assert tokenizer.unk_token_id not in mask.special_ids
+    mask = AssistantMasker(knows_few_letters(UNCLOSED, names_it))
+    answer = {"role": "assistant", "content": "So 東"}
+    with pytest.raises(ConfigError, match="closes what the assistant says with no special token"):
+        mask(Conversation([ASKED[0], answer]))
 
 
 def test_a_named_template_is_chosen_by_its_name():
@@ -303,10 +317,12 @@ def test_a_named_template_is_chosen_by_its_name():
         template_of(tokenizer, None, False)
 
 
-def test_unknown_tokens_that_would_be_learned_are_counted(caplog):
+@pytest.mark.parametrize("names_it", [True, False])
+def test_unknown_tokens_that_would_be_learned_are_counted(caplog, names_it):
     """swift-transformers#387"""
-    tokenizer = tokenizer_of(WITHOUT, ["<eos>", "<unk>"])
-    tokenizer.unk_token = "<unk>"
-    warn_of_unknown(tokenizer, {"train": torch.tensor([5, 1, 1]), "test": torch.tensor([5])})
-    assert "2 of 3 learned tokens of the train split are <unk>" in caplog.text
+    tokenizer = knows_few_letters(None, names_it)
+    known, unknown = (torch.tensor(tokenizer(text)["input_ids"]) for text in ("So.", "So 東"))
+    warn_of_unknown(tokenizer, {"train": torch.cat([known, unknown]), "test": known})
+    expected = f"1 of {len(known) + len(unknown)} learned tokens of the train split are <unk>"
+    assert expected in caplog.text
     assert "test split" not in caplog.text
