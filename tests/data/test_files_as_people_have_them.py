@@ -291,3 +291,10 @@ def test_an_index_column_and_a_table_of_tabs_are_read(tmp_path):
     assert list(Text(str(tmp_path / "a.csv")).rows()) == ["naïve, 東京"]
     (tmp_path / "b.csv").write_text(",text\n0,one\n1,two\n")
     assert list(Text(str(tmp_path / "b.csv")).rows()) == ["one", "two"]
+
+
+def test_a_data_set_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "saved"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(HuggingFace("~/saved").rows()) == ["a"]
+    assert RowFiles("~/saved", {"data.column": "text"}, False).dataset is not None

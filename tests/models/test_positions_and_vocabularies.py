@@ -9,8 +9,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForCausalLM,
+    RobertaForSequenceClassification,
 )
 
+from lightning_distill.data.tokenizer import check_reads
+from lightning_distill.errors import ConfigError
 from lightning_distill.models.generation import Sampling, generate
 from lightning_distill.models.inspection import max_positions, vocabulary_size
 from lightning_distill.models.output_head import Predictor
@@ -44,6 +47,21 @@ def test_a_roberta_decoder_is_read_as_transformers_reads_it():
     ours = Predictor(model, V)(batch).logits()
     torch.testing.assert_close(ours, model(ids).logits)
     assert max_positions(model) == 32
+
+
+def test_a_classifiers_padding_offset_shortens_its_texts(tokenizer):
+    """transformers#14243: of RoBERTa's 34 rows of positions, texts have 32."""
+    config = RobertaConfig(
+        vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config).eval()
+    check_reads(model, "mine", tokenizer, 32)
+    model(torch.full((1, 32), 5))
+    with pytest.raises(ConfigError, match=r"data.sequence_length=33 is longer than the 32 pos"):
+        check_reads(model, "mine", tokenizer, 33)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 33), 5))
 
 
 @pytest.mark.parametrize("lengths", [[5, 30], [31, 2], [32, 40], [8]])
