@@ -83,7 +83,7 @@ def interrupted_run(runs: Path, key: str) -> Path | None:
 
 def discard_empty_run(job: Job, outputs: Path) -> None:
     """Removes the folder of a single run that holds nothing but Hydra's files, and the folders
-    around it that are empty then."""
+    around it below `outputs` that are empty then."""
     files = {str(file.relative_to(job.folder)) for file in job.folder.rglob("*") if file.is_file()}
     if not files <= HYDRA_FILES:
         return
@@ -94,9 +94,9 @@ def discard_empty_run(job: Job, outputs: Path) -> None:
         if outputs.resolve() in job.folder.parents:
             below = sorted(job.folder.rglob("*"), reverse=True)  # what a folder holds, then itself
             for folder in (*below, job.folder, *job.folder.parents):
-                folder.rmdir()
-                if folder == outputs.resolve():
+                if folder == outputs.resolve():  # which may be the user's own
                     break
+                folder.rmdir()
 
 
 def run_once(policy: ResumePolicy, job: Job, run: RunJob) -> dict[str, Any]:

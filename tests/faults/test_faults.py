@@ -242,10 +242,15 @@ def test_a_tracker_whose_server_fails_half_way_costs_no_job_and_no_curve(
 def test_a_lock_of_a_dead_process_on_this_machine_is_taken_over_at_once(halfway, expected):
     place, _ = halfway
     command = place.start()
-    lock = command.until(lambda: next(place.outputs.glob("artifacts/job/*.lock"), None))
+    held = None
+    while held is None:  # a job that is done releases its lock before the signal arrives
+        command.signal(signal.SIGCONT)
+        command.until(lambda: next(place.outputs.glob("artifacts/job/*.lock"), None))
+        command.signal(signal.SIGSTOP)
+        held = next(place.outputs.glob("artifacts/job/*.lock"), None)
     command.signal(signal.SIGKILL)
     command.wait(expect=None)
-    assert lock.exists()
+    assert held.exists()
     start = time.monotonic()
     place.run()
     assert time.monotonic() - start < 40

@@ -241,7 +241,7 @@ def test_an_id_outside_the_vocabulary_is_refused(predict, server, ids):
 )
 def test_failed_requests_are_retried(predict, server, ids, first):
     server.fault = lambda number, _: first if number <= 2 else None
-    found = predict(ids, timeout=0.5)
+    found = predict(ids, timeout=2)
     assert len(server.requests) == len(ids) + 2
     assert torch.equal(found.ids, expected_top_k(server, ids).indices)
 
