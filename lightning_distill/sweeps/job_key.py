@@ -55,7 +55,8 @@ def job_key(settings: dict[str, Any]) -> str:
     """Equal for two jobs that must give the same numbers. settings: resolved."""
     inputs = [_file_states(settings[group].get(name)) for group, name in INPUTS]
     mixture = settings["data"].get("mixture")
-    for part in mixture.values() if isinstance(mixture, dict) else ():
+    parts = mixture.values() if isinstance(mixture, dict) else ()  # others are refused later
+    for part in (part for part in parts if isinstance(part, dict)):
         inputs += [_file_states(part.get(name)) for group, name in INPUTS if group == "data"]
     return key_of({"inputs": inputs, **_without_idle(_on_one_device(_relevant(settings)))})
 
