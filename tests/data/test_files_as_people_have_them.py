@@ -298,3 +298,30 @@ def test_a_data_set_below_the_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert list(HuggingFace("~/saved").rows()) == ["a"]
     assert RowFiles("~/saved", {"data.column": "text"}, False).dataset is not None
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_rows_that_hold_lists_are_rows_whatever_lies_between_them(tmp_path, name):
+    rows = [{"text": "one", "tags": [{"id": 1}]}, {"text": "two", "tags": []}]
+    for between in ("\n", "\n\n", "\n  \n\n"):
+        (tmp_path / name).write_text("\n" + between.join(map(json.dumps, rows)) + "\n")
+        assert list(Text(str(tmp_path / name)).rows()) == ["one", "two"]
+
+
+def test_a_data_set_is_read_in_chunks_from_every_position(tmp_path):
+    texts = [f"text {i}" for i in range(600)]
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(tmp_path / "saved"))
+    source = Text(str(tmp_path / "saved"))
+    whole = list(source.read_from(None))
+    assert len(whole) > 2
+    assert [text for _, chunk in whole for text in chunk] == texts
+    for number, (position, _) in enumerate(whole):
+        assert list(source.read_from(json.loads(json.dumps(position)))) == whole[number:]
+
+
+def test_a_name_of_a_column_may_have_a_line_break(tmp_path):
+    (tmp_path / "a.csv").write_text('"a\nb",text\n1,one\n2\n')
+    with pytest.raises(ConfigError, match="line 4: not 2 columns"):
+        list(Text(str(tmp_path / "a.csv")).rows())
+    (tmp_path / "a.csv").write_text('"a\nb",text\n1,one\n')
+    assert list(Text(str(tmp_path / "a.csv")).rows()) == ["one"]

@@ -43,25 +43,21 @@ def open_utf8(file: Path, offset: int = 0) -> IO[bytes]:
 
     UTF-16 is known by its mark, and read from a temporary file.
     """
-    stream = _decompressed(file)
-    mark = stream.read(2)
-    if mark in UTF_16:
-        encoded, stream = stream, tempfile.TemporaryFile()  # noqa: SIM115 (returned open)
-        decode = codecs.getincrementaldecoder("utf-16")().decode
-        with encoded:
-            part = mark
-            while part:
-                stream.write(decode(part).encode("utf-8", "surrogatepass"))
-                part = encoded.read(PIECE)
-            stream.write(decode(b"", final=True).encode("utf-8", "surrogatepass"))
-        stream.seek(offset)
-        return stream
-    stream.close()
-    stream = _decompressed(file)
-    if stream.read(3) == codecs.BOM_UTF8:
-        offset += 3
-    stream.close()
-    return _skip(_decompressed(file), offset)
+    with _decompressed(file) as stream:
+        mark = stream.read(len(codecs.BOM_UTF8))
+    if mark[:2] in UTF_16:
+        return _skip(_from_utf16(file), offset)
+    return _skip(_decompressed(file), offset + len(mark) * (mark == codecs.BOM_UTF8))
+
+
+def _from_utf16(file: Path) -> IO[bytes]:
+    encoded = tempfile.TemporaryFile()  # noqa: SIM115 (returned open)
+    decode = codecs.getincrementaldecoder("utf-16")().decode
+    with _decompressed(file) as stream:
+        while part := stream.read(PIECE):
+            encoded.write(decode(part).encode("utf-8", "surrogatepass"))
+    encoded.write(decode(b"", final=True).encode("utf-8", "surrogatepass"))
+    return encoded
 
 
 def _decompressed(file: Path) -> IO[bytes]:

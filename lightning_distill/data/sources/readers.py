@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,12 @@ def read_jsonl(file: Path, column: str, position: Position | None) -> Iterator[C
 def read_json(file: Path, column: str, position: Position | None) -> Iterator[Chunk]:
     """Rows of an array, of the one array in an object, or of lines as in .jsonl."""
     with open_utf8(file) as stream:
-        first = stream.readline()
-        if not first.strip().startswith(b"[") and isinstance(_parsed(first), dict):
-            rest = stream.readline()
-            if rest.strip() or not _arrays(_parsed(first)):
+        first = next((line for line in stream if line.strip()), b"")
+        content = None if first.lstrip().startswith(b"[") else _parsed(first)
+        if isinstance(content, dict):  # a whole row, unless it holds all rows and nothing follows
+            if not _arrays(content) or any(line.strip() for line in stream):
                 yield from read_jsonl(file, column, position)
                 return
-            content = _parsed(first)
         else:
             content = _parsed(first + stream.read())
     arrays = [content] if isinstance(content, list) else _arrays(content)
@@ -110,7 +109,7 @@ def read_json(file: Path, column: str, position: Position | None) -> Iterator[Ch
         )
     (start,) = position or (0,)
     rows = ((f"{file}, row {n}", row) for n, row in enumerate(arrays[0], 1))
-    yield from _batched(islice(rows, start, None), start)
+    yield from batched(islice(rows, start, None), start)
 
 
 def _arrays(content: Any) -> list[list[Any]]:
@@ -170,29 +169,28 @@ def read_csv(file: Path, column: str, position: Position | None) -> Iterator[Chu
     """
     (start,) = position or (0,)
     with io.TextIOWrapper(open_utf8(file), encoding="utf-8", newline="") as lines:
-        header = lines.readline()
-        options: dict[str, Any] = {"delimiter": max(DELIMITERS, key=header.count)}
+        first = lines.readline()
+        options: dict[str, Any] = {"delimiter": max(DELIMITERS, key=first.count)}
         if format_of(file) == ".tsv":
             options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        names = next(csv.reader([header], **options), [])
-        reader = csv.DictReader(lines, names, **options)
-        yield from _batched(islice(_csv_rows(file, reader), start, None), start)
+        reader = csv.DictReader(chain([first], lines), **options)
+        yield from batched(islice(_csv_rows(file, reader), start, None), start)
 
 
 def _csv_rows(file: Path, reader: Any) -> Iterator[Located]:
     try:
         for row in reader:
-            where = f"{file}, line {reader.line_num + 1}"
+            where = f"{file}, line {reader.line_num}"
             if None in row or None in row.values():
-                count = len(reader.fieldnames)
+                count = len(reader.fieldnames or [])
                 yield where, ValueError(f"not {count} columns, as the first line has")
             else:
                 yield where, row
     except csv.Error as error:
-        raise ConfigError(f"data.path: {file}, line {reader.line_num + 1}: {error}.") from error
+        raise ConfigError(f"data.path: {file}, line {reader.line_num}: {error}.") from error
 
 
-def _batched(rows: Iterator[Located], start: int) -> Iterator[Chunk]:
+def batched(rows: Iterator[Located], start: int) -> Iterator[Chunk]:
     """Chunks of 256 rows, whose position is the number of rows before them."""
     while batch := list(islice(rows, 256)):
         yield (start,), batch

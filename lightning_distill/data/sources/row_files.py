@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning_distill.data.sources.readers import (
     Located,
     Position,
     TableRow,
+    batched,
     without_nulls,
 )
 from lightning_distill.data.sources.skipped_rows import Parsed, SkippedRows
@@ -43,9 +45,9 @@ class RowFiles:
     ) -> None:
         self.path, self.columns, self.skip_bad_rows = path, columns, skip_bad_rows
         self.dataset: Any = None
-        found = input_files(path)
-        self.files = [file for file in found if format_of(file) in formats]
-        if isinstance(path, str) and (is_saved_dataset(path) or (not found and _is_name(path))):
+        files = input_files(path)
+        self.files = [file for file in files if format_of(file) in formats]
+        if isinstance(path, str) and (is_saved_dataset(path) or (not files and _is_name(path))):
             self.dataset = load_dataset_at(path, None, "train", "data.path")
         elif missing := missing_input(path):
             raise ConfigError(f"data.path={missing} does not exist.")
@@ -102,10 +104,12 @@ class RowFiles:
         return row
 
     def _chunks(self, position: Position | None) -> Iterator[tuple[Position, Iterable[Located]]]:
-        """A position is a file's index and its reader's position."""
+        """A position is a file's index and its reader's position; of a data set, a row's index."""
         if self.dataset is not None:
-            numbered = enumerate(self.dataset, 1)
-            yield (0,), ((f"{self.path}, row {n}", without_nulls(row)) for n, row in numbered)
+            (begin,) = position or (0,)
+            numbered = enumerate(islice(self.dataset, begin, None), begin + 1)
+            located = ((f"{self.path}, row {n}", without_nulls(row)) for n, row in numbered)
+            yield from batched(located, begin)
             return
         first, *inner = position or (0,)
         column = next(iter(self.columns.values())) if len(self.columns) == 1 else ""
