@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -47,6 +48,9 @@ TINY = [
 
 def pytest_sessionfinish():
     """A command that a failed test has left behind, stopped perhaps, would be waited for."""
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # torch's raises where a loader's worker is killed
     for process in multiprocessing.active_children():
         process.kill()
 
