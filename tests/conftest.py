@@ -48,9 +48,7 @@ TINY = [
 
 def pytest_sessionfinish():
     """A command that a failed test has left behind, stopped perhaps, would be waited for."""
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # torch's raises where a loader's worker is killed
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when a loader is killed
     for process in multiprocessing.active_children():
         process.kill()
 

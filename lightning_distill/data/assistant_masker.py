@@ -16,7 +16,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.data.rendered_checks import RenderedChecks
-from lightning_distill.data.sources.base import Conversation
+from lightning_distill.data.sources.base import Conversation, Message
 from lightning_distill.data.tokenizer import unknown_id
 from lightning_distill.errors import ConfigError
 
@@ -27,9 +27,10 @@ REMEDY = (
     "around what the assistant says"
 )
 
-Span = tuple[int, int]  # of token indices, from start up to stop
-CLOCK = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")
+CLOCK = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")  # transformers' name for today
 TODAY = datetime(2025, 1, 1)
+
+Span = tuple[int, int]  # of token indices, from start up to stop
 
 
 def without_clock(template: str) -> str:
@@ -88,7 +89,8 @@ class AssistantMasker:
         for start, stop in spans:
             stop = self._closed(ids, start, stop)
             targets[start:stop] = [True] * (stop - start)
-        self.checks.check_complete(conversation, self._decode(ids), self.learned_text(ids, targets))
+        text = self._decode(ids) if conversation.tools else ""
+        self.checks.check_complete(conversation, text, self.learned_text(ids, targets))
         return ids, targets
 
     def learned_text(self, ids: list[int], targets: list[bool]) -> str:
@@ -132,9 +134,9 @@ class AssistantMasker:
         for k, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before, turn = Conversation(messages[:k], tools), Conversation(messages[: k + 1], tools)
+            before = Conversation(messages[:k], tools)
             prompt = self._text(before, add_generation_prompt=True)
-            with_turn = self._text(turn)
+            with_turn = self._text(Conversation(messages[: k + 1], tools))
             if not text.startswith(with_turn):
                 raise ConfigError(
                     f"the chat template writes message {k + 1} otherwise once others follow it, "
@@ -147,7 +149,7 @@ class AssistantMasker:
                     f"identified. {REMEDY}"
                 )
             if prompt == self._text(before):
-                self._check_no_header(turn)
+                _check_no_header(message, with_turn[len(prompt) :])
             cuts += [len(prompt), len(with_turn)]
         return self._encoded(text, cuts)
 
@@ -171,18 +173,6 @@ class AssistantMasker:
                 )
             ids = apart
         return ids, list(zip(ends[1::2], ends[2::2], strict=True))
-
-    def _check_no_header(self, conversation: Conversation) -> None:
-        """Raises ConfigError where a template without a generation prompt adds a header to an
-        assistant's turn."""
-        messages, tools = conversation
-        before = self._text(Conversation(messages[:-1], tools))
-        turn = self._text(conversation)[len(before) :]
-        if not turn.lstrip().startswith((messages[-1].get("content") or "").strip()):
-            raise ConfigError(
-                "the chat template has no prompt for the assistant (add_generation_prompt), so "
-                f"that a turn's header cannot be told from its text. {REMEDY}"
-            )
 
     def _closed(self, ids: list[int], start: int, stop: int) -> int:
         """The end of a turn: behind the special token that closes it, without the blank line that
@@ -213,3 +203,13 @@ class AssistantMasker:
             )
         except FAILURES as error:
             raise ConfigError(f"the chat template fails: {' '.join(str(error).split())}") from error
+
+
+def _check_no_header(message: Message, turn: str) -> None:
+    """Raises ConfigError where a template without a generation prompt adds a header to an
+    assistant's turn. turn: what the template writes for the message."""
+    if not turn.lstrip().startswith((message.get("content") or "").strip()):
+        raise ConfigError(
+            "the chat template has no prompt for the assistant (add_generation_prompt), so "
+            f"that a turn's header cannot be told from its text. {REMEDY}"
+        )

@@ -12,7 +12,6 @@ SPEAKERS = {  # ShareGPT's `from`
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
-    "function_call": "assistant",
     "observation": "tool",
     "function_response": "tool",
 }
@@ -53,11 +52,11 @@ def _messages(row: dict[str, Any], column: str) -> Any:
 
 def _alpaca(row: dict[str, Any]) -> list[Message]:
     parts = [str(row[key]) for key in ("instruction", "input") if row.get(key)]
-    asked = [*(row.get("history") or []), ("\n\n".join(parts), row["output"])]
+    exchanges = [*(row.get("history") or []), ("\n\n".join(parts), row["output"])]
     return [
         {"role": role, "content": text}
-        for pair in asked
-        for role, text in zip(("user", "assistant"), pair, strict=False)
+        for exchange in exchanges
+        for role, text in zip(("user", "assistant"), exchange, strict=False)
     ]
 
 

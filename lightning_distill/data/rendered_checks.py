@@ -1,4 +1,4 @@
-"""What a chat template makes of a conversation: that it leaves nothing out, and forges nothing."""
+"""Checks of a formatted conversation: no text forges a control token, and none is left out."""
 
 import json
 import logging
@@ -38,30 +38,32 @@ class RenderedChecks:
             )
 
     def check_complete(self, conversation: Conversation, text: str, learned: str) -> None:
-        """text: of the conversation's tokens. learned: of those that carry loss.
+        """text: of all tokens, which is read where there are tools. learned: of those with loss.
 
         Raises ConfigError where the template leaves out what the assistant says or calls.
         """
-        if not learned.strip():
+        text, learned = _plain(text), _plain(learned)
+        if not learned:
             raise ConfigError("the chat template writes nothing of what the assistant says")
         for number, message in enumerate(conversation.messages, 1):
             if message["role"] == "assistant":
                 self._check_message(number, message, learned)
         for tool in conversation.tools or ():
             name = tool.get("function", tool).get("name") if isinstance(tool, dict) else None
-            if name and not _has(text, str(name)):
+            if name and _plain(str(name)) not in text:
                 self._warn("the column `tools`", str(name), "read")
 
     def _check_message(self, number: int, message: Message, learned: str) -> None:
+        """learned: as `_plain` returns it."""
         for call in message.get("tool_calls", ()):
-            if not _has(learned, call["function"]["name"]):
+            if _plain(call["function"]["name"]) not in learned:
                 raise ConfigError(
                     f"message {number} calls {call['function']['name']}, which the chat template "
                     "does not write. Set data.chat_template=<a jinja file> that does"
                 )
         for key in message.keys() - NAMES:  # reasoning_content, for one
             value = message[key]
-            if isinstance(value, str) and not _has(learned, value.strip()[:SHORT]):
+            if isinstance(value, str) and _plain(value.strip()[:SHORT]) not in learned:
                 self._warn(f"{key} of the assistant's messages", value.strip()[:SHORT], "learn")
 
     def _warn(self, what: str, example: str, verb: str) -> None:
@@ -78,6 +80,6 @@ def _strings(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _has(text: str, name: str) -> bool:
-    """Whether the text has the name, but for spaces and case, which a tokenizer may change."""
-    return "".join(name.split()).casefold() in "".join(text.split()).casefold()
+def _plain(text: str) -> str:
+    """Without spaces and case, which a tokenizer may change."""
+    return "".join(text.split()).casefold()
