@@ -63,7 +63,7 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
     teacher = _teacher(run, job, store, teacher_data, needs_teacher or bool(pruning))
     if teacher and pruning:
-        batches = data.loader(data.examples("train"), data.batch_size)
+        batches = data.loader(data.train_examples(), data.batch_size)
         student = prune_teacher(teacher.models[0], pruning, batches)
     lora.attach(student, run.student.lora, "student", run.seed)
     make_trainer = partial(run.trainers.trainer, job.folder)
