@@ -41,7 +41,7 @@ def load_mixture(sources: SplitSources, folder: Path) -> Mixture | None:
 
 
 class MixedExamples(Dataset[dict[str, Tensor]]):
-    """A split's examples, in an order of which every beginning has the sources in proportion.
+    """A split's examples, ordered so that every prefix has the sources in proportion.
 
     parts: [N] the source of each of `examples`. weights: of the sources; None for their sizes.
     """

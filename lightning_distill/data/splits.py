@@ -41,8 +41,8 @@ class SplitSources:
     `validation_split` and `test_split` take the place of `path` and `split` for the split's own.
     held_out: the share (below 1) or the number of the train source's items that are held out for
     each split that has no source of its own; None for one in 18.
-    mixture: settings of each of several sources, by name, in the place of `settings`' own. Each
-    may have a `weight`, see `weights`.
+    mixture: of several sources by name, the settings that differ from `settings`, and the `weight`
+    by which examples are drawn.
     Raises ConfigError where one cannot be made.
     """
 

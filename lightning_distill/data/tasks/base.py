@@ -74,7 +74,7 @@ class DistillationData(L.LightningDataModule):
         raise NotImplementedError
 
     def train_examples(self) -> Examples:
-        """The train split; of a mixture in an order that has the sources in proportion."""
+        """The train split; of a mixture, every prefix has the sources in proportion."""
         examples = self.examples("train")
         if self.mixture is None:
             return examples

@@ -19,7 +19,6 @@ from lightning_distill.constants import IGNORED
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
 from lightning_distill.data.hashes import sha256
-from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.packing import Blocks, run_starts, whole_documents
 from lightning_distill.data.sources.base import Conversation, ConversationSource
 from lightning_distill.data.splits import SPLITS, evenly_spaced
@@ -66,9 +65,8 @@ class Chat(CausalLM):
         )
         inputs["chat_template"] = self.tokenizer.chat_template
         inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
-        self.artifact = store.get("tokens", inputs, self._make_tokens)
+        self._obtain_tokens(store, inputs)
         folder = self.artifact.folder
-        self.mixture = load_mixture(self.sources, folder)
         self._tokens = load_file(folder / "tokens.safetensors")
         self._bytes = json.loads((folder / "bytes.json").read_text())
         self._stop_token_ids: list[int] = json.loads((folder / "stops.json").read_text())
@@ -76,7 +74,7 @@ class Chat(CausalLM):
         warn_of_unknown(
             self.tokenizer, {s: ids[learned] for s, (ids, _, learned) in streams.items()}
         )
-        self._packed = {split: self._pack(*self._stream(split), split) for split in SPLITS}
+        self._packed = {split: self._pack(*stream, split) for split, stream in streams.items()}
 
     def examples(self, split: str) -> Blocks:
         return self._packed[split]
@@ -237,8 +235,7 @@ class Chat(CausalLM):
             ends_turn = targets & ~torch.cat([targets[1:], torch.tensor([False])])
             stops |= set(tokens[ends_turn].tolist())
         save_file(tensors, folder / "tokens.safetensors")
-        if self.sources.is_mixture:
-            save_parts({split: parts for split, (_, parts) in splits.items()}, folder)
+        self._save_parts(splits, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
         (folder / "stops.json").write_text(json.dumps(sorted(stops)))
 

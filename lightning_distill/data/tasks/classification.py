@@ -22,7 +22,6 @@ from transformers import (
 from lightning_distill.data.hashes import sha256
 from lightning_distill.data.labelled_texts import LabelledTexts
 from lightning_distill.data.loaders import collate_trimmed
-from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.splits import SPLITS, SplitItems
 from lightning_distill.data.tasks.text import TextTask
 from lightning_distill.data.tokenizer import (
@@ -73,9 +72,8 @@ class Classification(TextTask):
                 "special tokens around a text."
             )
         inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
-        self.artifact = store.get("tokens", inputs, self._make_tokens)
+        self._obtain_tokens(store, inputs)
         self._tokens = load_file(self.artifact.folder / "tokens.safetensors")
-        self.mixture = load_mixture(self.sources, self.artifact.folder)
         self.labels: list[str] = json.loads((self.artifact.folder / "labels.json").read_text())
 
     def examples(self, split: str) -> LabelledTexts:
@@ -199,8 +197,7 @@ class Classification(TextTask):
             tensors[f"{split}_ends"] = torch.tensor(ends)
             tensors[f"{split}_labels"] = torch.tensor([labels.index(label) for _, label in rows])
         save_file(tensors, folder / "tokens.safetensors")
-        if self.sources.is_mixture:
-            save_parts({s: parts for s, (_, parts) in self._splits.items()}, folder)
+        self._save_parts(self._splits, folder)
         (folder / "labels.json").write_text(json.dumps(labels))
 
 

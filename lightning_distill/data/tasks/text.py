@@ -53,6 +53,20 @@ class TextTask(DistillationData):
         self.sequence_length = sequence_length
         self.vocab_size = vocab_size
 
+    def _obtain_tokens(self, store: Store, inputs: dict[str, Any]) -> None:
+        """Sets the artifact of the tokens, made of `inputs`, and the sources of its items."""
+        self.artifact = store.get("tokens", inputs, self._make_tokens)
+        self.mixture = load_mixture(self.sources, self.artifact.folder)
+
+    def _make_tokens(self, folder: Path) -> None:
+        """Writes the artifact's files, `_save_parts` included."""
+        raise NotImplementedError
+
+    def _save_parts(self, splits: Mapping[str, Any], folder: Path) -> None:
+        """splits: of each, `parts`, the index of each item's source."""
+        if self.sources.is_mixture:
+            save_parts({split: items.parts for split, items in splits.items()}, folder)
+
 
 class BlockTask(TextTask):
     """Blocks of tokens from running text."""
@@ -75,10 +89,9 @@ class BlockTask(TextTask):
         )
         token_inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
         token_inputs |= {"before": self.before} if self.before else {}
-        self.artifact = store.get("tokens", token_inputs, self._make_tokens)
+        self._obtain_tokens(store, token_inputs)
         self.__dict__.pop("_documents", None)  # closes the temporary file of documents
         self._tokens = map_tokens(self.artifact.folder / "tokens.safetensors")
-        self.mixture = load_mixture(self.sources, self.artifact.folder)
         self._bytes = json.loads((self.artifact.folder / "bytes.json").read_text())
         first = {s: self._tokens[s][:CHECKED_TOKENS] for s in SPLITS if s in self._tokens}
         warn_of_unknown(self.tokenizer, first)
@@ -133,5 +146,4 @@ class BlockTask(TextTask):
         splits = {split: self._documents[split] for split in SPLITS if split in self._documents}
         sizes = write_tokens(splits, self.tokenizer, self.before, self.separator, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
-        if self.sources.is_mixture:
-            save_parts({split: texts.parts for split, texts in splits.items()}, folder)
+        self._save_parts(splits, folder)

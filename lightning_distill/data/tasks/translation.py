@@ -17,7 +17,6 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.hashes import sha256
 from lightning_distill.data.loaders import collate_trimmed
-from lightning_distill.data.mixture import load_mixture, save_parts
 from lightning_distill.data.sentence_pairs import SentencePairs, concatenate, tokenize_pairs
 from lightning_distill.data.sources.base import Pair
 from lightning_distill.data.splits import SPLITS, SplitItems
@@ -60,9 +59,8 @@ class Translation(TextTask):
         )
         inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
         inputs["data.sequence_length"] = self.sequence_length
-        self.artifact = store.get("tokens", inputs, self._make_tokens)
+        self._obtain_tokens(store, inputs)
         self._tokens = load_file(self.artifact.folder / "pairs.safetensors")
-        self.mixture = load_mixture(self.sources, self.artifact.folder)
         self._counts = json.loads((self.artifact.folder / "pairs.json").read_text())
         for split in SPLITS:
             if not len(self.examples(split)):
@@ -224,22 +222,20 @@ class Translation(TextTask):
     def _make_tokens(self, folder: Path) -> None:
         tensors: dict[str, Tensor] = {}
         counts: dict[str, dict[str, int]] = {}
-        parts: dict[str, list[int]] = {}
+        kept: dict[str, SplitItems[Any]] = {}
         for split in SPLITS:
-            pairs, of_parts = self._splits[split]
+            pairs, parts = self._splits[split]
             rows = tokenize_pairs(self.tokenizer, pairs)
             fits = [max(map(len, row)) <= self.sequence_length for row in rows]
-            kept = list(compress(rows, fits))
+            kept[split] = SplitItems(list(compress(rows, fits)), list(compress(parts, fits)))
             for side, name in enumerate(("sources", "targets")):
-                ids, begin = concatenate([row[side] for row in kept])
+                ids, begin = concatenate([row[side] for row in kept[split].items])
                 tensors |= {f"{split}_{name}": ids, f"{split}_{name}_begin": begin}
             size = sum(len(pair.target.encode()) for pair in compress(pairs, fits))
             counts[split] = {"bytes": size, "too_long": fits.count(False)}
-            parts[split] = list(compress(of_parts, fits))
         save_file(tensors, folder / "pairs.safetensors")
         (folder / "pairs.json").write_text(json.dumps(counts))
-        if self.sources.is_mixture:
-            save_parts(parts, folder)
+        self._save_parts(kept, folder)
 
 
 def _by_key(source: Any) -> Iterator[tuple[str, list[Pair]]]:
