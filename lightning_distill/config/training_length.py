@@ -61,10 +61,10 @@ def problems_of_validation(settings: Settings) -> Iterator[str]:
     """What asks for validations that the student's training does not have."""
     student, trainer = settings["student"], settings["trainer"]
     keep, patience = student.get("keep"), student.get("stop_after")
-    asked = [f"student.keep={keep}"] * (keep == "best")
-    asked += [f"student.stop_after={patience}"] * (patience is not None)
-    if asked and (missing := _without_validations(trainer)):
-        yield f"{' and '.join(asked)} must have validations, and {missing}"
+    needs = [f"student.keep={keep}"] * (keep == "best")
+    needs += [f"student.stop_after={patience}"] * (patience is not None)
+    if needs and (missing := _without_validations(trainer)):
+        yield f"{' and '.join(needs)} must have validations, and {missing}"
 
 
 def _without_validations(trainer: dict[str, Any]) -> str:

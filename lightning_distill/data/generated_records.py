@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_distill.data.tokenizer import bos_of
 
 
-def own_tokens(
+def retokenized(
     record: dict[str, Any], teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     """A record's prompt and completion, in the student's tokens.

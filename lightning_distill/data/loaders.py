@@ -149,6 +149,12 @@ class HeldOutShard(Dataset[dict[str, Any]]):
         return {**padding, "labels": torch.full_like(padding["labels"], IGNORED)}
 
 
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices below `count`, at equal distances."""
+    wanted = min(count, wanted)
+    return [number * count // wanted for number in range(wanted)]
+
+
 def collate_trimmed(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch without the columns of input_ids that are padding in every row."""
     batch: dict[str, Any] = default_collate(examples)

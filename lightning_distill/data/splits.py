@@ -28,10 +28,10 @@ class SplitItems(NamedTuple, Generic[Item]):
 
 
 class Part(NamedTuple):
-    """A source of the train split, and the sources of those held-out splits that have their own."""
+    """A source of the train split, and by split the sources that only held-out items come from."""
 
     train: Any
-    own: dict[str, Any]
+    held_out: dict[str, Any]
 
 
 class SplitSources:
@@ -74,14 +74,15 @@ class SplitSources:
         return part.train
 
     @property
-    def own(self) -> dict[str, Any]:
+    def held_out_sources(self) -> dict[str, Any]:
+        """Those of the held-out splits that have one, where there is no mixture."""
         (part,) = self.parts
-        return part.own
+        return part.held_out
 
     @property
     def from_train(self) -> list[str]:
         """The splits that are held out from the train source, in the order of their hashes."""
-        return _from_train(self.own)
+        return _from_train(self.held_out_sources)
 
     def fingerprint(self, quick: bool = False) -> dict[str, Any]:
         """What changes when a split does: a value for each source. quick: reads no large file."""
@@ -94,8 +95,8 @@ class SplitSources:
         for name, part in zip(self.names, self.parts, strict=True):
             prefix = f"{name}: " * self.is_mixture
             inputs[f"{prefix}source"] = of(part.train)
-            inputs |= {f"{prefix}{split} source": of(one) for split, one in part.own.items()}
-        if self.held_out is not None and any(_from_train(part.own) for part in self.parts):
+            inputs |= {f"{prefix}{split} source": of(one) for split, one in part.held_out.items()}
+        if self.held_out is not None and any(_from_train(part.held_out) for part in self.parts):
             inputs["data.held_out"] = str(self.share or self.held_out)
         return inputs
 
@@ -109,8 +110,8 @@ class SplitSources:
         several sources is in one split: in a held-out one that has a source of its own, else in
         that of the first source.
         """
-        own = [{s: dict(read(one)) for s, one in part.own.items()} for part in self.parts]
-        seen = {key for items in own for of_split in items.values() for key in of_split}
+        held_out = [{s: dict(read(one)) for s, one in part.held_out.items()} for part in self.parts]
+        seen = {key for items in held_out for of_split in items.values() for key in of_split}
         splits: dict[str, SplitItems[Item]] = {s: SplitItems([], []) for s in ORDER}
         for number, part in enumerate(self.parts):
             train = dict(read(part.train))
@@ -120,8 +121,8 @@ class SplitSources:
             keys = iter(kept)
             for split, size in self.sizes(number, len(kept), what).items():
                 _extend(splits[split], number, [train[key] for key in islice(keys, size)])
-            for split, items in own[number].items():
-                check_own(split, len(items), what)
+            for split, items in held_out[number].items():
+                check_held_out(split, len(items), what)
                 _extend(splits[split], number, [items[key] for key in sorted(items)])
         return splits
 
@@ -130,7 +131,7 @@ class SplitSources:
 
         number: of the source. Raises ConfigError where a split would be empty.
         """
-        splits = _from_train(self.parts[number].own)
+        splits = _from_train(self.parts[number].held_out)
         held = -int(-count * self.share // 1) if self.share else int(self.held_out or 0)
         sizes = {**dict.fromkeys(splits, held), "train": count - held * len(splits)}
         name = f"data.mixture.{self.names[number]}" if self.is_mixture else "data"
@@ -159,8 +160,8 @@ def _extend(split: SplitItems[Item], number: int, items: list[Item]) -> None:
     split.parts.extend([number] * len(items))
 
 
-def _from_train(own: Mapping[str, Any]) -> list[str]:
-    return [split for split in ("test", "validation") if split not in own]
+def _from_train(held_out: Mapping[str, Any]) -> list[str]:
+    return [split for split in ("test", "validation") if split not in held_out]
 
 
 def _checked(mixture: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -198,21 +199,21 @@ def _part(make: Callable[..., Any], settings: dict[str, Any], key: str) -> Part:
             replaced.setdefault(split, {})[name] = value
     keys = {f"{split}_{name}" for split, name in names}
     shared = {key: value for key, value in settings.items() if key not in keys}
-    own = {
+    held_out = {
         split: _source(make, shared | more, key, f"{split}_") for split, more in replaced.items()
     }
-    return Part(_source(make, shared, key), own)
+    return Part(_source(make, shared, key), held_out)
 
 
 def _source(make: Callable[..., Any], settings: dict[str, Any], key: str, split: str = "") -> Any:
     """split: prefix of the keys that say where this source is."""
     try:
         return make(**settings)
-    except ConfigError as error:  # which names the keys of the train split of the only source
+    except ConfigError as error:  # it names the keys of a train split without a mixture
         message = str(error)
         for name in ("path", "name", "split"):
-            own_name = name if name == "name" else f"{split}{name}"
-            message = message.replace(f"data.{name}=", f"{key}.{own_name}=")
+            prefixed = name if name == "name" else f"{split}{name}"
+            message = message.replace(f"data.{name}=", f"{key}.{prefixed}=")
         raise ConfigError(message) from error
     except TypeError as error:
         if key == "data":
@@ -238,13 +239,7 @@ def report_repeated(count: int, what: str) -> None:
         log.warning("data: %d %s are in another split or source too, and count once", count, what)
 
 
-def check_own(split: str, count: int, what: str) -> None:
-    """Raises ConfigError where a source of a split's own holds nothing."""
+def check_held_out(split: str, count: int, what: str) -> None:
+    """Raises ConfigError where the source of a held-out split holds nothing."""
     if not count:
         raise ConfigError(f"data: the source of the {split} split holds no {what}.")
-
-
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices below `count`, at equal distances."""
-    wanted = min(count, wanted)
-    return [number * count // wanted for number in range(wanted)]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.data.hashes import digest
-from lightning_distill.data.splits import ORDER, SplitSources, check_own, report_repeated
+from lightning_distill.data.splits import ORDER, SplitSources, check_held_out, report_repeated
 
 COPY_BYTES = 2**24  # at a time
 DTYPES = {"I32": np.dtype("<i4")}  # by safetensors' names
@@ -52,12 +52,12 @@ def split_on_disk(
     The texts are in unnamed temporary files in `folder`, which end with the last reference.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = [
-        {split: _on_disk(read(source), folder) for split, source in part.own.items()}
+    held_out = [
+        {split: _on_disk(read(source), folder) for split, source in part.held_out.items()}
         for part in sources.parts
     ]
-    hashes_of_own = [hashes for part in own for hashes, _ in part.values()]
-    seen = np.concatenate([np.zeros(0, "S32"), *hashes_of_own])
+    held_out_hashes = [hashes for part in held_out for hashes, _ in part.values()]
+    seen = np.concatenate([np.zeros(0, "S32"), *held_out_hashes])
     splits: dict[str, list[Documents]] = {split: [] for split in ORDER}
     for number, part in enumerate(sources.parts):
         hashes, documents = _on_disk(read(part.train), folder)
@@ -67,8 +67,8 @@ def split_on_disk(
         for split, size in sources.sizes(number, len(kept), what).items():
             splits[split].append(documents.at(kept[start : start + size]))
             start += size
-        for split, (_, texts) in own[number].items():
-            check_own(split, len(texts), what)
+        for split, (_, texts) in held_out[number].items():
+            check_held_out(split, len(texts), what)
             splits[split].append(texts)
     return {split: SplitDocuments(parts) for split, parts in splits.items()}  # type: ignore[arg-type]
 

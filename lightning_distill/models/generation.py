@@ -110,13 +110,13 @@ def generate(
 @contextmanager
 def _without_sampling_defaults(model: Any) -> Iterator[None]:
     """transformers takes what `generation_config` leaves open, min_p for one, from the model's."""
-    own = model.generation_config
-    model.generation_config = copy.deepcopy(own)
+    saved = model.generation_config
+    model.generation_config = copy.deepcopy(saved)
     reset_sampling(model.generation_config)
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = saved
 
 
 def _by_length(

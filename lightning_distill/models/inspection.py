@@ -63,9 +63,9 @@ def decoder_start(model: PreTrainedModel) -> int | None:
 def add_stops(model: PreTrainedModel, stops: Sequence[int]) -> None:
     """Adds the tokens to those that end a text generated with the model."""
     config: Any = model.generation_config
-    own = config.eos_token_id
-    known = own if isinstance(own, list) else [i for i in (own,) if i is not None]
-    config.eos_token_id = [*dict.fromkeys([*stops, *known])]
+    eos = config.eos_token_id
+    configured = eos if isinstance(eos, list) else [i for i in (eos,) if i is not None]
+    config.eos_token_id = [*dict.fromkeys([*stops, *configured])]
 
 
 def is_outline(model: PreTrainedModel) -> bool:

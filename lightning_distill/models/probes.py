@@ -166,11 +166,11 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
     Excluded tokens have logits of -inf, and NaN is for the checks of predictions to find.
     """
-    known = first.isfinite() & second.isfinite()
-    if not known.any():
+    finite = first.isfinite() & second.isfinite()
+    if not finite.any():
         return True
     eps = torch.finfo(first.dtype).eps
-    first, second = first[known], second[known]
+    first, second = first[finite], second[finite]
     return bool((first - second).abs().max() <= min(400 * eps, eps**0.5) * first.abs().max())
 
 

@@ -49,9 +49,9 @@ def jobs_text(count: int) -> str:
 
 def steps_text(steps: Iterable[tuple[int, int] | None]) -> str:
     """Steps made, and those asked for where they are more: `400`, `6 of 4,000`, `5–6 of 4,000`."""
-    known = [one for one in steps if one]
-    made, asked = (_span([one[i] for one in known]) for i in (0, 1))
-    return made if all(one[0] == one[1] for one in known) else f"{made} of {asked}"
+    pairs = [one for one in steps if one]
+    made, max_steps = (_span([pair[i] for pair in pairs]) for i in (0, 1))
+    return made if all(pair[0] == pair[1] for pair in pairs) else f"{made} of {max_steps}"
 
 
 def _span(counts: list[int]) -> str:

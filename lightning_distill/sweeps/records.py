@@ -71,8 +71,8 @@ class JobRecord:
     def steps(self) -> tuple[int, int] | None:
         """The optimizer steps that the student made, and those asked for; None where unknown."""
         training = self.results.get("training") or {}
-        known = "steps" in training and "max_steps" in training
-        return (training["steps"], training["max_steps"]) if known else None
+        has_both = {"steps", "max_steps"} <= training.keys()
+        return (training["steps"], training["max_steps"]) if has_both else None
 
     @property
     def is_cut_short(self) -> bool:

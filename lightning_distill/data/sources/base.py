@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_distill.data.sources.readers import batch_texts
-from lightning_distill.data.splits import SplitSources, check_own
+from lightning_distill.data.splits import SplitSources, check_held_out
 from lightning_distill.errors import ConfigError
 
 VERSION = 1  # raise it when a stream holds out other documents, or reads them otherwise
@@ -89,9 +89,12 @@ def held_out(sources: SplitSources, limit: int) -> dict[str, list[str]]:
 
     Raises ConfigError where a split, the train split included, has no document.
     """
-    own = {s: dict.fromkeys(islice(documents(one), limit)) for s, one in sources.own.items()}
-    for split, texts in own.items():
-        check_own(split, len(texts), "documents")
+    from_files = {
+        split: dict.fromkeys(islice(documents(source), limit))
+        for split, source in sources.held_out_sources.items()
+    }
+    for split, texts in from_files.items():
+        check_held_out(split, len(texts), "documents")
     splits: dict[str, dict[str, None]] = {s: {} for s in (*sources.from_train[::-1], "train")}
     read = 0
     for text in documents(sources.train):
@@ -108,7 +111,7 @@ def held_out(sources: SplitSources, limit: int) -> dict[str, list[str]]:
                 f"were read; {sources.share} of them validate, and as many test. Bring more, or "
                 "set data.streaming=false."
             )
-    return {split: list((own | splits)[split]) for split in ("validation", "test")}
+    return {split: list((from_files | splits)[split]) for split in ("validation", "test")}
 
 
 def first_train_documents(sources: SplitSources, megabytes: float) -> Iterator[str]:

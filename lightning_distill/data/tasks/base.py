@@ -20,10 +20,10 @@ from lightning_distill.data.loaders import (
     HeldOutShard,
     RankShare,
     TrainSampler,
+    evenly_spaced,
     make_loader,
 )
 from lightning_distill.data.mixture import MixedExamples, Mixture, parts_of
-from lightning_distill.data.splits import evenly_spaced
 from lightning_distill.metrics.declarations import Metric
 from lightning_distill.models.inspection import add_stops, vocabulary_size
 from lightning_distill.models.sizes import Size

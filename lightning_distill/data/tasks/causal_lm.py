@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.generated_records import own_tokens
+from lightning_distill.data.generated_records import retokenized
 from lightning_distill.data.packing import Blocks, check_targets
 from lightning_distill.data.sources.base import VERSION as STREAM_VERSION
 from lightning_distill.data.sources.base import check_streams, first_train_documents, held_out
@@ -185,7 +185,7 @@ class CausalLM(BlockTask):
         documents: list[int] = []
         targets: list[bool] = []
         for number, record in enumerate(records):
-            prompt, completion = own_tokens(record, teacher_data.tokenizer, self.tokenizer)
+            prompt, completion = retokenized(record, teacher_data.tokenizer, self.tokenizer)
             tokens += [*prompt, *completion]
             documents += [number] * (len(prompt) + len(completion))
             targets += [False] * len(prompt) + [True] * len(completion)

@@ -19,9 +19,10 @@ from lightning_distill.constants import IGNORED
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
 from lightning_distill.data.hashes import sha256
+from lightning_distill.data.loaders import evenly_spaced
 from lightning_distill.data.packing import Blocks, run_starts, whole_documents
 from lightning_distill.data.sources.base import Conversation, ConversationSource
-from lightning_distill.data.splits import SPLITS, evenly_spaced
+from lightning_distill.data.splits import SPLITS
 from lightning_distill.data.tasks.base import NUM_SAMPLES
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash, warn_of_unknown
