@@ -65,7 +65,7 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     if teacher and pruning:
         batches = data.loader(data.train_examples(), data.batch_size)
         student = prune_teacher(teacher.models[0], pruning, batches)
-    lora.attach(student, run.student.lora, "student", run.seed)
+    lora.attach(student, run.student.lora, "student", run.seed, bool(data.new_tokens))
     make_trainer = partial(run.trainers.trainer, job.folder)
     if teacher and needs_teacher and not teacher.api:
         pretrained = student if pruning or run.student.source else None

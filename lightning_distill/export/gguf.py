@@ -87,7 +87,7 @@ def write(run: FinishedRun, folder: Path, settings: ExportSettings) -> None:
     embeddings: Any = model.get_input_embeddings()
     num_rows = embeddings.num_embeddings  # may be more than the tokenizer has tokens
     _add_hyperparameters(writer, model, num_rows)
-    gguf_tokenizer.add_tokenizer(writer, tokenizer, model.config, num_rows)
+    gguf_tokenizer.add_tokenizer(writer, tokenizer, model, num_rows)
     for name, tensor in llama_cpp_tensors(model):
         dtype = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else precision]
         array = tensor.detach().contiguous().float().numpy()

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_distill.models.inspection import stops_of
+
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {
@@ -60,7 +62,7 @@ def pre_tokenizer_name(state: dict[str, Any]) -> str | None:
     return None
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, config: Any, num_rows: int) -> None:
+def add_tokenizer(writer: Any, tokenizer: Any, model: Any, num_rows: int) -> None:
     """num_rows: of the embedding; llama.cpp needs a token for each."""
     state = _state(tokenizer)
     tokens = {id: token for token, id in tokenizer.get_vocab().items()}
@@ -70,7 +72,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, config: Any, num_rows: int) -> No
     writer.add_token_list([tokens.get(id, f"[PAD{id}]") for id in range(num_rows)])
     writer.add_token_types(_token_types(state, tokens, num_rows))
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    _add_special_tokens(writer, tokenizer, config)
+    _add_special_tokens(writer, tokenizer, model, num_rows)
     if (template := tokenizer.chat_template) is not None:
         if not isinstance(template, str):
             template = [{"name": name, "template": text} for name, text in template.items()]
@@ -92,10 +94,13 @@ def _token_types(state: dict[str, Any], tokens: dict[int, str], num_rows: int) -
     return [token_type(id) for id in range(num_rows)]
 
 
-def _add_special_tokens(writer: Any, tokenizer: Any, config: Any) -> None:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+def _add_special_tokens(writer: Any, tokenizer: Any, model: Any, num_rows: int) -> None:
+    """The end token is the one that the student learned, which may not be the tokenizer's."""
+    ends = [id for id in (*stops_of(model), tokenizer.eos_token_id) if id is not None]
+    eos = next((id for id in ends if id < num_rows), None)
+    bos = tokenizer.bos_token_id
     # Without an id in the file, llama.cpp would take an arbitrary token as the first one.
-    first = next((id for id in (bos, config.bos_token_id, eos) if id is not None), None)
+    first = next((id for id in (bos, model.config.bos_token_id, eos) if id is not None), None)
     if first is not None:
         writer.add_bos_token_id(first)
     if eos is not None:

@@ -60,12 +60,29 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     return next((i for i in ids if i is not None), None)
 
 
-def add_stops(model: PreTrainedModel, stops: Sequence[int]) -> None:
-    """Adds the tokens to those that end a text generated with the model."""
-    config: Any = model.generation_config
-    eos = config.eos_token_id
-    configured = eos if isinstance(eos, list) else [i for i in (eos,) if i is not None]
-    config.eos_token_id = [*dict.fromkeys([*stops, *configured])]
+def stops_of(model: PreTrainedModel) -> list[int]:
+    """The tokens that end a text generated with the model."""
+    generation: Any = model.generation_config
+    eos = generation.eos_token_id
+    return list(eos) if isinstance(eos, list) else [i for i in (eos,) if i is not None]
+
+
+def set_special_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], padding: int
+) -> None:
+    """Ends texts generated with the model with `stops`, or with what ended them before.
+
+    config.json names the first of `stops` alone. Some programs read it, others
+    generation_config.json. What an encoder-decoder's texts begin with stays.
+    """
+    generation: Any = model.generation_config
+    config: Any = model.config
+    generation.eos_token_id = [*dict.fromkeys([*stops, *stops_of(model)])]
+    config.eos_token_id = config.get_text_config().eos_token_id = stops[0]
+    if not config.is_encoder_decoder:
+        generation.pad_token_id = padding
+        if (bos := tokenizer.bos_token_id) is not None:
+            generation.bos_token_id = config.get_text_config().bos_token_id = bos
 
 
 def is_outline(model: PreTrainedModel) -> bool:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_distill.errors import unknown_name
+from lightning_distill.models.embedding import embedding_weights
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,19 @@ def check(model: PreTrainedModel, settings: LoRASettings | None, role: str) -> N
         _target_layers(model, settings.target_modules, role)
 
 
-def attach(model: PreTrainedModel, settings: LoRASettings | None, role: str, seed: int) -> None:
+def attach(
+    model: PreTrainedModel,
+    settings: LoRASettings | None,
+    role: str,
+    seed: int,
+    new_tokens: bool = False,
+) -> None:
     """Adds adapters and freezes the other weights; does nothing without settings.
 
     Adapters start at zero, so the model's outputs do not change. The head of a classifier, which
-    may be new, is trained as well. Trained weights are kept in 32 bits.
+    may be new, is trained as well. Trained weights are kept in 32 bits. new_tokens: there are some
+    that the model has not learned, so that its embedding and output head are trained too, in its
+    own dtype.
     """
     if settings is None:
         return
@@ -68,6 +77,8 @@ def attach(model: PreTrainedModel, settings: LoRASettings | None, role: str, see
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+    for weight in embedding_weights(model) if new_tokens else []:
+        weight.requires_grad_(True)
     count, total = count_trainable(model), sum(p.numel() for p in model.parameters())
     log.info(
         "%s: %s trainable parameters, %s frozen; adapters of rank %s on %s",

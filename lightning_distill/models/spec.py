@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
+from lightning_distill.models.embedding import add_rows
 from lightning_distill.models.lora import LoRASettings
 from lightning_distill.models.pruning import PruningSettings
 
@@ -79,9 +80,9 @@ class ModelSpec:
         """Builds or loads the model. Raises ConfigError where it does not fit the data."""
         model: PreTrainedModel = self.make(data=data)
         if self.source:
-            data.adapt_model(model, self.source.name, self.is_trained)
+            self._adapt(model, data)
             pretrained.check_complete(model, str(self.source.name), self.is_trained)
-        if self.is_trained and not self.lora and model.dtype == torch.float16:
+        if self.is_trained and (not self.lora or data.new_tokens) and model.dtype == torch.float16:
             raise ConfigError(
                 f"{self.role}.dtype=float16: in 16 bits AdamW's epsilon is 0, and its updates are "
                 f"not finite. Set {self.role}.dtype=float32 trainer.precision=16-mixed, or "
@@ -100,8 +101,13 @@ class ModelSpec:
                 *(str(source.name), source.revision, source.trust_remote_code, data),
                 source.attn_implementation,
             )
-            data.adapt_model(model, source.name, self.is_trained)
+            self._adapt(model, data)
             return model
+
+    def _adapt(self, model: PreTrainedModel, data: Any) -> None:
+        if self.is_trained and data.new_tokens:
+            add_rows(model, self.name, data.tokenizer, data.new_tokens)
+        data.adapt_model(model, self.name, self.is_trained)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The tokenizers of teachers and student, and checks that they agree."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,22 +18,30 @@ log = logging.getLogger(__name__)
 class Tokenizers:
     """teacher, student: None where all models are built from a size; they share a trained one.
 
-    shared: teacher and student have the same vocabulary, and the teacher's tokenizer is used for
-    both. loaded: the tokenizers of all pretrained models, by the config key that names them.
+    shared: teacher and student have the same vocabulary but for tokens that were added to one, and
+    the teacher's tokenizer is used for both. loaded: the tokenizers of all pretrained models, by
+    the config key that names them, the student's last. new_tokens: of the teacher's, those that the
+    student's lacks. unshared: these, and those of the student's that the teacher's lacks.
     """
 
     teacher: PreTrainedTokenizerBase | None
     student: PreTrainedTokenizerBase | None
     shared: bool
     loaded: dict[str, PreTrainedTokenizerBase]
+    new_tokens: tuple[str, ...] = ()
+    unshared: tuple[str, ...] = ()
 
     def check_encoding(self, texts: Sequence[str]) -> None:
-        """Raises ConfigError where tokenizers with the same vocabulary encode a text differently.
+        """Raises ConfigError where tokenizers with the same vocabulary encode a text differently,
+        between the tokens that they do not share.
 
         The student would be trained on the teacher's ids, and later used with its own tokenizer.
         """
         if not self.shared or len(self.loaded) < 2:
             return
+        if self.unshared:
+            between = "|".join(map(re.escape, self.unshared))
+            texts = [part for text in texts for part in re.split(between, text)]
         (first_key, first), *others = self.loaded.items()
         expected = [first(text, add_special_tokens=False)["input_ids"] for text in texts]
         for key, tokenizer in others:
@@ -75,8 +84,12 @@ def load_tokenizers(
     teacher = next(iter(loaded.values()), student_tokenizer)
     if student.source and student_tokenizer is not None:
         loaded[f"student.name={student.source.name}"] = student_tokenizer
-    if teacher is None or student_tokenizer is None or _same_vocab(teacher, student_tokenizer):
+    if teacher is None or student_tokenizer is None:
         return Tokenizers(teacher, teacher, True, loaded)
+    unshared = _unshared(teacher, student_tokenizer)
+    if unshared is not None:
+        new = sorted(unshared & teacher.get_vocab().keys(), key=teacher.get_vocab().__getitem__)
+        return Tokenizers(teacher, teacher, True, loaded, tuple(new), tuple(sorted(unshared)))
     if loss_shares or task_shares:
         raise _different_vocabularies(loaded, teachers[0], task_shares)
     return Tokenizers(teacher, student_tokenizer, False, loaded)
@@ -84,6 +97,16 @@ def load_tokenizers(
 
 def _same_vocab(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
     return bool(a.get_vocab() == b.get_vocab())
+
+
+def _unshared(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> set[str] | None:
+    """The tokens that were added to one of them alone; None where more differs: the id of a token,
+    the token of an id, or the vocabulary that tokens were added to."""
+    pairs = a.get_vocab().items() ^ b.get_vocab().items()
+    tokens, ids = {token for token, _ in pairs}, {id for _, id in pairs}
+    added = a.get_added_vocab().keys() | b.get_added_vocab().keys()
+    is_added = len(tokens) == len(ids) == len(pairs) and tokens <= added
+    return tokens if is_added else None
 
 
 def _different_vocabularies(

@@ -2,18 +2,22 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from rich.filesize import decimal
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
+from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.causal_lm import CausalLM
+from lightning_distill.data.tasks.chat import Chat
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.losses.objective import nll
+from lightning_distill.models.embedding import shown
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.planning.doctor_context import Context, SkippedError
 from lightning_distill.planning.estimate import missing
@@ -78,7 +82,34 @@ def check_tokenizers(context: Context) -> str:
     if teacher_data is not data:
         sizes = f"{len(data.tokenizer):,} and {len(teacher_data.tokenizer):,} tokens"
         return f"student and teacher have their own, of {sizes}"
-    return f"one vocabulary of {len(data.tokenizer):,} tokens"
+    one = f"one vocabulary of {len(data.tokenizer):,} tokens"
+    tokenizers, run = context.tokenizers, context.run
+    if not tokenizers.loaded or not data.is_generative:
+        return one
+    closing = data.tokenizer.convert_ids_to_tokens(data.stop_token_ids[0])
+    learned = f"to end with {closing}"
+    if isinstance(data, Chat):
+        learned = f"{data.chat_template or 'its chat template'}, and {learned}"
+    has_teachers = run.teacher.members[0].model.source is not None
+    owner = "teacher" if has_teachers else "student"
+    one += f", the {owner}'s: the student learns {learned}"
+    if has_teachers and run.student.source:
+        own = list(tokenizers.loaded.values())[-1]
+        if differences := list(_differences(own, data, str(closing))):
+            one += f"; its own tokenizer {', '.join(differences)}"
+    return one
+
+
+def _differences(
+    own: PreTrainedTokenizerBase, data: DistillationData, closing: str
+) -> Iterator[str]:
+    """What the student's own tokenizer has else than what is learned."""
+    if isinstance(data, Chat) and own.chat_template != data.tokenizer.chat_template:
+        yield f"has {'another' if own.chat_template else 'no'} chat template"
+    if own.eos_token != closing:
+        yield f"ends a text with {own.eos_token}"
+    if data.new_tokens:
+        yield f"lacks {shown(data.new_tokens)}"
 
 
 def check_settings(context: Context) -> str:

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 
 from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.models.tokenizers import Tokenizers
 from lightning_distill.planning.estimate import Estimate, estimate_job
 from lightning_distill.run.builder import Run, build_run
-from lightning_distill.run.preparation import prepare_data
+from lightning_distill.run.preparation import prepare_data, tokenizers_of
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job
 from lightning_distill.training.teacher import Teacher, find_teacher
@@ -28,6 +29,10 @@ class Context:
     @cached_property
     def run(self) -> Run:
         return build_run(self._settings)
+
+    @cached_property
+    def tokenizers(self) -> Tokenizers:
+        return tokenizers_of(self.run)
 
     @cached_property
     def _prepared(self) -> tuple[DistillationData, DistillationData]:

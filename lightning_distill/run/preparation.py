@@ -9,7 +9,7 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.generative import check_request
 from lightning_distill.models.pruning import prune_teacher
-from lightning_distill.models.tokenizers import load_tokenizers
+from lightning_distill.models.tokenizers import Tokenizers, load_tokenizers
 from lightning_distill.run.builder import Run
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.optimizers import check_optimizer
@@ -37,16 +37,20 @@ def prepare_data(run: Run) -> tuple[DistillationData, DistillationData]:
     if not run.task.has_tokenizer:
         data = _prepared(run, None)
         return data, data
-    models = [member.model for member in run.teacher.members]
-    tokenizers = load_tokenizers(
-        models, run.student, run.shares_vocabulary, run.task.shares_tokenizer
-    )
+    tokenizers = tokenizers_of(run)
     data = _prepared(run, tokenizers.student)
+    data.new_tokens = tokenizers.new_tokens
     if not tokenizers.shared:
         return data, _prepared(run, tokenizers.teacher)
     if len(tokenizers.loaded) > 1:
         tokenizers.check_encoding(_sample_texts(data))
     return data, data
+
+
+def tokenizers_of(run: Run) -> Tokenizers:
+    """Raises ConfigError as `load_tokenizers` does."""
+    models = [member.model for member in run.teacher.members]
+    return load_tokenizers(models, run.student, run.shares_vocabulary, run.task.shares_tokenizer)
 
 
 def _prepared(run: Run, tokenizer: Any) -> DistillationData:

@@ -24,8 +24,9 @@ from lightning_distill.data.loaders import (
     make_loader,
 )
 from lightning_distill.data.mixture import MixedExamples, Mixture, parts_of
+from lightning_distill.data.tokenizer import padding_id
 from lightning_distill.metrics.declarations import Metric
-from lightning_distill.models.inspection import add_stops, vocabulary_size
+from lightning_distill.models.inspection import set_special_tokens, vocabulary_size
 from lightning_distill.models.sizes import Size
 from lightning_distill.storage.artifacts import Artifact, Store
 
@@ -53,6 +54,7 @@ class DistillationData(L.LightningDataModule):
     continues_prompt: ClassVar[bool] = True  # generated text continues its prompt (decoder-only)
 
     mixture: Mixture | None = None  # set by `prepare` where there are several sources
+    new_tokens: tuple[str, ...] = ()  # of the tokenizer, those that a pretrained student's lacks
     # `prepare` sets:
     tokenizer: PreTrainedTokenizerBase
     artifact: Artifact  # made from the source; its key identifies the examples
@@ -134,10 +136,12 @@ class DistillationData(L.LightningDataModule):
     def save(self, model: PreTrainedModel, folder: Any) -> None:
         """Saves model and tokenizer in a folder that `from_pretrained` loads.
 
-        Texts generated with the model end with the token that ends the task's examples.
+        Texts generated with the model end with the token that ends the task's examples, or with
+        one that ended them before its training.
         """
         if self.is_generative:
-            add_stops(model, self.stop_token_ids)
+            padding = padding_id(self.tokenizer)
+            set_special_tokens(model, self.tokenizer, self.stop_token_ids, padding)
         model.save_pretrained(folder)
         if self.has_tokenizer:
             self.tokenizer.save_pretrained(folder)
@@ -185,7 +189,7 @@ class DistillationData(L.LightningDataModule):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Tokens that end a generated text."""
+        """Tokens that end a generated text, the one that closes most examples first."""
         raise NotImplementedError
 
     def check_prompt_length(self, length: int) -> None:

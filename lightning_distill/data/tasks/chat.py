@@ -5,6 +5,7 @@ blocks of whole conversations that do not attend to each other.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,6 @@ class Chat(CausalLM):
         folder = self.artifact.folder
         self._tokens = load_file(folder / "tokens.safetensors")
         self._bytes = json.loads((folder / "bytes.json").read_text())
-        self._stop_token_ids: list[int] = json.loads((folder / "stops.json").read_text())
         streams = {split: self._stream(split) for split in SPLITS}
         warn_of_unknown(
             self.tokenizer, {s: ids[learned] for s, (ids, _, learned) in streams.items()}
@@ -88,9 +88,15 @@ class Chat(CausalLM):
     def before(self) -> list[int]:
         return []  # the chat template writes it
 
-    @property
+    @cached_property
     def stop_token_ids(self) -> list[int]:
-        return self._stop_token_ids
+        """The tokens that close a turn, the most frequent first; then the end-of-text token."""
+        closing: Counter[int] = Counter()
+        for tokens, _, targets in map(self._stream, SPLITS):
+            ends_turn = targets & ~torch.cat([targets[1:], torch.tensor([False])])
+            closing.update(tokens[ends_turn].tolist())
+        ids = [id for id, _ in closing.most_common()]
+        return [*dict.fromkeys([*ids, int(self.tokenizer.eos_token_id)])]
 
     @torch.no_grad()
     def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
@@ -218,7 +224,6 @@ class Chat(CausalLM):
             ids, targets = mask(one)
             return _hash(one), (ids, targets, len(mask.learned_text(ids, targets).encode()))
 
-        stops = {self.tokenizer.eos_token_id}
         tensors: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
         splits = self.sources.split(lambda source: source.read(tokenized), "conversations")
@@ -233,12 +238,9 @@ class Chat(CausalLM):
                 f"{split}_targets": targets,
             }
             sizes[split] = sum(size for _, _, size in items)
-            ends_turn = targets & ~torch.cat([targets[1:], torch.tensor([False])])
-            stops |= set(tokens[ends_turn].tolist())
         save_file(tensors, folder / "tokens.safetensors")
         self._save_parts(splits, folder)
         (folder / "bytes.json").write_text(json.dumps(sizes))
-        (folder / "stops.json").write_text(json.dumps(sorted(stops)))
 
 
 def _hash(conversation: Conversation) -> str:
