@@ -102,6 +102,7 @@ class Cached(Transfer):
         return {  # settings that users type first: the first that differs is named in messages
             **data.example_settings,
             **data.transfer_set_settings,
+            "beginning-of-text token": data.bos_token,
             "text and tokenizer": data.artifact.key,
             "transfer.num_blocks": self.num_examples(data.transfer_set()),
             "teacher": teacher.hash,

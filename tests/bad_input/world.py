@@ -6,7 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 NOISE = random.Random(1).randbytes(5000)
 WORDS = ["a", "teacher", "student", "learns", "soft", "targets", "from", "temperature", "model"]
@@ -112,8 +112,36 @@ def build_models(root: Path, tokenizer: Path) -> None:
     shutil.copytree(root / "models" / "whole", root / "models" / "other_tokens")
     other = root / "models" / "other_tokens" / "tokenizer.json"
     other.write_text(other.read_text().replace('"<|endoftext|>"', '"<|end|>"'))
+    _add_special_tokens(root / "models")
     cut = root / "models" / "cut_tokenizer" / "tokenizer.json"
     cut.write_text(cut.read_text()[:500])
+
+
+def _add_special_tokens(models: Path) -> None:
+    """Copies of the whole model with a token that begins a text, and with one more token."""
+    tokenizer = AutoTokenizer.from_pretrained(models / "whole")
+    for name in ("begins_texts", "more_tokens"):
+        shutil.copytree(models / "whole", models / name)
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(models / "more_tokens")
+    rows = GPT2Config(vocab_size=301, n_embd=8, n_layer=1, n_head=1)
+    GPT2LMHeadModel(rows).save_pretrained(models / "more_tokens")
+    file = models / "begins_texts" / "tokenizer.json"
+    state = json.loads(file.read_text())
+    first = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    text = [
+        {"SpecialToken": {"id": first["id"], "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": text,
+        "pair": [*text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {first["id"]: first},
+    }
+    file.write_text(json.dumps(state))
+    config = models / "begins_texts" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token": first["id"]}))
 
 
 def spoil_runs(root: Path, run: Path) -> None:

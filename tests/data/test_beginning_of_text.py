@@ -1,6 +1,7 @@
 """Tokenizers that put a token before each text, as Llama's and Gemma's do."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning_distill.data.sources.text import Text
 from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.transfer.alignment import Aligner, align
+from lightning_distill.transfer.cached import Cached
 
 TEXTS = [f"{i} soft targets of a teacher, naïve {i * i}" for i in range(60)]
 
@@ -104,3 +106,10 @@ def test_it_is_no_text_between_two_tokenizers(student_bos, teacher_bos):
     assert any(a.endswith("targets") for a in texts)
     assert any(a.endswith("<eos>") for a in texts)
     assert any(a.endswith("<bos>") for a in texts) == (student_bos and teacher_bos)
+
+
+def test_the_manifest_of_a_cache_says_whether_its_examples_have_it(make):
+    cached = Cached(None, "topk", 2, 0, [1], 16)
+    teacher = SimpleNamespace(hash="t")
+    tokens = [cached.made_from(make(b), teacher)["beginning-of-text token"] for b in (True, False)]
+    assert tokens == ["<bos>", None]

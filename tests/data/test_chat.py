@@ -405,7 +405,7 @@ def test_the_student_stops_where_a_turn_does_and_has_the_template(make_chat, cha
     rows = ([m for m in conversation(n) if m["role"] != "system"] for n in range(150))
     path.write_text("\n".join(json.dumps({"messages": row}) for row in rows))
     data = make_chat(path, length=400, tokenizer=tokenizer_of(template, special))
-    assert data.stop_token_ids == [0, special.index("<end_of_turn>")]
+    assert data.stop_token_ids == [special.index("<end_of_turn>"), 0]
     model = sizes.decoder(sizes.Size(16, 1, 2, 512), data.tokenizer)
     data.save(model, tmp_path / "student")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
@@ -414,6 +414,16 @@ def test_the_student_stops_where_a_turn_does_and_has_the_template(make_chat, cha
     assert tokenizer.chat_template == template
     asked = tokenizer.apply_chat_template(ONE[:1], add_generation_prompt=True)
     assert tokenizer.decode(asked["input_ids"]).endswith("<start_of_turn>model\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"), [(LLAMA, "<bos>"), (LLAMA.replace("{{- bos_token }}", ""), None)]
+)
+def test_the_template_may_write_the_beginning_of_text_token(make_chat, template, expected):
+    special = ["<|eot_id|>", "<bos>", "<|start_header_id|>", "<|end_header_id|>"]
+    data = make_chat(length=400, tokenizer=tokenizer_of(template, special))
+    assert data.bos_token == expected
+    assert (data.examples("train")[0]["input_ids"][0] == 1) == (expected is not None)
 
 
 def test_a_pretrained_tokenizer_without_a_template_needs_a_file(make_chat, tmp_path):

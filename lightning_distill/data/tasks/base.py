@@ -110,6 +110,11 @@ class DistillationData(L.LightningDataModule):
         """The settings that select the transfer set from the train split: {key: value}."""
         return {}
 
+    @property
+    def bos_token(self) -> str | None:
+        """The beginning-of-text token that the examples have; None where they have none."""
+        return None
+
     def describe(self) -> str:
         """The sizes of the splits, in one line."""
         raise NotImplementedError

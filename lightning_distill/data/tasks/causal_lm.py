@@ -78,6 +78,10 @@ class CausalLM(BlockTask):
         """The beginning-of-text token, where the tokenizer adds one to a text."""
         return bos_of(self.tokenizer)
 
+    @property
+    def bos_token(self) -> str | None:
+        return self.tokenizer.bos_token if self.before else None
+
     def examples(self, split: str) -> Any:
         if self.streaming and split == "train":
             return StreamedBlocks(

@@ -88,6 +88,12 @@ class Chat(CausalLM):
     def before(self) -> list[int]:
         return []  # the chat template writes it
 
+    @property
+    def bos_token(self) -> str | None:
+        """Where the chat template writes it."""
+        begins = self._stream("train")[0][:1].tolist() == [self.tokenizer.bos_token_id]
+        return self.tokenizer.bos_token if begins else None
+
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """The tokens that close a turn, the most frequent first; then the end-of-text token."""
