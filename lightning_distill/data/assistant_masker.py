@@ -159,11 +159,10 @@ class AssistantMasker:
         Where a token would cross a cut, the parts are encoded one by one, as a model that answers
         a prompt sees them.
         """
-        ids = self._ids(text)
-        beginnings = [self._ids(text[:cut]) for cut in cuts]
+        ids, *beginnings = self._ids([text, *(text[:cut] for cut in cuts)])
         ends = [len(beginning) for beginning in beginnings]
         if any(ids[: len(beginning)] != beginning for beginning in beginnings):
-            parts = [self._ids(text[i:j]) for i, j in pairwise([*cuts, len(text)])]
+            parts = self._ids([text[i:j] for i, j in pairwise([*cuts, len(text)])])
             ends = [sum(map(len, parts[:n])) for n in range(len(cuts))]
             apart = [i for part in parts for i in part]
             if self.tokenizer.decode(apart) != self.tokenizer.decode(ids):
@@ -188,9 +187,9 @@ class AssistantMasker:
             "it with {{ eos_token }}"
         )
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
 
     def _text(self, conversation: Conversation, **options: Any) -> str:
         return str(self._render(conversation, tokenize=False, **options))

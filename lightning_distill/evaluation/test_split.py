@@ -18,7 +18,8 @@ from lightning_distill.models.inspection import count_parameters
 from lightning_distill.models.sharding import shard
 from lightning_distill.training.teacher import Teacher
 
-POSITIONS = 512  # whose logits are held at a time
+POSITIONS, LOGITS = 512, 2**22  # that are held at a time, at most
+MIN_POSITIONS = 128  # for which a matrix product reaches its full rate
 
 
 class Evaluation(L.LightningModule):
@@ -56,7 +57,9 @@ class Evaluation(L.LightningModule):
         labels = batch["labels"].flatten()
         outputs = {role: [model(batch) for model in models] for role, models in self.models.items()}
         # A few positions at a time: the logits of a whole batch may not fit into memory.
-        for kept in (labels != IGNORED).nonzero()[:, 0].split(POSITIONS):
+        widest = max(one.vocab_size for each in outputs.values() for one in each)
+        count = min(POSITIONS, max(MIN_POSITIONS, LOGITS // widest))
+        for kept in (labels != IGNORED).nonzero()[:, 0].split(count):
             if not len(kept):  # padding that gives each rank as many examples
                 continue
             log_probs = {}

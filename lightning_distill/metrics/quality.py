@@ -10,6 +10,7 @@ from torchmetrics import CatMetric, MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.functional.text import rouge_score
 
+from lightning_distill.losses.chunked import block_rows
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 
 MAX_LOG = math.log(sys.float_info.max)
@@ -39,13 +40,16 @@ class CalibrationError(Metric):
 
     def update(self, probs: Tensor, labels: Tensor) -> None:
         """probs: [N, V], labels: [N]."""
-        confidence, predicted = probs.float().max(-1)
-        edges = torch.linspace(0, 1, BINS + 1, device=probs.device)
+        self.update_top(*probs.float().max(-1), labels)
+
+    def update_top(self, confidence: Tensor, predicted: Tensor, labels: Tensor) -> None:
+        """Of the most probable class: its probability and its index, [N] each. labels: [N]."""
+        edges = torch.linspace(0, 1, BINS + 1, device=labels.device)
         bins = torch.bucketize(confidence, edges, right=True) - 1
         self.correct.index_add_(0, bins, (predicted == labels).long())
         self.count.index_add_(0, bins, torch.ones_like(bins))
-        wide = torch.float32 if probs.device.type == "mps" else torch.float64  # MPS has no other
-        exact = torch.zeros(BINS + 1, dtype=wide, device=probs.device)
+        wide = torch.float32 if labels.device.type == "mps" else torch.float64  # MPS has no other
+        exact = torch.zeros(BINS + 1, dtype=wide, device=labels.device)
         exact.index_add_(0, bins, confidence.to(wide))
         added = exact.float()
         total = self.confidence + added
@@ -75,7 +79,8 @@ class Quality(nn.Module):
     def update(self, log_probs: Tensor, labels: Tensor) -> None:
         """log_probs: [N, V], labels: [N]."""
         self.nll.update(-log_probs.gather(1, labels[:, None]))
-        self.calibration.update(log_probs.exp(), labels)
+        top, predicted = log_probs.float().max(-1)
+        self.calibration.update_top(top.exp(), predicted, labels)
 
     def compute(self) -> dict[str, float]:
         nll = float(self.nll.compute())
@@ -163,8 +168,10 @@ class Likeness(nn.Module):
 
     def update(self, student: Tensor, teacher: Tensor) -> None:
         """Log-probabilities, both [N, V]."""
-        self.agreement.update((student.argmax(-1) == teacher.argmax(-1)).float())
-        self.kl.update(forward_kl(student, teacher))
+        self.agreement.update((student.max(-1).indices == teacher.max(-1).indices).float())
+        rows = block_rows(student)  # which stay in the cache of a CPU
+        blocks = zip(student.split(rows), teacher.split(rows), strict=True)
+        self.kl.update(torch.cat([forward_kl(*block) for block in blocks]))
 
     def compute(self) -> dict[str, float]:
         return {

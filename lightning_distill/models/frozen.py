@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lightning_distill.models.output_head import Predictions, Predictor
+from lightning_distill.models.output_head import INPUTS, Predictions, Predictor
+
+# Hidden states of a forward pass on the CPU, [tokens, D]. The allocator returns larger activations
+# to the system and has them zeroed again by every layer, which halves the speed of a wide model.
+CPU_STATES = 2**20
 
 
 class Frozen(nn.Module):
@@ -50,12 +55,33 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, batch: dict[str, Tensor]) -> Predictions:
         if self.device is None:
-            return self.predict(batch)
+            return self._predict_in_parts(batch)
         batch_device = batch["labels"].device
         tensors = {name: x for name, x in batch.items() if isinstance(x, Tensor)}
         predictions = self.predict({name: x.to(self.device) for name, x in tensors.items()})
         states = predictions.states.to(batch_device)
         return Predictions(states, self.head, predictions.vocab_size)
+
+    def _predict_in_parts(self, batch: dict[str, Tensor]) -> Predictions:
+        """A few rows at a time, see `CPU_STATES`. All devices call a sharded model equally often,
+        so that it reads a batch at once."""
+        rows = self._rows(batch.get("input_ids"))
+        if rows is None or isinstance(self.model, FSDPModule):
+            return self.predict(batch)
+        tensors = {name: batch[name].split(rows) for name in (*INPUTS, "labels") if name in batch}
+        parts = [
+            self.predict(dict(zip(tensors, part, strict=True)))
+            for part in zip(*tensors.values(), strict=True)
+        ]
+        return replace(parts[0], states=torch.cat([part.states for part in parts]))
+
+    def _rows(self, ids: Tensor | None) -> int | None:
+        """How many rows of `ids` [B, T] to read at a time; None for all."""
+        width = getattr(self.model.config.get_text_config(), "hidden_size", None)
+        if ids is None or ids.device.type != "cpu" or not width:
+            return None
+        rows = max(1, CPU_STATES // (width * ids.shape[1]))
+        return rows if rows < len(ids) else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Frozen":
         if self.device is None:

@@ -173,3 +173,27 @@ def test_f1_and_accuracy_are_scikit_learns(labels):
     expected = sklearn.f1_score(labels, predicted, average="macro")
     assert scores["f1"] == pytest.approx(expected)
     assert scores["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, predicted))
+
+
+def test_all_metrics_are_their_formulas_in_float64():
+    """For a vocabulary whose positions are compared in several blocks."""
+    vocab, count = 9000, 300
+    student = (3 * torch.randn(count, vocab)).log_softmax(-1)
+    teacher = (student + torch.randn(count, vocab)).log_softmax(-1)
+    labels = torch.randint(vocab, (count,))
+    quality, likeness = Quality(), Likeness()
+    quality.update(student, labels)
+    likeness.update(student, teacher)
+    q, p = student.double(), teacher.double()
+    scores = quality.compute() | likeness.compute()
+    assert scores["nll"] == pytest.approx(float(-q[range(count), labels].mean()), rel=1e-6)
+    assert scores["teacher_kl"] == pytest.approx(
+        float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5
+    )
+    same = (q.argmax(-1) == p.argmax(-1)).double()
+    assert scores["teacher_agreement"] == pytest.approx(float(same.mean()), rel=1e-6)
+    top, predicted = q.exp().max(-1)
+    bins = (top * BINS).long()
+    hits = (predicted == labels).double()
+    error = sum(abs(float((hits - top)[bins == b].sum())) for b in range(BINS)) / count
+    assert scores["calibration_error"] == pytest.approx(error, rel=1e-5)

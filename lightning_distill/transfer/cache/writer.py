@@ -206,7 +206,7 @@ class CacheWriter(L.LightningModule):
 
 def _chunks(predictions: Predictions, count: int) -> list[slice]:
     """Slices of positions whose logits are in memory at a time."""
-    size = max(256, 2**20 // predictions.vocab_size)
+    size = max(128, 2**20 // predictions.vocab_size)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
