@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lightning_distill.config import untrusted
 from lightning_distill.config.settings import Settings
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
@@ -16,7 +15,6 @@ from lightning_distill.run.preparation import prepare_data
 from lightning_distill.run.settings import finished_run
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import RESULTS, Job, results_in, write_results
-from lightning_distill.sweeps.job_key import HARDWARE
 from lightning_distill.sweeps.records import job_folders
 from lightning_distill.training.teacher import find_teacher
 
@@ -52,17 +50,9 @@ def evaluate_run(
     """Evaluates a finished run's student, and its teacher where that exists, and updates
     results.json; scores that are not measured again stay.
 
-    evaluate: the `evaluate` node to use; the run's own if None. trainer: whose accelerator and
-    devices to use; the run's own if None.
+    outputs, evaluate, trainer: see `finished_run`.
     """
-    settings, results = finished_run("evaluate.run", folder)
-    settings["paths"]["outputs"] = outputs
-    if evaluate is not None:
-        settings["evaluate"] = evaluate
-    if trainer is not None:
-        for key in HARDWARE:
-            settings["trainer"][key] = trainer[key]
-    untrusted.check(settings, f"evaluate.run={folder}: ")
+    settings, results = finished_run("evaluate.run", folder, outputs, evaluate, trainer)
     run = build_run(settings)
     data, teacher_data = prepare_data(run)
     weights = folder / "student"  # missing after stage=teacher

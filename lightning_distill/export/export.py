@@ -13,17 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
-
 from lightning_distill.config.settings import Settings
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.export import gguf, hub, huggingface, onnx
 from lightning_distill.export.card import model_card
-from lightning_distill.export.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings, Format
-from lightning_distill.run.builder import build_run
-from lightning_distill.run.preparation import prepare_data
-from lightning_distill.run.settings import finished_run
+from lightning_distill.run.finished_run import FinishedRun, read_run
 from lightning_distill.storage.artifacts import MANIFEST, find_damage, read_manifest, write_manifest
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.job import Job
@@ -52,30 +47,9 @@ def export(settings: Settings, job: Job) -> None:
         private=node["private"],
     )
     formats = select_formats(request.formats)
-    run = read_run(Path(node["run"]), settings["paths"]["outputs"])
+    run = read_run("export.run", Path(node["run"]), settings)
     folder = run.folder / "export" if node["folder"] is None else Path(node["folder"])
     export_run(run, folder, formats, request)
-
-
-def read_run(folder: Path, outputs: str) -> FinishedRun:
-    """outputs: where to look for the data's artifacts, in place of the run's own `paths.outputs`.
-
-    Raises ConfigError if the folder is not that of a finished run with a student.
-    """
-    settings, results = finished_run("export.run", folder)
-    if not (folder / "student" / "config.json").exists():
-        raise ConfigError(
-            f"export.run={folder} has no student; name a run of stage=distill, not of "
-            "stage=teacher or stage=transfer."
-        )
-    settings["paths"]["outputs"] = outputs
-    return FinishedRun(
-        folder=folder,
-        settings=settings,
-        results=results,
-        task=get_class(settings["data"]["_target_"]),
-        load_data=lambda: prepare_data(build_run(settings))[0],
-    )
 
 
 def select_formats(names: Sequence[str]) -> list[Format]:

@@ -5,9 +5,11 @@ from typing import Any
 
 from yaml import YAMLError
 
+from lightning_distill.config import untrusted
 from lightning_distill.config.settings import Settings, load_settings
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.sweeps.job import RESULTS, check_results, read_results
+from lightning_distill.sweeps.job_key import HARDWARE
 from lightning_distill.sweeps.resume import ResumePolicy
 
 SETTINGS = ".hydra/config.yaml"
@@ -23,11 +25,20 @@ def resume_policy(settings: Settings) -> ResumePolicy:
     )
 
 
-def finished_run(setting: str, folder: Path) -> tuple[Settings, dict[str, Any]]:
+def finished_run(
+    setting: str,
+    folder: Path,
+    outputs: str,
+    evaluate: Settings | None = None,
+    trainer: Settings | None = None,
+) -> tuple[Settings, dict[str, Any]]:
     """The settings and results of the finished run in `folder`.
 
+    outputs: where to look for its artifacts, in place of its own `paths.outputs`. evaluate: the
+    `evaluate` node to use; the run's own if None. trainer: whose accelerator and devices to use;
+    the run's own if None.
     Raises ConfigError, which names the key `setting`, where the folder is not that of a run, a file
-    of it is damaged, or the run did not finish.
+    of it is damaged, the run did not finish, or its settings run code that is not allowed.
     """
     for needed in (SETTINGS, RESULTS):
         if not (folder / needed).exists():
@@ -46,4 +57,10 @@ def finished_run(setting: str, folder: Path) -> tuple[Settings, dict[str, Any]]:
     if results["status"] != "finished":
         status = f"{setting}={folder} is {results['status']}"
         raise ConfigError(f"{status}; run its command again first.")
+    settings["paths"]["outputs"] = outputs
+    if evaluate is not None:
+        settings["evaluate"] = evaluate
+    if trainer is not None:
+        settings["trainer"] |= {key: trainer[key] for key in HARDWARE}
+    untrusted.check(settings, f"{setting}={folder}: ")
     return settings, results

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_distill.config.settings import intermediate_losses
 from lightning_distill.distributed.topology import Hardware
+from lightning_distill.stages import STAGES
 from lightning_distill.storage.artifacts import key_of
 from lightning_distill.storage.input_files import input_files
 
@@ -17,10 +18,7 @@ WITHOUT_EFFECT = (
     "name",
     "paths",
     "logger",
-    "evaluate",
-    "export",
-    "report",
-    "dashboard",
+    *(stage.config_node for stage in STAGES.values() if stage.config_node),
     "sweep",
     "checkpoint_every_n_steps",
     "checkpoint_every_n_minutes",

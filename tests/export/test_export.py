@@ -28,8 +28,8 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.translation import Translation
 from lightning_distill.errors import ConfigError
 from lightning_distill.export import export, hub, huggingface, onnx
-from lightning_distill.export.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings
+from lightning_distill.run.finished_run import FinishedRun
 from lightning_distill.storage.artifacts import find_damage
 
 VLLM = {  # the files that its loader reads
@@ -396,7 +396,7 @@ def test_a_student_of_another_task_is_loaded_by_its_class(tmp_path):
     model = ViTForImageClassification(config)
     model.save_pretrained(tmp_path / "student")
     (tmp_path / "out").mkdir()
-    run = FinishedRun(tmp_path, {}, {}, Labels, Labels)
+    run = FinishedRun("export.run", tmp_path, {}, {}, Labels)
     huggingface.FORMAT.write(run, tmp_path / "out", ExportSettings())
     loaded = ViTForImageClassification.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.classifier.weight, model.classifier.weight)
@@ -404,6 +404,6 @@ def test_a_student_of_another_task_is_loaded_by_its_class(tmp_path):
 
 
 def test_onnx_refuses_encoder_decoders(tmp_path):
-    run = FinishedRun(tmp_path, {}, {}, Translation, Translation)
+    run = FinishedRun("export.run", tmp_path, {}, {}, Translation)
     with pytest.raises(ConfigError, match="an encoder-decoder needs more than one graph"):
         onnx.FORMAT.check(run, ExportSettings())

@@ -21,8 +21,8 @@ from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
 from lightning_distill.export import gguf as gguf_export
 from lightning_distill.export import gguf_tokenizer
-from lightning_distill.export.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings
+from lightning_distill.run.finished_run import FinishedRun
 
 gguf = pytest.importorskip("gguf")
 
@@ -82,7 +82,7 @@ def export(tmp_path, tokenizer):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
         model.save_pretrained(tmp_path / "student")
         tokenizer.save_pretrained(tmp_path / "student")
-        run = FinishedRun(tmp_path, {"name": "tiny"}, {}, CausalLM, CausalLM)
+        run = FinishedRun("export.run", tmp_path, {"name": "tiny"}, {}, CausalLM)
         gguf_export.check(run, ExportSettings())
         gguf_export.write(run, tmp_path, ExportSettings())
         (file,) = tmp_path.glob("*.gguf")

@@ -1,30 +1,35 @@
 """A finished run, read from its folder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.errors import ConfigError
 from lightning_distill.models import pretrained
+from lightning_distill.run.builder import build_run
+from lightning_distill.run.preparation import prepare_data
+from lightning_distill.run.settings import finished_run
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, read_yaml
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """settings: the run's resolved config. results: of results.json.
-    load_data: returns the run's examples in the student's tokens.
+    """setting: the config key that names the folder, for messages. settings: the run's resolved
+    config. results: of results.json.
     """
 
+    setting: str
     folder: Path
-    settings: dict[str, Any]
+    settings: Settings
     results: dict[str, Any]
     task: type[DistillationData]
-    load_data: Callable[[], DistillationData]
 
     @property
     def student_folder(self) -> Path:
@@ -34,7 +39,7 @@ class FinishedRun:
         """A new copy at each call, because a format may modify it."""
         auto_class = self.task.auto_class
         model: PreTrainedModel = pretrained.load_saved(
-            auto_class, self.student_folder, "export.run"
+            auto_class, self.student_folder, self.setting
         )
         return model.eval()
 
@@ -42,9 +47,13 @@ class FinishedRun:
         if not self.task.has_tokenizer:
             return None
         tokenizer: PreTrainedTokenizerBase = pretrained.load_saved(
-            AutoTokenizer, self.student_folder, "export.run"
+            AutoTokenizer, self.student_folder, self.setting
         )
         return tokenizer
+
+    def load_data(self) -> DistillationData:
+        """The run's examples, in the student's tokens."""
+        return prepare_data(build_run(self.settings))[0]
 
     @cached_property
     def choices(self) -> dict[str, str]:
@@ -63,3 +72,18 @@ class FinishedRun:
         sweep = next((f for f in folder.parents if (f / "multirun.yaml").exists()), None)
         jobs = compare_jobs(sweep) if sweep else []
         return next((job for job in jobs if job.folder.resolve() == folder), None)
+
+
+def read_run(setting: str, folder: Path, command: Settings) -> FinishedRun:
+    """command: this command's settings, see `finished_run`.
+
+    Raises ConfigError if the folder is not that of a finished run with a student.
+    """
+    here = command["paths"]["outputs"], command["evaluate"], command["trainer"]
+    settings, results = finished_run(setting, folder, *here)
+    if not (folder / "student" / "config.json").exists():
+        raise ConfigError(
+            f"{setting}={folder} has no student; name a run of stage=distill, not of "
+            "stage=teacher or stage=transfer."
+        )
+    return FinishedRun(setting, folder, settings, results, get_class(settings["data"]["_target_"]))
