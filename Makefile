@@ -95,6 +95,9 @@ doctor: $(PACKAGE) ## whether a command would go well: make doctor ARGS="transfe
 export: $(PACKAGE) ## a student for other programs: make export ARGS="export.run=<folder of a run>"
 	$(BIN)/lightning-distill stage=export $(ARGS)
 
+chat: $(PACKAGE) ## talk to a student: make chat ARGS="chat.run=<folder of a run>"
+	$(BIN)/lightning-distill stage=chat $(ARGS)
+
 report: $(PACKAGE) ## a sweep's report anew: make report ARGS="report.sweep=outputs/demo"
 	$(BIN)/lightning-distill stage=report $(ARGS)
 
@@ -131,4 +134,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .NOTPARALLEL: # two recipes would install into one .venv
-.PHONY: help setup install demo experiments test test-all test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export report dashboard sync bench lock audit sbom clean
+.PHONY: help setup install demo experiments test test-all test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export chat report dashboard sync bench lock audit sbom clean

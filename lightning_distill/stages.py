@@ -62,6 +62,11 @@ STAGES = {
         "write a student for transformers, llama.cpp or ONNX",
         config_node="export",
     ),
+    "chat": Stage(
+        "lightning_distill.chat.chat.chat",
+        "talk to a finished student in the terminal",
+        config_node="chat",
+    ),
     "report": Stage(
         "lightning_distill.cli.sweep_stages.report",
         "write the table and the page of a sweep again",

@@ -16,6 +16,7 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedTokenizerBase,
 )
+from transformers.generation import BaseStreamer
 
 from lightning_distill.distributed import process_group
 from lightning_distill.models.inspection import decoder_start, max_positions, vocabulary_size
@@ -64,13 +65,15 @@ def generate(
     seed: int,
     stops: Sequence[int] | None = None,
     watch: LogitsProcessor | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """The new tokens for each prompt, which is [P] token ids.
 
     A causal language model generates up to `length` tokens, prompt included, and at most as many as
     it has positions; an encoder-decoder model up to `length` new ones. Either ends with the first
     of `stops`: None for the end-of-text token. Deterministic for a seed and a kind of device; the
-    RNG's state is left as it was.
+    RNG's state is left as it was. streamer: receives the tokens of a single prompt's completion as
+    they are generated.
     """
     encodes = model.config.is_encoder_decoder
     stops = [tokenizer.eos_token_id] if stops is None else list(stops)
@@ -97,6 +100,7 @@ def generate(
                 attention_mask=attention_mask.to(model.device),
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([watch] if watch else []),
+                streamer=streamer,
                 # Sharded weights are gathered for each token, by all devices together.
                 synced_gpus=process_group.is_distributed() and isinstance(model, FSDPModule),
             )

@@ -238,7 +238,7 @@ def test_what_is_typed_is_the_users_own_word(in_process, tmp_path):
     in_process("--cfg=job", *setup)
 
 
-@pytest.mark.parametrize("setting", ["evaluate.run", "export.run"])
+@pytest.mark.parametrize("setting", ["evaluate.run", "export.run", "chat.run"])
 def test_the_settings_of_a_run_are_read_as_carefully(in_process, call, mark, tmp_path, setting):
     run = tmp_path / "run"
     write_job(run, [], {"student": {"max_steps": 1}}, 1.0)
@@ -409,7 +409,7 @@ def test_code_that_comes_with_a_model_is_run_for_who_says_so_alone(
     assert mark.exists()  # it would have run
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "export"])
+@pytest.mark.parametrize("stage", ["evaluate", "export", "chat"])
 def test_code_in_the_student_of_a_run_is_not_run(in_process, outputs, mark, stage):
     code_in(outputs / "run" / "student", mark)
     asked = (f"stage={stage}", f"{stage}.run={outputs / 'run'}", f"paths.outputs={outputs}")
