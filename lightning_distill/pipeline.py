@@ -51,8 +51,14 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     allowlist.check_imports(settings)
     run = build_run(settings)
     check_optimizers(run)
+    return run_pipeline(run, job, *prepare_data(run))
+
+
+def run_pipeline(
+    run: Run, job: Job, data: DistillationData, teacher_data: DistillationData
+) -> dict[str, Any]:
+    """All that follows the data, in the tokens of student and teacher."""
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
-    data, teacher_data = prepare_data(run)
     check_intermediate_losses(run, data, teacher_data)
     L.seed_everything(run.seed, verbose=False)
     pruning = run.student.pruning
@@ -202,5 +208,6 @@ def _evaluate(
     log_samples: Callable[[list[dict[str, str]]], None] | None = None,
 ) -> dict[str, Any]:
     return evaluate_all(
-        *(run.evaluation, run.trainers, data, folder, student, teacher, run.seed, log_samples)
+        *(run.evaluation, run.trainers, data, folder, student, teacher, run.seed),
+        *(Store(run.outputs), log_samples),
     )

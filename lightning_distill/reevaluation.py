@@ -59,10 +59,13 @@ def evaluate_run(
     student = None
     if weights.exists():
         student = pretrained.load_saved(data.auto_class, weights, "evaluate.run")
-    teacher = find_teacher(run.teacher, run.trainers, Store(outputs), teacher_data)
+    store = Store(outputs)
+    teacher = find_teacher(run.teacher, run.trainers, store, teacher_data)
     if student is None and teacher is None:
         raise ConfigError(f"evaluate.run={folder} has no student, and its teacher does not exist.")
-    scores = evaluate_all(run.evaluation, run.trainers, data, folder, student, teacher, run.seed)
+    scores = evaluate_all(
+        *(run.evaluation, run.trainers, data, folder, student, teacher, run.seed, store)
+    )
     for role, role_scores in scores.items():
         if role_scores:  # the scores of a teacher that was removed stay
             previous = results.get(role) or {}

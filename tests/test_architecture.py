@@ -12,7 +12,7 @@ ROOMS = [
     *("__main__", "cli", "planning", "export", "chat", "reevaluation", "pipeline", "run"),
     *("tracking", "report", "sweeps", "evaluation", "transfer", "training", "data", "metrics"),
     *("losses", "models", "storage", "distributed", "config"),
-    *("", "errors", "constants", "stages"),
+    *("", "errors", "constants", "progress", "stages"),
 ]
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts)

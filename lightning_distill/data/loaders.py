@@ -31,6 +31,26 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> dict[str, Tensor]: ...
 
 
+@dataclass(frozen=True)
+class First:
+    """The first `count` examples of a split."""
+
+    examples: Examples
+    count: int
+
+    @property
+    def positions(self) -> int:
+        return self.examples.positions
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.examples[index]
+
+
 class TimedLoader(DataLoader):
     """A DataLoader that measures how long its batches were waited for."""
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightning_distill.data.hashes import digest
 from lightning_distill.errors import ConfigError
+from lightning_distill.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class SplitSources:
         seen = {key for items in held_out for of_split in items.values() for key in of_split}
         splits: dict[str, SplitItems[Item]] = {s: SplitItems([], []) for s in ORDER}
         for number, part in enumerate(self.parts):
-            train = dict(read(part.train))
+            train = dict(progress(read(part.train), f"reading {what}"))
             kept = sorted(key for key in train if key not in seen)
             report_repeated(len(train) - len(kept), what)
             seen |= set(kept)

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import uses_fsdp
-from lightning_distill.evaluation.generative import score_generation
+from lightning_distill.evaluation.answer_time import answer_seconds
+from lightning_distill.evaluation.generative import score_generation, score_teacher_answers
 from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.models import pretrained
-from lightning_distill.storage.artifacts import write_atomic
+from lightning_distill.storage.artifacts import Store, write_atomic
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.training.trainer import TrainerFactory
 
@@ -32,6 +33,7 @@ def evaluate_all(
     student: PreTrainedModel | None,
     teacher: Teacher | None,
     seed: int,
+    store: Store,
     log_samples: Callable[[list[dict[str, str]]], None] | None = None,
 ) -> dict[str, Any]:
     """Scores of `student` and `teacher` for `results.json`; writes samples to `samples.json`.
@@ -43,9 +45,17 @@ def evaluate_all(
     student = _unsharded(trainer, data, folder, student, teacher)  # sharded by the training
     scores = evaluate(trainer, data, student, teacher)
     student = _unsharded(trainer, data, folder, student, teacher)  # sharded by the evaluation
+    device = trainer.strategy.root_device
+    if request.times_answers:
+        pairs = [("student", data, student)] if student is not None else []
+        pairs += [("teacher", teacher.data, teacher.models[0])] if teacher else []
+        for role, role_data, model in pairs:
+            seconds = answer_seconds(role_data, model)
+            scores[role] = {**(scores[role] or {}), "answer_seconds": seconds}
+        return scores
+    teacher_scores = score_teacher_answers(teacher, store, device) if teacher else {}
     if process_group.is_rank_zero():  # text is generated on one device
-        device = trainer.strategy.root_device
-        generated = score_generation(request, data, student, teacher, device)
+        generated = score_generation(request, data, student, teacher, device, teacher_scores)
         for role, more in generated.items():
             scores[role] = {**(scores[role] or {}), **more}
         if student is not None:

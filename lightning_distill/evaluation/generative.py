@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation import generation_speed, lm_eval_tasks
 from lightning_distill.evaluation.request import EvaluationRequest
+from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -33,10 +35,12 @@ def score_generation(
     student: PreTrainedModel | None,
     teacher: Teacher | None,
     device: torch.device,
+    teacher_scores: dict[str, float],
 ) -> dict[str, dict[str, Any]]:
     """The scores of each role: the task's, and `tasks` and `speed` where requested.
 
     Of an ensemble, the first model is scored. Empty for models that generate no text.
+    teacher_scores: see `score_teacher_answers`.
     """
     if not data.is_generative:
         return {}
@@ -49,10 +53,11 @@ def score_generation(
     if tasks or request.speed:
         _log_scored_models(teacher)
     with _moved_to(device, list(models.values())):
-        scores = {
-            role: dict[str, Any](role_data[role].score_generation(model))
-            for role, model in models.items()
-        }
+        scores: dict[str, dict[str, Any]] = {role: {} for role in models}
+        if teacher is not None:
+            scores["teacher"] |= teacher_scores
+        if student is not None:
+            scores["student"] |= data.score_generation(student)
         if tasks:
             for role, model in models.items():
                 reuse_key = teacher.hash if teacher and role == "teacher" else None
@@ -66,6 +71,32 @@ def score_generation(
             for role, speed in speeds.items():
                 scores[role]["speed"] = speed
     return scores
+
+
+def score_teacher_answers(
+    teacher: Teacher, store: Store | None, device: torch.device
+) -> dict[str, float]:
+    """The task's scores of what the teacher generates, which depend on no student: an artifact,
+    which the jobs of a sweep share. All ranks call this. store: None to make none."""
+    data = teacher.data
+    if type(data).score_generation is DistillationData.score_generation:
+        return {}  # its answers have no scores
+
+    def make(folder: Path) -> dict[str, Any]:
+        model = teacher.models[0]
+        with _moved_to(device, [model]):
+            return data.score_generation(model)
+
+    if store is None:
+        return make(Path())
+    made_from = {
+        "teacher": teacher.hash,
+        "tokens": data.artifact.key,
+        "examples": data.example_settings,
+        "prompts": len(data.scored_prompts()),
+    }
+    content: dict[str, float] = store.get("answers", made_from, make).manifest["content"]
+    return content
 
 
 def _log_scored_models(teacher: Teacher | None) -> None:

@@ -8,7 +8,8 @@ class EvaluationRequest:
     """tasks: names of lm-eval tasks. task_path: a folder with tasks of the user's own, in lm-eval's
     YAML. limit: examples a task; None for all. num_fewshot: worked examples in a prompt; None for
     the task's own number. batch_size: prompts at once. speed: whether to measure the speed of
-    generation.
+    generation. times_answers: estimate the seconds of generating the answers from a few tokens,
+    instead of generating and scoring them.
     """
 
     tasks: tuple[str, ...] = ()
@@ -17,3 +18,4 @@ class EvaluationRequest:
     num_fewshot: int | None = None
     batch_size: int = 8
     speed: bool = False
+    times_answers: bool = False

@@ -28,7 +28,7 @@ def examine(settings: Settings, job: Job) -> None:
     for check in CHECKS:
         mark = "ok"
         try:
-            with quiet():
+            with quiet(), console.status(f"checking {check.name}"):
                 message = check.function(context)
         except SkippedError as reason:
             mark, message = "-", f"not checked: {reason}"

@@ -18,16 +18,14 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.embedding import shown
-from lightning_distill.models.frozen import Frozen
+from lightning_distill.models.output_head import Predictions
 from lightning_distill.planning.doctor_context import Context, SkippedError
 from lightning_distill.planning.estimate import missing
-from lightning_distill.planning.profile import DRY_RUN_STEPS
 from lightning_distill.report.plan_table import disk_demand, memory_demand
 from lightning_distill.run.preparation import check_intermediate_losses
 from lightning_distill.tracking.wandb_environment import has_key
 
 SHOWN = 3  # training examples
-TEST_BATCHES = 4  # on which teacher and student are compared
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,9 @@ def check_settings(context: Context) -> str:
 def check_teacher(context: Context) -> str:
     """Whether the teacher is better than a uniform distribution, and than the student."""
     teacher = context.teacher
-    trainer = context.run.trainers.trainer(context.job.folder, "", limit_test_batches=TEST_BATCHES)
-    scores = evaluate(trainer, context.data, context.student, teacher)
+    student, trainer = context.student, context.run.trainers.trainer(context.job.folder, "")
+    with context.prepared.limited(2 * context.dry_run_size.held_out):
+        scores = evaluate(trainer, context.data, student, teacher)
     teacher_scores, student_scores = scores["teacher"] or {}, scores["student"] or {}
     uniform = math.log(teacher.data.num_classes)
     numbers = (
@@ -149,15 +148,16 @@ def check_alignment(context: Context) -> str:
         raise SkippedError("the task does not predict next tokens")
     teacher = context.teacher
     data = teacher.data
-    batch = next(iter(data.loader(data.examples("validation"), context.data.batch_size)))
+    count = min(context.data.batch_size, context.dry_run_size.held_out)
+    batch = next(iter(data.loader(data.examples("validation"), count)))
     labels = batch["labels"]
     targets = {
         "the next token": labels,
         "the one after it": torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1),
         "the current one": batch["input_ids"].masked_fill(labels == IGNORED, IGNORED),
     }
-    model = teacher.frozen()[0]
-    losses = {name: _mean_nll(model, batch, target) for name, target in targets.items()}
+    predictions = teacher.frozen()[0](batch)
+    losses = {name: _mean_nll(predictions, target) for name, target in targets.items()}
     if not min(losses.values()) < math.log(data.num_classes):
         raise SkippedError("the teacher is no better than uniform")
     numbers = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
@@ -166,17 +166,15 @@ def check_alignment(context: Context) -> str:
     return f"nll of {numbers}"
 
 
-def _mean_nll(model: Frozen, batch: dict[str, Tensor], labels: Tensor) -> float:
-    total, tokens = nll(model(batch), labels)
+def _mean_nll(predictions: Predictions, labels: Tensor) -> float:
+    total, tokens = nll(predictions, labels)
     return float(total / tokens)
 
 
 def check_steps(context: Context) -> str:
     """Whether a dry run succeeds, with finite losses."""
-    parameters = context.estimate["parameters"]
-    return (
-        f"a dry run of {DRY_RUN_STEPS} steps succeeded; the student has {parameters:,} parameters"
-    )
+    parameters, steps = context.estimate["parameters"], context.dry_run_size.steps
+    return f"a dry run of {steps} steps succeeded; the student has {parameters:,} parameters"
 
 
 def check_cache(context: Context) -> str:

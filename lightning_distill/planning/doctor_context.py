@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.models.tokenizers import Tokenizers
+from lightning_distill.planning.dry_run import Prepared, size_of_dry_run
+from lightning_distill.planning.dry_run_size import DryRunSize
 from lightning_distill.planning.estimate import Estimate, estimate_job
 from lightning_distill.run.builder import Run, build_run
 from lightning_distill.run.preparation import prepare_data, tokenizers_of
@@ -35,16 +37,20 @@ class Context:
         return tokenizers_of(self.run)
 
     @cached_property
-    def _prepared(self) -> tuple[DistillationData, DistillationData]:
-        return prepare_data(self.run)
+    def prepared(self) -> Prepared:
+        return Prepared(*prepare_data(self.run))
 
     @property
     def data(self) -> DistillationData:
-        return self._prepared[0]
+        return self.prepared.data
 
     @property
     def teacher_data(self) -> DistillationData:
-        return self._prepared[1]
+        return self.prepared.teacher_data
+
+    @cached_property
+    def dry_run_size(self) -> DryRunSize:
+        return size_of_dry_run(self.run, self.data, self.teacher_data)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -74,6 +80,6 @@ class Context:
     @cached_property
     def _estimate(self) -> Estimate | Exception:
         try:
-            return estimate_job(self.run, self.job)
+            return estimate_job(self.run, self.job, prepared=self.prepared)
         except Exception as error:
             return error

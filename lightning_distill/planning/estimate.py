@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_distill.data.tasks.base import DistillationData
-from lightning_distill.planning.dry_run import profile_dry_run
+from lightning_distill.planning.dry_run import Prepared, profile_dry_run
 from lightning_distill.planning.profile import DryRunProfile
 from lightning_distill.run.builder import Run
 from lightning_distill.run.preparation import prepare_data
@@ -25,15 +25,18 @@ Estimate = dict[str, Any]  # seconds, flops, bytes, memory_mb, and what else the
 TUNED = ("loss", "optimizer", "schedule")
 
 
-def estimate_job(run: Run, job: Job, steps_done: int = 0) -> Estimate:
+def estimate_job(
+    run: Run, job: Job, steps_done: int = 0, prepared: Prepared | None = None
+) -> Estimate:
     """Of what is left after `steps_done` of the student; `shared` lists the artifacts' estimates.
 
     Raises what the dry run raises.
     """
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
-    data, teacher_data = prepare_data(run)
+    prepared = prepared or Prepared(*prepare_data(run))
+    data, teacher_data = prepared.data, prepared.teacher_data
     teachers = trained_teachers(run.teacher, run.trainers, store, teacher_data)
-    profile = _profile(run, job, teachers)
+    profile = _profile(run, job, prepared, teachers)
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
     shared: list[Estimate] = []
     if needs_teacher or run.student.pruning:
@@ -86,17 +89,19 @@ def _numbers_as_truth(value: Any) -> Any:
     return bool(value) if isinstance(value, int | float) else value
 
 
-def _profile(run: Run, job: Job, teachers: dict[str, Artifact | None]) -> DryRunProfile:
+def _profile(
+    run: Run, job: Job, prepared: Prepared, teachers: dict[str, Artifact | None]
+) -> DryRunProfile:
     """Of a dry run that the jobs of a sweep share where they cost the same."""
     trained = [teacher for teacher in teachers.values() if teacher]
     if len(trained) < len(teachers):
         trained = []  # the dry run trains all of them
     if not job.is_of_sweep:
-        return profile_dry_run(run, job, trained, job.folder)
+        return profile_dry_run(run, job, prepared, trained, job.folder)
 
     def make(folder: Path) -> dict[str, Any]:
         log.info("%s: dry run", job.name)
-        return asdict(profile_dry_run(run, job, trained, folder))
+        return asdict(profile_dry_run(run, job, prepared, trained, folder))
 
     settings = cost_settings(run.settings) | {"trained": bool(trained), "started": job.started}
     artifact = Store(job.folder.parent).get("dry_run", settings, make)

@@ -1,4 +1,4 @@
-"""`stage=plan` profiles a 20-step dry run of the pipeline, and estimates what the command costs.
+"""`stage=plan` profiles a dry run of the pipeline, and estimates what the command costs.
 
 Each job writes its estimate to plan.json in its folder. One table is printed at the end of a sweep.
 """

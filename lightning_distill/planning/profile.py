@@ -5,14 +5,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lightning_distill.planning.step_profiler import WARMUP_STEPS
+from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.planning.dry_run_size import DryRunSize
 from lightning_distill.run.builder import Run
 from lightning_distill.storage.artifacts import read_manifest
 from lightning_distill.training.cost import peak_memory_mb
 from lightning_distill.training.trainer import TrainerFactory
-
-DRY_RUN_STEPS = 20  # optimizer steps of each training
-DRY_RUN_BATCHES = 4  # of each held-out split; the time of the first is left out
 
 Record = dict[str, Any]  # a line of the StepProfiler
 
@@ -22,7 +20,8 @@ class PartCost:
     """The cost of one part of a run, by its units.
 
     The units of a training are optimizer steps, those of a preparation blocks or sequences.
-    validation_seconds: of the whole split. save_seconds: of a checkpoint.
+    validation_seconds: of the whole split. save_seconds: of a checkpoint. evaluation_seconds: of
+    the teacher check and the test split. answer_seconds: of generated answers and samples.
     """
 
     unit_seconds: float
@@ -33,17 +32,26 @@ class PartCost:
     other_bytes: float = 0.0
     validation_seconds: float = 0.0
     save_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    answer_seconds: float = 0.0
 
     def estimate(self, units: int, trainers: TrainerFactory) -> dict[str, Any]:
-        """seconds, flops, bytes on disk and memory_mb of so many units."""
+        """seconds and their parts, flops, bytes on disk and memory_mb of so many units."""
         batches = units * trainers.accumulate_grad_batches
         interval = trainers.val_check_interval or 1.0
         every = int(batches * interval) if isinstance(interval, float) else interval
         validations, saves = batches // max(every, 1), units // trainers.checkpoint_every_n_steps
-        seconds = self.other_seconds + units * self.unit_seconds
+        training = units * self.unit_seconds
+        training += validations * self.validation_seconds + saves * self.save_seconds
+        parts = {
+            "training_seconds": training,
+            "evaluation_seconds": self.evaluation_seconds,
+            "answer_seconds": self.answer_seconds,
+        }
         return {
             "count": units,
-            "seconds": seconds + validations * self.validation_seconds + saves * self.save_seconds,
+            **parts,
+            "seconds": self.other_seconds + sum(parts.values()),
             "flops": units * self.unit_flops,
             "bytes": self.other_bytes + units * self.unit_bytes,
             "memory_mb": self.memory_mb,
@@ -79,6 +87,8 @@ class DryRunProfile:
 
 def summarize_profile(
     run: Run,
+    size: DryRunSize,
+    data: DistillationData,
     records: list[Record],
     results: dict[str, Any],
     seconds: float,
@@ -93,16 +103,21 @@ def summarize_profile(
     checkpoint_bytes = _size(folder / "checkpoints")
     other_seconds = seconds - cost["teacher_seconds"] - cost["transfer_seconds"]
     other_seconds -= _measured_seconds(of_student) + _measured_seconds(tests)
-    (student,) = _training_costs(of_student, devices)
-    teachers = _training_costs(of_teachers, devices)
+    batch_size = 8 * run.trainers.batch_size * devices
+    lengths = {split: len(data.examples(split)) for split in ("validation", "test")}
+    (student,) = _training_costs(of_student, size, lengths["validation"], batch_size, devices)
+    teachers = _training_costs(of_teachers, size, lengths["validation"], batch_size, devices)
+    models = [one for one in (results["student"], results["teacher"]) if one]
     if teachers:
         rest = (cost["teacher_seconds"] - _measured_seconds(of_teachers)) / len(teachers)
-        size = mean(_size(file.parent) for file in artifacts.glob("teacher/*/manifest.json"))
-        teachers = [replace(one, other_seconds=rest, other_bytes=size) for one in teachers]
+        num_bytes = mean(_size(file.parent) for file in artifacts.glob("teacher/*/manifest.json"))
+        teachers = [replace(one, other_seconds=rest, other_bytes=num_bytes) for one in teachers]
     return DryRunProfile(
         student=replace(
             student,
-            other_seconds=max(other_seconds, 0.0) + sum(map(pass_seconds, tests)),
+            other_seconds=max(other_seconds, 0.0),
+            evaluation_seconds=sum(pass_seconds(one, lengths["test"], batch_size) for one in tests),
+            answer_seconds=sum(one.get("answer_seconds", 0.0) for one in models),
             other_bytes=_size(folder) - checkpoint_bytes,
         ),
         teachers=teachers,
@@ -113,15 +128,21 @@ def summarize_profile(
     )
 
 
-def _training_costs(records: list[Record], devices: int) -> list[PartCost]:
+def _training_costs(
+    records: list[Record], size: DryRunSize, num_validation: int, batch_size: int, devices: int
+) -> list[PartCost]:
     """One for each training, without what surrounds it."""
     trainings = [record for record in records if record["stage"] == "train"]
-    validations = [pass_seconds(record) for record in records if record["stage"] == "validate"]
+    validations = [
+        pass_seconds(record, num_validation, batch_size)
+        for record in records
+        if record["stage"] == "validate"
+    ]
     costs = []
     for training, validation in zip(trainings, validations, strict=True):
         # A batch that does not fit into memory was divided further than the settings say.
         micro_batches = training["micro_batches"]
-        timed = training["seconds"][WARMUP_STEPS * micro_batches :]
+        timed = training["seconds"][size.warmup * micro_batches :]
         costs.append(
             PartCost(
                 unit_seconds=mean(timed) * micro_batches,
@@ -154,10 +175,9 @@ def _preparation_cost(
         unit_bytes = _size(folder) / units
     else:
         unit_bytes = bytes_per_token * content["positions"]
-    units_per_batch = units / len(record["seconds"])
     return PartCost(
-        unit_seconds=_mean_batch_seconds(record) / units_per_batch,
-        unit_flops=record["flops"] / units_per_batch,
+        unit_seconds=_seconds_per_example(record),
+        unit_flops=record["flops"] * len(record["seconds"]) / units,
         memory_mb=record["memory_mb"],
         unit_bytes=unit_bytes,
         other_seconds=seconds - sum(record["seconds"]),
@@ -165,20 +185,20 @@ def _preparation_cost(
     )
 
 
-def pass_seconds(record: Record) -> float:
-    """The seconds of a whole pass over held-out batches, of which the dry run made a few.
+def pass_seconds(record: Record, num_examples: int, batch_size: int) -> float:
+    """The seconds of a whole pass over a split of `num_examples`, of which the dry run read a few.
 
-    A pass of fewer batches than the limit of the dry run is as short in the whole run: the teacher
-    check, or a split that is small.
+    batch_size: of the whole run, over all devices; the trainer may limit its number of batches.
     """
-    batches = len(record["seconds"])
-    if batches == DRY_RUN_BATCHES:
-        batches = record["total_batches"]
-    return _mean_batch_seconds(record) * batches
+    limit: int | float = record["limit"]
+    most = limit * batch_size if isinstance(limit, int) else limit * num_examples
+    return _seconds_per_example(record) * min(num_examples, most)
 
 
-def _mean_batch_seconds(record: Record) -> float:
-    return mean(record["seconds"][1:] or record["seconds"])
+def _seconds_per_example(record: Record) -> float:
+    """Without the first batch, where there are more."""
+    seconds, examples = (record[name][1:] or record[name] for name in ("seconds", "examples"))
+    return float(sum(seconds) / max(1, sum(examples)))
 
 
 def _measured_seconds(records: list[Record]) -> float:

@@ -17,10 +17,6 @@ from torch.utils.flop_counter import (
 
 from lightning_distill.training.cost import peak_memory_mb, reset_peak_memory
 
-# Optimizer steps at the start, whose time is left out. Counting FLOPs slows batches down, so those
-# of the first batches alone are counted.
-WARMUP_STEPS = 2
-
 
 def _forward_flops(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(q, k, v)
@@ -41,13 +37,14 @@ class StepProfiler(Callback):
     """Appends a line of JSON to `file` for each stage of each run of a trainer.
 
     A line has: module, its class name; stage, one of train, validate, test and predict; seconds of
-    each batch; flops, the mean of a batch, 0 where not counted; memory_mb, the peak. Held-out
-    stages add total_batches, of the whole split. Training adds micro_batches, those of a step, and
-    save_seconds, of a checkpoint.
+    each batch, and its examples; flops, the mean of a batch, 0 where not counted; memory_mb, the
+    peak. Held-out stages add limit, the trainer's limit of batches. Training adds micro_batches,
+    those of a step, and save_seconds, of a checkpoint.
+    warmup: the optimizer steps whose FLOPs are counted, which slows them down.
     """
 
-    def __init__(self, file: str) -> None:
-        self.file = Path(file)
+    def __init__(self, file: str, warmup: int) -> None:
+        self.file, self.warmup = Path(file), warmup
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.records: dict[str, dict[str, Any]] = {}
@@ -55,15 +52,16 @@ class StepProfiler(Callback):
         reset_peak_memory()
 
     def _start(self, stage: str, index: int, counts_flops: bool = False, **values: Any) -> None:
-        self.records.setdefault(stage, {"seconds": [], "flops": [], **values})
+        self.records.setdefault(stage, {"seconds": [], "examples": [], "flops": [], **values})
         if not index:
             self._mark = time.perf_counter()
         if counts_flops:
             self._counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
             self._counter.__enter__()
 
-    def _end(self, stage: str) -> None:
+    def _end(self, stage: str, batch: Any) -> None:
         record = self.records[stage]
+        record["examples"].append(len(batch["labels"]) if isinstance(batch, dict) else 1)
         if counter := self._stop_counter():
             record["flops"].append(counter.get_total_flops())
         if torch.cuda.is_available():
@@ -83,10 +81,12 @@ class StepProfiler(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, index: int) -> None:
         micro_batches = trainer.accumulate_grad_batches
-        self._start("train", index, index < WARMUP_STEPS, micro_batches=micro_batches)
+        self._start("train", index, index < self.warmup, micro_batches=micro_batches)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self._end("train")
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, out: Any, batch: Any, index: int
+    ) -> None:
+        self._end("train", batch)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         # The checkpoint of the last step is saved in between.
@@ -95,30 +95,34 @@ class StepProfiler(Callback):
     def on_validation_batch_start(
         self, trainer: Any, module: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
-        self._start("validate", index, total_batches=len(trainer.val_dataloaders))
+        self._start("validate", index, limit=trainer.limit_val_batches)
 
-    def on_validation_batch_end(self, *args: Any) -> None:
-        self._end("validate")
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, out: Any, batch: Any, index: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end("validate", batch)
 
     def on_test_batch_start(
         self, trainer: Any, module: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
-        self._start("test", index, total_batches=len(trainer.test_dataloaders))
+        self._start("test", index, limit=trainer.limit_test_batches)
 
-    def on_test_batch_end(self, *args: Any) -> None:
-        self._end("test")
+    def on_test_batch_end(
+        self, trainer: Any, module: Any, out: Any, batch: Any, index: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end("test", batch)
 
     def on_predict_batch_start(
         self, trainer: Any, module: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
         if not dataloader_idx:
-            self._start("predict", index, not index and trainer.num_predict_batches[0] > 1)
+            self._start("predict", index, not index)
 
     def on_predict_batch_end(
         self, trainer: Any, module: Any, out: Any, batch: Any, index: int, dataloader_idx: int = 0
     ) -> None:
         if not dataloader_idx:  # the second loader brings held-out blocks
-            self._end("predict")
+            self._end("predict", batch)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         common = {"module": type(pl_module).__name__, "memory_mb": peak_memory_mb()}

@@ -1,9 +1,10 @@
 """The progress bar of training and evaluation."""
 
-import sys
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from lightning_distill.progress import is_shown
 
 
 class RoleProgressBar(TQDMProgressBar):
@@ -33,4 +34,4 @@ class RoleProgressBar(TQDMProgressBar):
 
 def progress_bar_callbacks(role: str) -> list[Callback]:
     """A progress bar if stderr is a terminal."""
-    return [RoleProgressBar(role)] if sys.stderr.isatty() else []
+    return [RoleProgressBar(role)] if is_shown() else []

@@ -41,7 +41,7 @@ STORED = {
     "hybrid": ("k", "draws", "temperatures"),
     "hidden": (),
 }
-DRY_RUN_BATCHES = 2 * 8  # of data.batch_size blocks: two of the writer's
+DRY_RUN_BATCHES = 4
 
 
 class Cached(Transfer):
@@ -202,7 +202,7 @@ class Cached(Transfer):
             self._codec(teacher.weights, data.num_classes, folder),
             examples,
             self.num_examples(examples),
-            None if teacher.api else data.examples("validation"),
+            None if teacher.api else data.held_out("validation"),
             8 * data.batch_size,
             folder,
         )

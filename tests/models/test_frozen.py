@@ -29,7 +29,8 @@ def test_a_batch_in_parts_has_the_predictions_of_the_whole(monkeypatch, make, ro
     batch = {"input_ids": ids, "position_ids": positions, "labels": ids, "kept": kept}
     sizes = []
     model.base_model.register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda _, args, kwargs: sizes.append(len((*args, kwargs.get("input_ids"))[0])),
+        with_kwargs=True,
     )
     whole = Frozen(model, V)(batch).logits()
     sizes.clear()

@@ -179,9 +179,10 @@ def test_validations_are_counted_as_lightning_runs_them(in_process, tmp_path, in
 
 
 def test_a_pass_over_few_batches_is_extrapolated_unless_it_was_short_anyway():
-    record = {"seconds": [9.0, 1.0, 2.0, 3.0], "total_batches": 10}
-    assert pass_seconds(record) == 10 * 2.0  # the first batch is slow
-    assert pass_seconds({**record, "seconds": [9.0, 2.0]}) == 2 * 2.0  # the teacher check
+    record = {"seconds": [9.0, 4.0, 2.0], "examples": [4, 4, 2], "limit": 1.0}
+    assert pass_seconds(record, 40, 8) == 40 * 1.0  # the first batch is slow
+    assert pass_seconds({**record, "limit": 2}, 40, 8) == 2 * 8 * 1.0  # the teacher check
+    assert pass_seconds({**record, "limit": 2}, 10, 8) == 10 * 1.0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_distill.data.loaders import (
     MAX_PREFETCHED,
     Examples,
+    First,
     HeldOutShard,
     RankShare,
     TrainSampler,
@@ -52,7 +53,9 @@ class DistillationData(L.LightningDataModule):
     shares_tokenizer: ClassVar[bool] = True  # teacher and student read the same batch
     is_generative: ClassVar[bool] = False  # its models generate text
     continues_prompt: ClassVar[bool] = True  # generated text continues its prompt (decoder-only)
+    generation_batch: ClassVar[int] = 32  # prompts at once in `score_generation`
 
+    held_out_limit: int | None = None  # examples of a held-out split that are read; None for all
     mixture: Mixture | None = None  # set by `prepare` where there are several sources
     new_tokens: tuple[str, ...] = ()  # of the tokenizer, those that a pretrained student's lacks
     # `prepare` sets:
@@ -74,6 +77,13 @@ class DistillationData(L.LightningDataModule):
 
     def examples(self, split: str) -> Examples:
         raise NotImplementedError
+
+    def held_out(self, split: str) -> Examples:
+        """The examples of the validation or test split that are read."""
+        examples = self.examples(split)
+        if self.held_out_limit is None or len(examples) <= self.held_out_limit:
+            return examples
+        return First(examples, self.held_out_limit)
 
     def train_examples(self) -> Examples:
         """The train split; of a mixture, every prefix has the sources in proportion."""
@@ -184,8 +194,15 @@ class DistillationData(L.LightningDataModule):
     # Generative tasks
 
     def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
-        """Scores of texts that a model generates on the test split; empty where there are none."""
+        """Scores of texts that a model generates for `scored_prompts`; empty where there are none.
+
+        They are a function of the model, of the artifact and of `example_settings`.
+        """
         return {}
+
+    def scored_prompts(self) -> list[Tensor]:
+        """Of the test split, [P] each."""
+        return []
 
     @property
     def max_length(self) -> int:
@@ -267,7 +284,7 @@ class DistillationData(L.LightningDataModule):
         return self._held_out_loader("test")
 
     def _held_out_loader(self, split: str) -> DataLoader:
-        examples: Any = self.examples(split)
+        examples: Any = self.held_out(split)
         if self.trainer is not None and self.trainer.world_size > 1:
             examples = HeldOutShard(examples, self.trainer.global_rank, self.trainer.world_size)
         return self.loader(examples, 8 * self.batch_size)

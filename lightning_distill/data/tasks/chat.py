@@ -29,11 +29,11 @@ from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import obtain_tokenizer, tokenizer_hash, warn_of_unknown
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.quality import rouge_l
+from lightning_distill.progress import progress
 from lightning_distill.storage.artifacts import Store
 
 VERSION = 3  # raise it when other tokens are made of the same conversations
 SCORED_TURNS = 64  # turns of the test split that ROUGE-L is computed on
-GENERATION_BATCH = 32
 
 
 class Chat(CausalLM):
@@ -110,10 +110,10 @@ class Chat(CausalLM):
         before them are the reference's."""
         from lightning_distill.models.generation import Sampling, generate
 
-        turns = [self._test_turns[i] for i in evenly_spaced(len(self._test_turns), SCORED_TURNS)]
-        answers: list[str] = []
-        for start in range(0, len(turns), GENERATION_BATCH):
-            prompts = [prompt for prompt, _ in turns[start : start + GENERATION_BATCH]]
+        turns, answers = self._scored_turns, list[str]()
+        starts = range(0, len(turns), self.generation_batch)
+        for start in progress(starts, "answering test prompts"):
+            prompts = [prompt for prompt, _ in turns[start : start + self.generation_batch]]
             completions = generate(
                 model,
                 self.tokenizer,
@@ -126,6 +126,13 @@ class Chat(CausalLM):
             answers += map(self._decode, completions)
         references = [self._decode(answer.tolist()) for _, answer in turns]
         return {"rouge_l": rouge_l(answers, references)}
+
+    def scored_prompts(self) -> list[Tensor]:
+        return [prompt for prompt, _ in self._scored_turns]
+
+    @property
+    def _scored_turns(self) -> list[tuple[Tensor, Tensor]]:
+        return [self._test_turns[i] for i in evenly_spaced(len(self._test_turns), SCORED_TURNS)]
 
     def check_prompt_length(self, length: int) -> None:
         """A prompt is a conversation up to one of the assistant's turns, of any length."""

@@ -33,11 +33,11 @@ from lightning_distill.metrics.quality import Quality
 from lightning_distill.models.inspection import decoder_start
 from lightning_distill.models.probes import check_causal, check_generates, check_padding
 from lightning_distill.models.sizes import Size, encoder_decoder
+from lightning_distill.progress import progress
 from lightning_distill.storage.artifacts import Store
 
 VERSION = 1  # raise it when this file starts to give other tokens for the same pairs
 SCORED_PAIRS = 500  # the first test pairs, on which BLEU and chrF are computed
-GENERATION_BATCH = 64
 
 
 class Translation(TextTask):
@@ -51,6 +51,7 @@ class Translation(TextTask):
     model_kind, hub_task = "sequence-to-sequence model", "translation"
     is_generative = True
     continues_prompt = False
+    generation_batch = 64
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
         inputs: dict[str, Any] = {**self.sources.fingerprint(), "edition": VERSION}
@@ -141,14 +142,18 @@ class Translation(TextTask):
         translations: list[str] = []
         test = self.examples("test")
         indices = range(min(len(test), SCORED_PAIRS))
-        for start in indices[::GENERATION_BATCH]:
-            part = indices[start : start + GENERATION_BATCH]
+        for start in progress(indices[:: self.generation_batch], "translating test sentences"):
+            part = indices[start : start + self.generation_batch]
             translations += self._translate(model, [test.source(i) for i in part])
         references = [[self._decode(test.target(i)) for i in indices]]
         return {
             "bleu": sacrebleu.corpus_bleu(translations, references).score,
             "chrf": sacrebleu.corpus_chrf(translations, references).score,
         }
+
+    def scored_prompts(self) -> list[Tensor]:
+        test = self.examples("test")
+        return [test.source(i) for i in range(min(len(test), SCORED_PAIRS))]
 
     @property
     def max_length(self) -> int:

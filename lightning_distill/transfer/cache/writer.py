@@ -123,7 +123,8 @@ class CacheWriter(L.LightningModule):
                 f"{decimal(free)} left. Free some, set another paths.outputs, or store less a "
                 "token: transfer.k, transfer.draws, transfer.bits."
             )
-        if self.uses_fsdp:  # a trial would need all devices, of which some may miss no shard
+        few = sum(len(self.ranges[n]) for n in self.missing) <= 4 * TRIAL_EXAMPLES
+        if self.uses_fsdp or few:  # a trial would need all devices, of which some may miss no shard
             return
         log.info(
             "the teacher labels %s tokens: %s, %s bytes a token, about %.0f seconds",

@@ -1,0 +1,20 @@
+"""Progress bars in a terminal, and nothing in logs."""
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def is_shown() -> bool:
+    return sys.stderr.isatty()
+
+
+def progress(items: Iterable[Item], description: str) -> Iterable[Item]:
+    """The items, with a bar in a terminal that goes when they end."""
+    if not is_shown():
+        return items
+    from tqdm import tqdm  # here, so that `--help` does not import it
+
+    return tqdm(items, description, leave=False, delay=1)
