@@ -38,12 +38,14 @@ class CalibrationError(Metric):
         for name in ("confidence", "rounding"):
             self.add_state(name, torch.zeros(BINS + 1), "sum")
 
-    def update(self, probs: Tensor, labels: Tensor) -> None:
-        """probs: [N, V], labels: [N]."""
-        self.update_top(*probs.float().max(-1), labels)
+    def update(self, probs: Tensor, labels: Tensor, predicted: Tensor | None = None) -> None:
+        """probs: [N, V]; or [N], of the most probable classes, which are `predicted` [N].
 
-    def update_top(self, confidence: Tensor, predicted: Tensor, labels: Tensor) -> None:
-        """Of the most probable class: its probability and its index, [N] each. labels: [N]."""
+        labels: [N].
+        """
+        confidence = probs.float()
+        if predicted is None:
+            confidence, predicted = confidence.max(-1)
         edges = torch.linspace(0, 1, BINS + 1, device=labels.device)
         bins = torch.bucketize(confidence, edges, right=True) - 1
         self.correct.index_add_(0, bins, (predicted == labels).long())
@@ -80,7 +82,7 @@ class Quality(nn.Module):
         """log_probs: [N, V], labels: [N]."""
         self.nll.update(-log_probs.gather(1, labels[:, None]))
         top, predicted = log_probs.float().max(-1)
-        self.calibration.update_top(top.exp(), predicted, labels)
+        self.calibration.update(top.exp(), labels, predicted)
 
     def compute(self) -> dict[str, float]:
         nll = float(self.nll.compute())

@@ -153,6 +153,14 @@ def test_the_calibration_error_does_not_lose_small_numbers_in_large_sums():
     assert float(error.compute()) == pytest.approx(0.7 - 2 / 3, rel=1e-5)
 
 
+def test_scores_follow_each_update(recwarn):
+    quality, labels = Quality(), torch.tensor([0])
+    for probs, gap in ([0.7, 0.3], 0.3), ([0.1, 0.9], 0.6):
+        quality.update(torch.tensor([probs]).log(), labels)
+        assert quality.compute()["calibration_error"] == pytest.approx(gap)
+    assert not [one for one in recwarn if "before the ``update``" in str(one.message)]
+
+
 @pytest.mark.parametrize("nll", [700.0, 709.0, 710.0, math.inf])
 def test_perplexity_is_the_exponential_of_any_nll(nll):
     quality = Quality()

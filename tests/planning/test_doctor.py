@@ -2,15 +2,20 @@
 
 import json
 import shutil
+import sys
 from collections import namedtuple
+from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import PreTrainedModel
 
 from lightning_distill.data.packing import Blocks, check_targets
 from lightning_distill.errors import ConfigError
-from lightning_distill.planning.doctor_checks import CHECKS
+from lightning_distill.planning import doctor, doctor_checks, dry_run_size
+from lightning_distill.planning.doctor_checks import CHECKS, Check
 
 NAMES = [check.name for check in CHECKS]
 
@@ -211,3 +216,52 @@ def test_a_sweep_names_the_jobs_that_fail(in_process, outputs):
     assert done.stdout.count("WRONG") == 1
     assert "1 of 13 checks failed: settings" in done.stdout
     assert not (outputs / "sweeps").exists()
+
+
+@contextmanager
+def counted_tokens():
+    """Tokens that any model reads, those of a training step three times for its backward pass."""
+    tokens = []
+
+    def count(module, args, kwargs, _):
+        if isinstance(module, PreTrainedModel) and module.base_model is module:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if not ids.is_meta:
+                tokens.append(ids.numel() * (3 if torch.is_grad_enabled() else 1))
+
+    hook = register_module_forward_hook(count, with_kwargs=True)
+    try:
+        yield tokens
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("limit", "most"), [(None, 20), (0, 5)], ids=["small", "large"])
+@pytest.mark.parametrize("transfer", ["online", "cached"])
+def test_all_checks_together_cost_a_few_steps(
+    examine, pretrained, monkeypatch, limit, most, transfer
+):
+    """Of models of the same size, so that tokens are what they cost."""
+    batch_size, length = 32, 32
+    if limit is not None:
+        monkeypatch.setattr(dry_run_size, "LARGE", limit)
+    models = [*pretrained("teacher"), *pretrained("student", blurred)]
+    with counted_tokens() as tokens:
+        checks = examine(*models, f"data.batch_size={batch_size}", f"transfer={transfer}")
+    assert not failed(checks)
+    assert 0 < sum(tokens) <= most * 3 * batch_size * length
+
+
+def test_a_line_is_printed_before_the_next_check_begins(examine, monkeypatch):
+    printed = []
+
+    def check(context):
+        printed.append(sys.stdout.getvalue())
+        return "done"
+
+    checks = (*doctor_checks.CHECKS[:3], *(Check(name, check) for name in NAMES[3:]))
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    examine()
+    for number, before in enumerate(printed, 3):
+        assert NAMES[number - 1] in before
+        assert NAMES[number] not in before
