@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import unicodedata
 
@@ -20,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightning_distill.chat.speakers import TextStream
+from lightning_distill.chat.speakers import ChatSettings, TextStream, speaker
 from lightning_distill.data.tokenizer import train_tokenizer
+from lightning_distill.models.generation import Sampling
 
 NEW = 12  # chat.max_new_tokens
 QUESTIONS = ["Hi", "Who are you?", "And what do you do?"]
@@ -189,24 +191,32 @@ def test_an_answer_ends_with_each_stop_of_the_student(assistant, chat):
 
 
 def test_a_long_conversation_is_cut_from_its_oldest_turns(assistant, chat):
-    limit = 80
-    replace_model(assistant / "student", positions=limit)
-    answer = reference(assistant / "student")
+    """The first three turns fill the positions exactly."""
+    system, forgotten, lengths = [message("system", "Be short.")], [], []
+    answer, limit = reference(assistant / "student"), 10**6
     tokenizer = AutoTokenizer.from_pretrained(assistant / "student")
-    system, questions, forgotten = [message("system", "Be short.")], QUESTIONS * 3, []
 
     def answer_cut(messages):
-        while len(tokenizer.apply_chat_template(messages)["input_ids"]) + 1 + NEW > limit:
+        while (length := prompt_length(tokenizer, messages) + NEW) > limit:
             forgotten.append(messages[1:3])
             del messages[1:3]
+        lengths.append(length)
         return answer(messages)
 
-    expected = transcript(answer_cut, questions, system)
-    assert len(forgotten) > 2
-    printed = chat(assistant, questions, "chat.system=Be\\ short.").splitlines(keepends=True)
+    transcript(answer_cut, QUESTIONS, system)
+    limit = lengths[-1]
+    expected = transcript(answer_cut, QUESTIONS * 3, system)
+    replace_model(assistant / "student", positions=limit)
+    printed = chat(assistant, QUESTIONS * 3, "chat.system='Be short.'").splitlines(keepends=True)
     notes = [line for line in printed if line.startswith("student: forgets its oldest turns (")]
-    assert notes[0] == "student: forgets its oldest turns (2), with 80 positions\n"
     assert "".join(line for line in printed if line not in notes) == expected
+    assert sum(int(note.split("(")[1][0]) for note in notes) == len(forgotten) > 2
+    assert notes[0].endswith(f"), with {limit} positions\n")
+
+
+def prompt_length(tokenizer, messages):
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    return len(asked["input_ids"])
 
 
 def test_a_text_without_room_for_an_answer_is_left_out(assistant, chat):
@@ -308,6 +318,25 @@ def test_no_control_character_reaches_the_terminal(assistant, chat):
     assert "\x1b" not in chat(assistant, ["\x1b[2JHi"])
 
 
+@pytest.mark.slow
+def test_a_pipe_of_any_bytes_is_answered_to_its_end(trained_assistant, tmp_path):
+    stage = ("stage=chat", f"chat.run={trained_assistant}", "chat.max_new_tokens=3")
+    where = ("trainer=cpu", "logger=none", f"paths.outputs={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_distill", *stage, *where],
+        input=b"Hi\n\xff\xfe\nlast, without a newline",
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.decode().partition("Ctrl-D ends it.\n")[2]
+    answers = iter(printed.split("student: ")[1:])
+    assert printed.startswith("you: Hi\nstudent: ")
+    assert next(answers).endswith("\nyou: \ufffd\ufffd\n")
+    assert next(answers).endswith("\nyou: last, without a newline\n")
+    assert next(answers).endswith("\n")
+
+
 @pytest.mark.parametrize("text", ["Ein Käse — 東京 🙂🙂 end", "\ufffd and \ufffd", "🙂"])
 def test_a_text_is_written_as_it_comes_in_whole_characters(text):
     tokenizer, written = train_tokenizer(TEXTS, 300), []
@@ -323,23 +352,23 @@ def test_a_text_is_written_as_it_comes_in_whole_characters(text):
 
 def test_a_continuation_keeps_the_space_in_front_of_it():
     tokenizer, written = spaced_tokenizer(), []
-    before, new = (tokenizer.encode(text) for text in ("soft", " target"))
-    stream = TextStream(tokenizer, written.append, before)
-    stream.put(torch.tensor([before]))
-    for token in new:
-        stream.put(torch.tensor([token]))
-    stream.end()
-    assert tokenizer.decode(new) == "target"
-    assert "".join(written) == " target"
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=3, intermediate_size=8, **size)).eval()
+    continuer = speaker("student", model, tokenizer, ChatSettings(None, Sampling(1.0), 5, 0))
+    continuer.answer("soft", continuer.prompt("soft"), written.append)
+    assert tokenizer.decode(tokenizer.encode(" target")) == "target"
+    assert "".join(written).startswith(" ")
+    assert set("".join(written).split()) <= {"soft", "target"}
 
 
 def spaced_tokenizer():
     """Its tokens mark the space in front of a word, and a decoded text has none in front."""
-    words = {token: i for i, token in enumerate(["▁soft", "▁target"])}
+    words = {token: i for i, token in enumerate(["▁soft", "▁target", "</s>"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="▁soft"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
 @pytest.mark.parametrize(
