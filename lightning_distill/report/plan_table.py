@@ -26,6 +26,7 @@ STATES = {
     "failed": "failed, not run again",
     "reused": "reused",  # the results of another folder
 }
+PARTS = {"training": "training", "evaluation": "evaluation", "answer": "generated answers"}
 MB = 1e6
 
 
@@ -99,6 +100,11 @@ def _print_sums(outputs: Path, costs: list[dict[str, Any]]) -> None:
         print("nothing to run")
         return
     seconds, flops = (sum(cost[key] for cost in costs) for key in ("seconds", "flops"))
+    jobs = [cost for cost in costs if "job" in cost]
+    parts = {name: sum(job[f"{name}_seconds"] for job in jobs) for name in PARTS}
+    if any(parts.values()):
+        shares = ", ".join(f"{duration(part)} of {PARTS[name]}" for name, part in parts.items())
+        print(f"jobs: {shares}")
     print(f"total: {duration(seconds)} one after the other, {with_unit_prefix(flops)}FLOP")
     demands = {"disk": disk_demand(outputs, costs), "memory": memory_demand(costs)}
     for name, (numbers, suffices) in demands.items():
