@@ -255,3 +255,19 @@ def test_every_transfer_can_be_planned(in_process, tmp_path, overrides):
     made = [one for one in estimate["shared"] if not one["there"]]
     assert made
     assert all(one["seconds"] > 0 and one["bytes"] > 0 for one in made)
+
+
+@pytest.mark.slow
+def test_the_estimated_seconds_are_about_those_of_the_run(in_process, tmp_path):
+    """Within a factor of 3, as other processes share the cores."""
+    own = ["transfer=cached", "student.max_steps=400", "teacher.max_steps=400", "student=s"]
+    own += ["data.batch_size=16", f"paths.outputs={tmp_path}"]
+    in_process("stage=plan", *own, f"hydra.run.dir={tmp_path / 'plan'}")
+    in_process(*own, f"hydra.run.dir={tmp_path / 'run'}")
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    cost = json.loads((tmp_path / "run" / "results.json").read_text())["cost"]
+    planned = {one["what"]: one["seconds"] for one in plan["shared"]}
+    measured = {"teacher": cost["teacher_seconds"], "student": cost["student_seconds"]}
+    planned["student"] = plan["training_seconds"]
+    for what, seconds in measured.items():
+        assert seconds / 3 < planned[what] < 3 * seconds
