@@ -1,5 +1,6 @@
 """`stage=chat`: talk to the student of a finished run."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def chat(settings: Settings, job: Job) -> None:
     asked for and cannot answer.
     """
     node = settings["chat"]
+    logging.getLogger().setLevel(logging.WARNING)  # what is printed is the conversation
     if node["run"] is None:
         raise ConfigError("stage=chat needs chat.run=<the folder of a finished run>.")
     run = read_run("chat.run", Path(node["run"]), settings)

@@ -200,7 +200,10 @@ class Assistant(Speaker):
     def _encode(self, turns: list[list[Message]], text: str) -> list[int]:
         messages = [*self.system, *chain.from_iterable(turns), _message("user", text)]
         encoding: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
+            messages,
+            add_generation_prompt=True,
+            return_dict=True,
+            tokenizer_kwargs={"verbose": False},  # no warning between the lines
         )
         ids: list[int] = encoding["input_ids"]
         return ids

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -228,6 +229,20 @@ def test_a_text_without_room_for_an_answer_is_left_out(assistant, chat):
     assert printed.startswith(first)
     assert printed.endswith(second)
     assert "student: no answer to 162 tokens, with 80 positions\n" in printed
+
+
+def test_nothing_else_is_printed(assistant, trained_assistant, in_process, monkeypatch, caplog):
+    file = assistant / "student" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 8}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nWho are you?\n"))
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
+    outputs = f"paths.outputs={trained_assistant.parent / 'outputs'}"
+    stage = ("stage=chat", f"chat.run={assistant}", "chat.compare=true")
+    done = in_process(*stage, outputs, "trainer=cpu", "logger=none", tiny=False)
+    lines = [line.partition(":")[0] for line in done.stdout.splitlines() if line]
+    assert lines[:2] == ["student", "teacher"]
+    assert lines[3:5] == ["you", "student"]
+    assert not caplog.messages
 
 
 def test_reset_forgets_exit_ends_and_blank_lines_are_no_questions(assistant, chat):
