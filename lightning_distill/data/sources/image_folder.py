@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_distill.config.input_files import visible_below
 from lightning_distill.data.sources.base import Pixels
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import hash_of
-from lightning_distill.storage.input_files import visible_below
 
 log = logging.getLogger(__name__)
 

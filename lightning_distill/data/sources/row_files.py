@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lightning_distill.config.input_files import input_files, missing_input
 from lightning_distill.data.sources.huggingface import is_saved_dataset, load_dataset_at
 from lightning_distill.data.sources.opening import COMPRESSIONS, DAMAGE, format_of, unreadable
 from lightning_distill.data.sources.readers import (
@@ -19,7 +20,6 @@ from lightning_distill.data.sources.readers import (
 from lightning_distill.data.sources.skipped_rows import Parsed, SkippedRows
 from lightning_distill.errors import ConfigError
 from lightning_distill.storage.artifacts import hash_of
-from lightning_distill.storage.input_files import input_files, missing_input
 
 TABLES = tuple(suffix for suffix in READERS if suffix != ".txt")
 Names = str | Sequence[str]

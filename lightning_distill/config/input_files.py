@@ -2,8 +2,24 @@
 
 import glob
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+PACKAGE = "package:"  # begins the name of a file in an installed package, `package:name/file`
+
+
+def path_of(name: str) -> Path:
+    """The path that a name stands for, with `~` and `package:` replaced.
+
+    A package that is not installed leaves the name as it is, which no file has.
+    """
+    if not name.startswith(PACKAGE):
+        return Path(name).expanduser()
+    package, _, file = name.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package)  # not imported, as it may need others
+    folders = spec.submodule_search_locations if spec else None
+    return Path(folders[0]) / file if folders else Path(name)
 
 
 def names_of(given: Any) -> list[str]:
@@ -20,7 +36,7 @@ def input_files(given: Any) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for name in names_of(given):
-        path = Path(name).expanduser()
+        path = path_of(name)
         paths = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
         for one in sorted(paths):
             files |= dict.fromkeys(visible_below(one) if one.is_dir() else [one])
@@ -35,5 +51,5 @@ def visible_below(folder: Path) -> list[Path]:
 
 def missing_input(given: Any) -> str | None:
     """The first name that nothing has."""
-    names = (name for name in names_of(given) if not Path(name).expanduser().exists())
+    names = (name for name in names_of(given) if not path_of(name).exists())
     return next((name for name in names if not input_files(name)), None)
