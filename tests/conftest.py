@@ -144,9 +144,8 @@ def in_process(text_file, tmp_path_factory):
 
     def run(*overrides: str, tiny: bool = True, expect: int = 0) -> subprocess.CompletedProcess:
         out, err, code = io.StringIO(), io.StringIO(), 0
-        sizeless = [
-            o.split("=")[0] for o in overrides if o.endswith(("=pretrained", "=served", "=convnet"))
-        ]
+        others = ("=pretrained", "=served", "=convnet", "=gguf")
+        sizeless = [o.split("=")[0] for o in overrides if o.endswith(others)]
         without = [f"{role}.hidden_size" for role in sizeless]
         own = [o for o in TINY if o.split("=")[0] not in without]
         own = [*own, "logger=none", f"data.path={text_file}"] if tiny else []

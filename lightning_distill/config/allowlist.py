@@ -40,6 +40,7 @@ PACKAGES = (
 # Each by the name that configs use, and by that of its definition.
 CALLABLES = (
     "lightning_distill.models.pretrained.load",
+    "lightning_distill.models.gguf.load",
     "lightning_distill.models.api_teacher.APITeacher",
     "lightning_distill.models.sizes.build",
     "lightning_distill.models.vision.convnet",

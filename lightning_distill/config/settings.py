@@ -40,6 +40,11 @@ def load_settings(file: Path, where: str) -> Settings:
     return plain_settings(cfg)
 
 
+def is_pretrained(role: Mapping[str, Any]) -> bool:
+    """Whether the node of a role names a pretrained model, or a file of one."""
+    return "name" in role or "path" in role
+
+
 def intermediate_losses(loss: Settings) -> dict[str, float]:
     """The weight of each active loss on intermediate layers, by its key in `loss`.
 

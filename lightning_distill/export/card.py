@@ -131,8 +131,8 @@ def _step(settings: dict[str, Any]) -> str:
 
 def _model(node: dict[str, Any], choice: str | None) -> Markdown:
     """A pretrained model's name, or a size and its dimensions."""
-    if "name" in node:
-        return code(node["name"])
+    if (name := node.get("name") or node.get("path")) is not None:
+        return code(name)
     return Markdown(f"size {code(choice or '?')}{_values(node, SIZE_KEYS)}")
 
 

@@ -58,6 +58,7 @@ def load(
     `int4`, applied to the loaded weights. The auxiliary load-balancing loss of a mixture of experts
     is not part of our objective: training may use its experts less evenly.
     """
+    check_dtype(f"name={name}", dtype)
     if attn_implementation:  # refused before the weights are read
         with torch.device("meta"):
             build_outline(name, revision, trust_remote_code, data, attn_implementation)
@@ -65,7 +66,7 @@ def load(
         data.auto_class,
         name,
         revision=revision,
-        dtype=_checked_dtype(name, dtype),
+        dtype=dtype,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
@@ -241,9 +242,9 @@ def _attention(implementation: str | None) -> dict[str, str]:
     return {} if implementation is None else {"attn_implementation": implementation}
 
 
-def _checked_dtype(name: str, dtype: str) -> str:
+def check_dtype(setting: str, dtype: str) -> None:
+    """Raises ConfigError, which names the model by `setting`, for what is not of floating point."""
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(
-            f"dtype={dtype}, for name={name}, must be float32, bfloat16, float16 or auto."
+            f"dtype={dtype}, for {setting}, must be float32, bfloat16, float16 or auto."
         )
-    return dtype

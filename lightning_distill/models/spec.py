@@ -21,7 +21,8 @@ class PretrainedSource:
     """Where a pretrained model and its tokenizer come from.
 
     name: a local folder or a name on the hub. is_api: the model is behind an API, and only its
-    tokenizer is loaded.
+    tokenizer is loaded. converted_from: the GGUF file, as the config gives it, that `name` was
+    converted from; weights_hash: identifies its weights.
     """
 
     name: str | None
@@ -29,6 +30,18 @@ class PretrainedSource:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     is_api: bool = False
+    converted_from: str | None = None
+    weights_hash: str | None = None
+
+    @property
+    def setting(self) -> str:
+        """As the config has it, for messages."""
+        return f"path={self.converted_from}" if self.converted_from else f"name={self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights. Raises ConfigError where a folder holds none."""
+        return self.weights_hash or pretrained.fingerprint(str(self.name), self.revision)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def load_tokenizers(
     for index, spec in enumerate(teachers):
         if spec.source:
             key = "teacher" if len(teachers) == 1 else f"teacher.members[{index}]"
-            loaded[f"{key}.name={spec.source.name}"] = _load(spec)
+            loaded[f"{key}.{spec.source.setting}"] = _load(spec)
     student_tokenizer = _load(student) if student.source else None
     for key, other in loaded.items():
         first_key, first = next(iter(loaded.items()))
@@ -83,7 +83,7 @@ def load_tokenizers(
             )
     teacher = next(iter(loaded.values()), student_tokenizer)
     if student.source and student_tokenizer is not None:
-        loaded[f"student.name={student.source.name}"] = student_tokenizer
+        loaded[f"student.{student.source.setting}"] = student_tokenizer
     if teacher is None or student_tokenizer is None:
         return Tokenizers(teacher, teacher, True, loaded)
     unshared = _unshared(teacher, student_tokenizer)

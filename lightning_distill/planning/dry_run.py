@@ -21,7 +21,7 @@ from lightning_distill.pipeline import run_pipeline
 from lightning_distill.planning.dry_run_size import DryRunSize, dry_run_size
 from lightning_distill.planning.profile import DryRunProfile, summarize_profile
 from lightning_distill.run.builder import Run, build_run
-from lightning_distill.run.preparation import check_optimizers, outline_student
+from lightning_distill.run.preparation import check_parts, outline_student
 from lightning_distill.storage.artifacts import Artifact, Store
 from lightning_distill.sweeps.job import Job
 
@@ -68,7 +68,7 @@ def profile_dry_run(
     with TemporaryDirectory(dir=folder) as name:
         temporary = Path(name)
         source, store = Store(run.outputs), Store(temporary / "outputs")
-        for kind in ("tokenizer", "tokens"):
+        for kind in ("tokenizer", "tokens", "gguf"):
             _link(source.root / kind, store.root / kind)
         for teacher in teachers:
             _link(teacher.folder, store.root / "teacher" / teacher.key)
@@ -76,7 +76,7 @@ def profile_dry_run(
         outputs = store.root.parent
         small = build_run(shrink_settings(run, outputs, records, not teachers, size))
         small = replace(small, evaluation=replace(small.evaluation, times_answers=True))
-        check_optimizers(small)
+        check_parts(small)
         start, of_dry_run = time.perf_counter(), replace(job, folder=temporary / "run")
         with quiet(), prepared.limited(size.held_out):
             results = run_pipeline(small, of_dry_run, prepared.data, prepared.teacher_data)

@@ -5,11 +5,11 @@ Two jobs with one key would give the same results, so that the second reuses tho
 
 from typing import Any
 
+from lightning_distill.config.input_files import input_files
 from lightning_distill.config.settings import intermediate_losses
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.stages import STAGES
 from lightning_distill.storage.artifacts import key_of
-from lightning_distill.storage.input_files import input_files
 
 # Groups and settings that change no number.
 WITHOUT_EFFECT = (
@@ -35,6 +35,8 @@ INPUTS = (
     ("data", "chat_template"),
     ("teacher", "name"),
     ("student", "name"),
+    ("teacher", "path"),
+    ("student", "path"),
     ("transfer", "cache"),
 )
 # Transfers that change nothing for a student that learns from labels alone. `Sequence` changes the
@@ -67,8 +69,13 @@ def effective_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def is_baseline(settings: dict[str, Any]) -> bool:
     """Whether nothing in this job's student comes from a teacher."""
     copied = settings["student"].get("initialize") == "teacher_layers"
+    return learns_from_labels(settings) and not copied
+
+
+def learns_from_labels(settings: dict[str, Any]) -> bool:
+    """Whether the student's training uses no teacher; its start may be a part of one."""
     unused = settings["transfer"].get("_target_") in (None, *NEEDS_SOFT_TARGETS)
-    return _uses_labels_only(settings["loss"]) and unused and not copied
+    return _uses_labels_only(settings["loss"]) and unused
 
 
 def _relevant(settings: dict[str, Any]) -> dict[str, Any]:

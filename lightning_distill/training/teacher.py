@@ -155,7 +155,8 @@ def made_from(
     """Everything that decides the weights of a trained teacher, and nothing else."""
     settings, source = dict(member.settings), member.model.source
     if source:
-        settings["name"] = pretrained.fingerprint(str(source.name), source.revision)
+        settings.pop("path", None)
+        settings["name"] = source.fingerprint
     devices = trainers.hardware.num_devices
     # Each device reads a part of a stream.
     streams = {"devices": devices} if data.is_streaming and devices > 1 else {}
@@ -208,7 +209,7 @@ def _as_it_is(spec: ModelSpec, data: DistillationData) -> Obtained:
     if source is None:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
     data.check_model(spec.outline(data), spec.name)
-    weights = {"weights": pretrained.fingerprint(str(source.name), source.revision)}
+    weights = {"weights": source.fingerprint}
     rounding = {key: spec.settings.get(key) for key in ("dtype", "quantization")}
     return partial(spec.build, data), key_of(weights | rounding), 0.0
 
