@@ -30,8 +30,10 @@ from lightning_distill.config.hydra_plugins import prefer_own_configs
 from lightning_distill.config.messages import explain
 from lightning_distill.config.settings import Settings, plain_settings
 from lightning_distill.config.stage_lookup import find_stage
+from lightning_distill.config.teacher_parts import forget_size
 from lightning_distill.config.training_length import choose_length
 from lightning_distill.config.unknown_keys import check_overrides
+from lightning_distill.config.usual import fill_in, usual, warnings_of_rates
 from lightning_distill.config.validation import check, check_secrets
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.gpus import (
@@ -115,8 +117,11 @@ OmegaConf.register_new_resolver("gpu_places", gpu_places, replace=True)
 OmegaConf.register_new_resolver("gpu_share", gpu_share, replace=True)
 OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
+OmegaConf.register_new_resolver("usual", usual, replace=True)
 prefer_own_configs()
-untrusted.install(check_secrets, check_overrides, adjust=(expand_outputs, choose_length))
+untrusted.install(
+    check_secrets, check_overrides, adjust=(expand_outputs, choose_length, forget_size, fill_in)
+)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -175,6 +180,9 @@ def run(cfg: DictConfig, settings: Settings, this: Job) -> Any:
     """Checks the config and runs the stage. Not called for a job that has finished before."""
     task = str(settings["data"].get("_target_"))
     check(cfg, problems_of_objectives(settings["sweep"]["objectives"], task))
+    if find_stage(cfg.stage).makes_jobs or find_stage(cfg.stage).inspects_only:
+        for warning in warnings_of_rates(settings):
+            log.warning("%s", warning)
     if this.is_of_sweep and this.choices["hydra/launcher"] in LAUNCHERS:
         take_gpu(settings["sweep"]["jobs_per_gpu"])
     return run_stage(settings, this)

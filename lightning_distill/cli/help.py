@@ -12,12 +12,15 @@ import yaml
 from lightning_distill.config.catalog import committed, config_dirs, default_options, groups
 from lightning_distill.config.schema import SCHEMA
 from lightning_distill.config.stage_lookup import stages_of_user
+from lightning_distill.config.usual import usual_of_size
 from lightning_distill.errors import ConfigError
 from lightning_distill.metrics.declarations import Metric, objective_metrics
 from lightning_distill.stages import STAGES
 
 WIDTH = 80
 INDENT = 4
+# Of a key whose value follows from what is trained.
+OTHERS = "others for pretrained models, parts and adapters, see --cfg job"
 
 
 def help_topics(arguments: list[str]) -> list[str]:
@@ -103,6 +106,9 @@ def _default(key: str) -> str:
     if value == "???":
         return f"required by {choice}"
     of = f" with {choice}" if choice and choice not in chosen else ""
+    if isinstance(value, str) and value.startswith("${usual:"):
+        value = usual_of_size(value)
+        of = f"{of}; {OTHERS}"
     shown = value if isinstance(value, str) else json.dumps(value).replace('"', "")
     return f"default {shown}{of}" if shown else ""
 

@@ -95,7 +95,7 @@ def test_what_a_pretrained_model_has_not_is_refused_in_a_line(main, tmp_path, ma
 
 
 def test_all_numbers_out_of_range_are_told_at_once(main):
-    _, said = main("data.batch_size=0", "student.max_steps=0", "optimizer.lr=-1")
+    _, said = main("data.batch_size=0", "student.max_steps=-1", "optimizer.lr=-1")
     assert all(key in said for key in ("data.batch_size", "student.max_steps", "optimizer.lr"))
 
 

@@ -23,8 +23,9 @@ def test_the_page_of_a_group_has_its_options_and_keys():
 def test_the_page_of_a_key_is_its_entry():
     assert describe("student.max_steps").splitlines() == [
         "  student.max_steps",
-        "      optimizer steps; null with epochs",
-        "      integer from 1, or null; default 1000",
+        "      optimizer steps; 0 for the student as it starts; null with epochs",
+        "      integer from 0, or null; default 1000; others for pretrained models, parts",
+        "      and adapters, see --cfg job",
     ]
 
 

@@ -100,7 +100,8 @@ def test_commands_compose(arguments, monkeypatch):
         return
     sweeps = "-m" in arguments
     first, several = [], False
-    for override in OverridesParser.create().parse_overrides([a for a in arguments if a != "-m"]):
+    overrides = [a for a in arguments if a not in ("-m", "--cfg", "job")]
+    for override in OverridesParser.create().parse_overrides(overrides):
         line = override.input_line
         if override.is_sweep_override():
             several = True
