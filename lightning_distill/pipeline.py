@@ -28,7 +28,7 @@ from lightning_distill.models.pruning import prune_teacher
 from lightning_distill.run.builder import Run, build_run
 from lightning_distill.run.preparation import (
     check_intermediate_losses,
-    check_optimizers,
+    check_parts,
     outline_student,
     prepare_data,
 )
@@ -50,7 +50,7 @@ def distill(settings: Settings, job: Job) -> dict[str, Any]:
     """`stage=distill`: every step that is not done yet. Returns the content of results.json."""
     allowlist.check_imports(settings)
     run = build_run(settings)
-    check_optimizers(run)
+    check_parts(run)
     return run_pipeline(run, job, *prepare_data(run))
 
 
@@ -114,7 +114,7 @@ def train_teacher(settings: Settings, job: Job) -> dict[str, Any]:
     """`stage=teacher`: the first step alone."""
     allowlist.check_imports(settings)
     run = build_run(settings)
-    check_optimizers(run, student=False)
+    check_parts(run, student=False)
     _, data = prepare_data(run)
     teacher = _obtain_teacher(run, job, Store(run.outputs), data)
     scores = _evaluate(run, job.folder, data, None, teacher)
@@ -127,7 +127,7 @@ def run_transfer(settings: Settings, job: Job) -> dict[str, Any]:
     """`stage=transfer`: the first two steps, whose artifacts students share."""
     allowlist.check_imports(settings)
     run = build_run(settings)
-    check_optimizers(run, student=False)
+    check_parts(run, student=False)
     transfer, store = run.make_transfer(), Store(run.outputs)
     data, teacher_data = prepare_data(run)
     transfer.check(run.make_objective(), data, teacher_data)

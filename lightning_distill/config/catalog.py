@@ -82,6 +82,15 @@ def committed() -> dict[str, list[Committed]]:
     return values
 
 
+def numbers_of_size(choice: str | None) -> dict[str, Any]:
+    """The values that the file of `student=<choice>` sets; empty where there is no such file."""
+    values: dict[str, Any] = {}
+    for group in ("model", "student"):
+        for file in groups().get(group, []):
+            values |= _load(file) if file.stem == choice else {}
+    return {key: value for key, value in values.items() if type(value) is int}
+
+
 def is_always_there(key: str) -> bool:
     """Whether config.yaml has the key, whatever options are chosen."""
     return any(not one.choice for one in committed().get(key, []))

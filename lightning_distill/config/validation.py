@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_distill.config.catalog import is_always_there
 from lightning_distill.config.model_settings import (
     problems_of_api_teacher,
+    problems_of_gguf,
     problems_of_lora,
     problems_of_quantization,
     problems_of_secrets,
@@ -24,6 +25,7 @@ from lightning_distill.config.settings import (
     each_teacher,
     plain_settings,
 )
+from lightning_distill.config.teacher_parts import problems_of_initialization
 from lightning_distill.config.training_length import problems_of_length, problems_of_validation
 from lightning_distill.config.unknown_keys import is_foreign
 from lightning_distill.errors import ConfigError
@@ -43,8 +45,8 @@ def check(cfg: DictConfig, more: Iterable[str] = ()) -> None:
         if one is not settings:
             problems += _problems_of_values(Values(OmegaConf.create(one)))
         problems += [*_problems_of_heads(one), *problems_of_quantization(one)]
-        problems += [*problems_of_lora(one), *problems_of_length(one)]
-    problems += [*_problems_of_weights(settings), *_problems_of_initialization(settings)]
+        problems += [*problems_of_gguf(one), *problems_of_lora(one), *problems_of_length(one)]
+    problems += [*_problems_of_weights(settings), *problems_of_initialization(settings)]
     problems += [*_problems_of_sweep(settings), *_problems_of_streaming(settings)]
     problems += [*_problems_of_callbacks(settings), *_problems_of_tasks(settings)]
     problems += [*problems_of_validation(settings), *_problems_of_wandb(settings)]
@@ -159,22 +161,6 @@ def _problems_of_weights(settings: Settings) -> Iterator[str]:
         )
     elif not all(is_number(weight) and weight > 0 for weight in weights):
         yield f"teacher.weights={weights} must be numbers above 0"
-
-
-def _problems_of_initialization(settings: Settings) -> Iterator[str]:
-    student = settings["student"]
-    if student["initialize"] != "teacher_layers":
-        return
-    if "name" in student:
-        yield (
-            "student.initialize=teacher_layers takes the teacher's weights, student=pretrained "
-            "brings its own; choose a size, as in student=s, or student.initialize=random"
-        )
-    elif "num_hidden_layers" not in student:
-        yield (
-            "student.initialize=teacher_layers needs a size, as in student=s, which says how much "
-            "of the teacher to keep; choose one, or student.initialize=random"
-        )
 
 
 def _problems_of_heads(settings: Settings) -> Iterator[str]:

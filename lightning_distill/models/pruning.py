@@ -11,18 +11,24 @@ Measured on the demo's teacher, 4 layers of 128 with a validation NLL of 4.27, b
 - activations of the whole teacher choose no better than those of the layers kept.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lightning_distill.errors import ConfigError, unknown_name
-from lightning_distill.models.inspection import find_layers
+from lightning_distill.config.teacher_parts import problems_of_layers
+from lightning_distill.errors import ConfigError
+from lightning_distill.models.inspection import find_layers, is_outline
 from lightning_distill.models.width_pruning import (
     activation_importance,
+    calibration_inputs,
     can_be_narrowed,
     narrow,
     new_like,
@@ -30,19 +36,22 @@ from lightning_distill.models.width_pruning import (
     queries_per_key,
 )
 
-POSITIONS = ("uniform", "first", "last")
+log = logging.getLogger(__name__)
+
+INFLUENCE = "influence"
 
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """The part of the teacher that a student starts from.
+    """The part of the teacher that a student starts from; None for all of it.
 
-    layers: `uniform`, `first`, `last`, or a list of the teacher's layers, counted from 1.
+    layers: `uniform`, `first`, `last`, `influence`, or a list of the teacher's layers, counted from
+    1. `influence` keeps those with the largest `block_influence`.
     """
 
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
+    num_hidden_layers: int | None
+    hidden_size: int | None = None
+    num_attention_heads: int | None = None
     layers: str | Sequence[int] = "uniform"
 
 
@@ -53,15 +62,19 @@ def prune_teacher(
 
     The rest of its config is the teacher's, the size of a head included; the MLP shrinks with the
     width, to a multiple of 8.
-    batches: input_ids and position_ids, [B, T]; the first of them are read if the student is
-    narrower. Raises ConfigError where the teacher has no such part; a teacher on the meta device
-    is enough to find out.
+    batches: input_ids and position_ids, [B, T]; the first of them are read for layers by influence,
+    and for a narrower student. Raises ConfigError where the teacher has no such part; a teacher on
+    the meta device is enough to find out.
     """
     if problems := list(_problems(teacher, settings)):
         raise ConfigError("; ".join(problems) + ".")
     config = teacher.config.get_text_config()
-    width, heads = settings.hidden_size, settings.num_attention_heads
-    student = _keep_layers(teacher, _kept_layers(settings, config.num_hidden_layers))
+    layers = _kept_layers(teacher, settings, batches)
+    if not is_outline(teacher):
+        log.info("the student starts from the teacher's layers %s", ", ".join(map(str, layers)))
+    width = settings.hidden_size or config.hidden_size
+    heads = settings.num_attention_heads or num_heads(config)
+    student = _keep_layers(teacher, layers)
     if width < config.hidden_size or heads < num_heads(config):
         student = narrow(student, width, heads, activation_importance(student, batches))
     return student.train()
@@ -69,7 +82,7 @@ def prune_teacher(
 
 def _problems(teacher: PreTrainedModel, settings: PruningSettings) -> Iterator[str]:
     config, name = teacher.config.get_text_config(), type(teacher).__name__
-    available = config.num_hidden_layers
+    available, count = config.num_hidden_layers, settings.num_hidden_layers
     if config.is_encoder_decoder:
         yield (
             f"student.initialize=teacher_layers: a {name} is an encoder and a decoder, and only a "
@@ -79,34 +92,21 @@ def _problems(teacher: PreTrainedModel, settings: PruningSettings) -> Iterator[s
     if find_layers(teacher) is None:
         yield f"student.initialize=teacher_layers: a {name} has no list of {available} layers"
         return
-    if settings.num_hidden_layers > available:
-        count = settings.num_hidden_layers
-        yield f"student.num_hidden_layers={count} is more than the teacher's {available}"
-    yield from _problems_of_layers(settings, available)
+    layers = settings.layers if isinstance(settings.layers, str) else list(settings.layers)
+    if problems := list(problems_of_layers(layers, count)):
+        yield from problems
+    elif count is not None and count > available:
+        yield f"student.layers: {count} layers are more than the teacher's {available}"
+    elif isinstance(layers, list) and max(layers) > available:
+        yield f"student.layers={layers}: the teacher has layers 1 to {available}"
     yield from _problems_of_width(teacher, settings)
-
-
-def _problems_of_layers(settings: PruningSettings, available: int) -> Iterator[str]:
-    layers: Any = settings.layers
-    count = settings.num_hidden_layers
-    if layers in POSITIONS:
-        return
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
-        yield str(unknown_name("student.layers", layers, [*POSITIONS, "a list"])).rstrip(".")
-        return
-    given = f"student.layers={list(layers)}"
-    if missing := [layer for layer in layers if layer not in range(1, available + 1)]:
-        yield f"{given}: the teacher has layers 1 to {available}, there is no {missing[0]}"
-    elif list(layers) != sorted(set(layers)):
-        yield f"{given} must name each layer once, in their order"
-    if len(layers) != count:
-        yield f"{given} names {len(layers)} layers, student.num_hidden_layers={count}"
 
 
 def _problems_of_width(teacher: PreTrainedModel, settings: PruningSettings) -> Iterator[str]:
     config, name = teacher.config.get_text_config(), type(teacher).__name__
-    width, heads = settings.hidden_size, settings.num_attention_heads
     teacher_width, teacher_heads = config.hidden_size, num_heads(config)
+    width = settings.hidden_size or teacher_width
+    heads = settings.num_attention_heads or teacher_heads
     if can_be_narrowed(teacher):
         group = queries_per_key(config)
         if width > teacher_width:
@@ -125,17 +125,55 @@ def _problems_of_width(teacher: PreTrainedModel, settings: PruningSettings) -> I
         )
 
 
-def _kept_layers(settings: PruningSettings, available: int) -> list[int]:
+def _kept_layers(
+    teacher: PreTrainedModel, settings: PruningSettings, batches: Iterable[dict[str, Tensor]]
+) -> list[int]:
     """The teacher's layers to keep, counted from 1. `uniform` includes the first and the last."""
-    layers, count = settings.layers, settings.num_hidden_layers
+    available = teacher.config.get_text_config().num_hidden_layers
+    layers, count = settings.layers, settings.num_hidden_layers or available
     if layers == "first":
         return list(range(1, count + 1))
     if layers == "last":
         return list(range(available - count + 1, available + 1))
-    if layers == "uniform":
+    if layers == INFLUENCE and not is_outline(teacher):  # which has as many layers, of any place
+        influence = block_influence(teacher, batches)
+        log.info("block influence: %s", " ".join(f"{one:.3f}" for one in influence.tolist()))
+        return [1 + int(layer) for layer in influence.topk(count).indices.sort().values]
+    if isinstance(layers, str):
         step = (available - 1) / max(1, count - 1)
         return [1 + round(i * step) for i in range(count)]
-    return [int(layer) for layer in layers]
+    return list(layers)
+
+
+@torch.no_grad()
+def block_influence(teacher: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> Tensor:
+    """How much each layer changes its input: [L].
+
+    1 − cos(input, output) of a layer, averaged over the tokens of the first batches. Men et al.
+    2024, ShortGPT, eq. 1.
+    """
+    named_layers = find_layers(teacher)
+    assert named_layers, "checked by _problems"
+    sums, tokens = torch.zeros(len(named_layers[1]), dtype=torch.float64), 0
+
+    def add(number: int, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        similarity = F.cosine_similarity(before.float(), after.float(), dim=-1)
+        sums[number] += float((1 - similarity).sum())
+
+    layers = enumerate(named_layers[1])
+    handles = [one.register_forward_hook(partial(add, i), with_kwargs=True) for i, one in layers]
+    was_training = teacher.training
+    try:
+        for inputs in calibration_inputs(teacher.eval(), batches):
+            teacher(**inputs, use_cache=False)
+            tokens += inputs["input_ids"].numel()
+    finally:
+        teacher.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return sums / tokens
 
 
 def _keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 Muralidharan et al. 2024, Minitron, section 2.2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -60,12 +60,19 @@ def activation_importance(
             handles.append(module.register_forward_hook(hook))
     model.eval()
     with torch.no_grad():
-        for batch in islice(batches, CALIBRATION_BATCHES):
-            inputs = {key: batch[key].to(model.device) for key in ("input_ids", "position_ids")}
+        for inputs in calibration_inputs(model, batches):
             model(**inputs, use_cache=False)
     for handle in handles:
         handle.remove()
     return {name: total.sqrt() for name, total in squares.items()}
+
+
+def calibration_inputs(
+    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """input_ids and position_ids, [B, T], of the first batches, on the model's device."""
+    for batch in islice(batches, CALIBRATION_BATCHES):
+        yield {key: batch[key].to(model.device) for key in ("input_ids", "position_ids")}
 
 
 def _add_squares(

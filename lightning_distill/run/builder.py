@@ -13,10 +13,12 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.settings import Settings, each_teacher
+from lightning_distill.config.teacher_parts import number_of_layers
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.losses.objective import Objective
+from lightning_distill.models.gguf import obtain_folder
 from lightning_distill.models.lora import LoRASettings
 from lightning_distill.models.pruning import PruningSettings
 from lightning_distill.models.spec import (
@@ -25,6 +27,7 @@ from lightning_distill.models.spec import (
     TeacherMember,
     TeacherSpec,
 )
+from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job_key import HARDWARE
 from lightning_distill.tracking.loggers import LoggerFactory
 from lightning_distill.training.model_selection import ModelSelection
@@ -77,7 +80,8 @@ class Run:
 def build_run(settings: Settings) -> Run:
     """Raises ConfigError, or Hydra's InstantiationException, where a node cannot be built."""
     cfg = OmegaConf.create(settings)  # whole, so that Hydra's errors name the key of a node
-    teacher = _teacher(settings)
+    store = Store(settings["paths"]["outputs"])
+    teacher = _teacher(settings, store)
     return Run(
         settings=settings,
         seed=settings["seed"],
@@ -88,7 +92,7 @@ def build_run(settings: Settings) -> Run:
         make_transfer=partial(instantiate, cfg.transfer),
         shares_vocabulary=settings["loss"].get("shared_vocabulary", True),
         teacher=teacher,
-        student=_model("student", settings["student"]),
+        student=_model("student", settings["student"], store),
         selection=_selection(settings["student"]),
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
@@ -123,9 +127,19 @@ def _evaluation(node: Settings) -> EvaluationRequest:
     )
 
 
-def _model(role: str, node: Settings) -> ModelSpec:
+def _model(role: str, node: Settings, store: Store) -> ModelSpec:
     source, lora, is_api = None, node.get("lora") or {}, "url" in node
-    if "name" in node:
+    builds = {key: value for key, value in node.items() if key not in TRAINING}
+    if path := node.get("path"):
+        converted = obtain_folder(store, f"{role}.path", path, node["dtype"])
+        builds["path"] = str(converted.folder)
+        source = PretrainedSource(
+            builds["path"],
+            attn_implementation=node["attn_implementation"],
+            converted_from=path,
+            weights_hash=converted.key,
+        )
+    elif "name" in node:
         source = PretrainedSource(
             node["tokenizer"] or node["name"] if is_api else node["name"],
             node.get("revision"),
@@ -135,7 +149,7 @@ def _model(role: str, node: Settings) -> ModelSpec:
         )
     return ModelSpec(
         role,
-        partial(instantiate, {k: v for k, v in node.items() if k not in TRAINING}),
+        partial(instantiate, builds),
         node["max_steps"],
         source,
         LoRASettings(**lora) if lora.get("rank") else None,
@@ -150,17 +164,15 @@ def _selection(student: Settings) -> ModelSelection:
 
 
 def _pruning(node: Settings) -> PruningSettings:
+    layers = "uniform" if isinstance(node["layers"], int) else node["layers"]
     return PruningSettings(
-        node["num_hidden_layers"],
-        node["hidden_size"],
-        node["num_attention_heads"],
-        node["layers"],
+        number_of_layers(node), node["hidden_size"], node["num_attention_heads"], layers
     )
 
 
-def _teacher(settings: Settings) -> TeacherSpec:
+def _teacher(settings: Settings, store: Store) -> TeacherSpec:
     node = settings["teacher"]
-    members = [_member(one["teacher"]) for one in each_teacher(settings)]
+    members = [_member(one["teacher"], store) for one in each_teacher(settings)]
     weights = node.get("weights") or [1.0] * len(members)
     return TeacherSpec(
         members,
@@ -170,8 +182,8 @@ def _teacher(settings: Settings) -> TeacherSpec:
     )
 
 
-def _member(node: Settings) -> TeacherMember:
-    model = _model("teacher", node)
+def _member(node: Settings, store: Store) -> TeacherMember:
+    model = _model("teacher", node, store)
     unused = {"members", "weights", "device"} | (set() if model.lora else {"lora"})
     unused |= set() if model.epochs else {"epochs"}
     return TeacherMember(

@@ -19,13 +19,16 @@ log = logging.getLogger(__name__)
 TEXTS = 64  # on which the tokenizers of teacher and student are compared
 
 
-def check_optimizers(run: Run, student: bool = True) -> None:
-    """Raises ConfigError where an optimizer or a schedule refuses its settings."""
+def check_parts(run: Run, student: bool = True) -> None:
+    """Raises ConfigError where an optimizer, a schedule, the objective or the transfer refuses its
+    settings. student: whether one is trained."""
     for member in run.teacher.members:
         steps = member.model.max_steps
         check_optimizer("teacher.", member.optimizer, member.schedule, steps)
     if student:
         check_optimizer("", run.optimizer, run.schedule, run.student.max_steps)
+        run.make_objective()
+        run.make_transfer()
 
 
 def prepare_data(run: Run) -> tuple[DistillationData, DistillationData]:

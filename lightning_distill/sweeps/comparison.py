@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from lightning_distill.storage.artifacts import key_of
+from lightning_distill.sweeps.job_key import learns_from_labels
 from lightning_distill.sweeps.records import JobRecord, read_jobs
 from lightning_distill.sweeps.statistics import mean_difference
 
@@ -17,6 +18,9 @@ def compare_jobs(folder: Path) -> list[JobRecord]:
     """All jobs below a folder, each compared with the sweep's baselines."""
     jobs = read_jobs(folder)
     scored = [job for job in jobs if job.bits_per_byte_or_nll is not None and job.config]
+    if not any(job.is_baseline for job in scored):  # all students start as parts of their teacher
+        for job in scored:
+            job.is_part_baseline = learns_from_labels(job.config)
     plain = [job for job in scored if job.method == "baseline"]
     smoothed = [job for job in scored if job.method == "label smoothing"]
     for job in scored:
@@ -65,8 +69,10 @@ def _training_key(job: JobRecord) -> str:
 
 def _student_key(job: JobRecord) -> str:
     """Equal for jobs whose student has the same size, data and seed, however it was trained."""
-    training = (*LENGTH, "initialize", "layers")
+    start = ("initialize", "layers", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    training = (*LENGTH, *start, "max_position_embeddings")
     student = {k: v for k, v in job.config["student"].items() if k not in training}
+    student["parameters"] = (job.results.get("student") or {}).get("parameters")
     num_blocks = job.config["transfer"].get("num_blocks")
     data = {"data": job.config["data"], "num_blocks": num_blocks}
     return key_of({"student": student, "seed": job.config["seed"], **data})

@@ -32,7 +32,9 @@ class JobRecord:
     curves: list[dict[str, str]] = field(default_factory=list)  # the lines of metrics.csv
     samples: list[dict[str, str]] = field(default_factory=list)
     missing_files: list[str] = field(default_factory=list)  # absent or damaged
-    # Set by `compare_jobs`; None where the sweep has no job to compare with.
+    # Set by `compare_jobs`.
+    is_part_baseline: bool = False  # a part of the teacher that learns from labels
+    # None where the sweep has no job to compare with.
     gap_closed: float | None = None  # relative to the baseline with the same training settings
     gap_closed_best_baseline: float | None = None
     gain_over_baseline: float | None = None  # in nats per token
@@ -40,7 +42,7 @@ class JobRecord:
 
     @property
     def is_baseline(self) -> bool:
-        return bool(self.config) and is_baseline(self.config)
+        return bool(self.config) and (self.is_part_baseline or is_baseline(self.config))
 
     @property
     def method(self) -> str:

@@ -63,10 +63,14 @@ def fit(
 ) -> Training:
     """Trains for `max_steps` optimizer steps, resuming from the folder's last checkpoint.
 
+    0 leaves the model as it is.
+
     Where a batch does not fit into memory, it is divided into micro-batches; the optimizer step
     accumulates their gradients and stays the same. Raises ConfigError where the optimizer or the
     schedule refuses its settings.
     """
+    if not max_steps:
+        return Training(0, 0, 0)
     prefix = "" if role == "student" else f"{role}."
     check_optimizer(prefix, module.make_optimizer, module.make_schedule, max_steps)
     last = folder / "checkpoints" / LAST

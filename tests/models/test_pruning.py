@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -33,7 +34,7 @@ from transformers import (
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.models.inspection import find_layers
-from lightning_distill.models.pruning import PruningSettings, prune_teacher
+from lightning_distill.models.pruning import PruningSettings, block_influence, prune_teacher
 from lightning_distill.models.width_pruning import activation_importance
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 4, 32, 4, 40
@@ -209,15 +210,15 @@ def test_the_student_is_trainable_and_shares_no_memory_with_its_teacher():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("llama", {"count": 5}, "student.num_hidden_layers=5 is more than the teacher's 4"),
+        ("llama", {"count": 5}, "student.layers: 5 layers are more than the teacher's 4"),
         ("llama", {"width": 64}, "student.hidden_size=64 is more than the teacher's 32"),
         ("llama", {"heads": 8}, "student.num_attention_heads=8 does not fit the teacher's 4"),
         ("llama", {"heads": 3}, "teacher's 4, each 2 of which share their keys"),
         ("llama", {"layers": "unifrom"}, "Did you mean uniform?"),
-        ("llama", {"layers": None}, "student.layers=None does not exist"),
-        ("llama", {"layers": [1, 2], "count": 3}, "names 2 layers, student.num_hidden_layers=3"),
-        ("llama", {"layers": [0, 4], "count": 2}, "layers 1 to 4, there is no 0"),
-        ("llama", {"layers": [1, "b"], "count": 2}, "layers 1 to 4, there is no b"),
+        ("llama", {"layers": [1, 2], "count": 3}, "keeps 2 layers, and student.num_hidden_lay"),
+        ("llama", {"layers": [1, 5], "count": 2}, "the teacher has layers 1 to 4"),
+        ("llama", {"layers": [0, 4], "count": 2}, "must list numbers of layers, counted from 1"),
+        ("llama", {"layers": [1, "b"], "count": 2}, "must list numbers of layers, counted from 1"),
         ("llama", {"layers": [4, 1], "count": 2}, "must name each layer once, in their order"),
         (
             "gpt2",
@@ -239,7 +240,7 @@ def test_a_part_that_the_teacher_lacks_is_refused_from_its_outline(name, argumen
 
 
 def test_one_error_names_all_that_does_not_fit():
-    with pytest.raises(ConfigError, match=r"num_hidden_layers=5.*hidden_size=64.*heads=5"):
+    with pytest.raises(ConfigError, match=r"5 layers are more.*hidden_size=64.*heads=5"):
         prune_teacher(make("llama"), pruning(5, 64, 5), [])
 
 
@@ -278,7 +279,8 @@ def test_before_training_a_pruned_student_is_closer_to_its_teacher_than_random(
     results = {}
     for start in ("random", "teacher_layers"):
         in_process(
-            f"student.initialize={start}", "student.hidden_size=32", "student.num_hidden_layers=1",
+            f"student.initialize={start}", "student.num_hidden_layers=1",
+            "student.hidden_size=32", "student.num_attention_heads=2",
             "student.max_steps=1", "teacher.max_steps=60", "loss.alpha=0",
             "schedule=constant", "optimizer.lr=1e-5",
             f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path / start}",
@@ -294,7 +296,7 @@ def test_before_training_a_pruned_student_is_closer_to_its_teacher_than_random(
 @pytest.mark.slow
 def test_a_narrower_student_is_distilled_with_a_hidden_state_loss(in_process, tmp_path):
     in_process(
-        "student.initialize=teacher_layers", "student.layers=[2]", "student.num_hidden_layers=1",
+        "student.initialize=teacher_layers", "student.layers=[2]", "student.hidden_size=16",
         "student.num_attention_heads=1", "loss.hidden.weight=1", f"paths.outputs={tmp_path}",
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
@@ -309,7 +311,7 @@ def test_a_part_that_the_teacher_lacks_is_refused_before_training_it(in_process,
         "student.initialize=teacher_layers", "student.num_hidden_layers=9",
         f"paths.outputs={tmp_path}", expect=2,
     )  # fmt: skip
-    assert "student.num_hidden_layers=9 is more than the teacher's 2" in done.stderr
+    assert "student.layers: 9 layers are more than the teacher's 2" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.glob("artifacts/teacher/*"))
 
@@ -355,3 +357,40 @@ def test_the_width_of_an_encoder_cannot_be_pruned():
     kind, config = ENCODERS["modernbert"]
     with pytest.raises(ConfigError, match="the layers of a ModernBertForMaskedLM can be pruned"):
         prune_teacher(kind(config), pruning(width=16), [])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_influence_is_how_far_a_layer_turns_its_input(name, batch):
+    teacher = make(name)
+    with torch.no_grad():
+        states = teacher(**batch, output_hidden_states=True).hidden_states[:-1]  # without the norm
+    assert len(states) == LAYERS
+    turns = [
+        1 - sum(torch.dot(x, y) / (x.norm() * y.norm()) for x, y in zip(a, b, strict=True)) / len(a)
+        for a, b in itertools.pairwise(state.flatten(0, 1) for state in states)
+    ]
+    found = block_influence(teacher, [batch])
+    torch.testing.assert_close(found[:-1], torch.stack(turns).double(), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_by_influence_are_those_that_change_their_input_most(batch):
+    teacher = make("llama")
+    with torch.no_grad():
+        for layer in (teacher.model.layers[0], teacher.model.layers[2]):
+            layer.self_attn.o_proj.weight.mul_(1e-4)
+            layer.mlp.down_proj.weight.mul_(1e-4)
+            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                if linear.bias is not None:
+                    linear.bias.mul_(1e-4)
+    student = prune_teacher(teacher, pruning(2, layers="influence"), [batch])
+    kept = [teacher.model.layers[1], teacher.model.layers[3]]
+    for layer, source in zip(student.model.layers, kept, strict=True):
+        assert torch.equal(layer.mlp.up_proj.weight, source.mlp.up_proj.weight)
+    assert teacher.training is False
+
+
+def test_what_is_not_set_is_the_teachers():
+    teacher = make("llama")
+    student = prune_teacher(teacher, PruningSettings(2), [])
+    expected = teacher.config.to_dict() | {"num_hidden_layers": 2}
+    assert student.config.to_dict() == expected

@@ -53,6 +53,26 @@ def test_a_student_initialized_from_its_teacher_is_not_a_baseline(job, tmp_path)
     assert rows["copied plain"].gap_closed == pytest.approx(0.4)
 
 
+def test_where_all_start_from_their_teacher_those_on_labels_are_the_baselines(job, tmp_path):
+    job("labels", 5.0, start="teacher_layers", alpha=0)
+    job("distilled", 4.25, start="teacher_layers")
+    rows = {r.name.split(",")[0].removeprefix("name="): r for r in compare_jobs(tmp_path)}
+    assert rows["distilled"].gap_closed == pytest.approx(0.75)
+    assert rows["labels"].method == "baseline"
+    assert rows["labels"].gap_closed is None
+
+
+def test_students_of_one_size_have_as_many_parameters_whatever_they_start_from(tmp_path):
+    size = {"hidden_size": 8, "num_hidden_layers": 2}
+    part = {"hidden_size": None, "num_hidden_layers": None, "initialize": "teacher_layers"}
+    write_job(tmp_path / "plain", [], {"student": size, "loss": {"alpha": 0}}, 5.0)
+    write_job(tmp_path / "part", [], {"student": part}, 4.25)
+    write_job(tmp_path / "larger", [], {"student": part}, 4.25, parameters=101)
+    rows = {row.folder.name: row for row in compare_jobs(tmp_path)}
+    assert rows["part"].gap_closed == pytest.approx(0.75)
+    assert rows["larger"].gap_closed is None
+
+
 def test_a_baseline_is_shared_by_every_transfer_of_its_text(job, tmp_path):
     job("plain", 5.0, alpha=0)
     job("cached", 4.25, transfer={"_target_": "x.Cached", "k": 8})

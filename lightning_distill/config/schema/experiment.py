@@ -18,13 +18,20 @@ _SCHEDULE = {
 }
 # Of teachers and students.
 _MODEL = {
-    "hidden_size": Key("integer", "width of the model, a multiple of 2 × heads", minimum=1),
-    "num_hidden_layers": Key("integer", "number of layers", minimum=1),
-    "num_attention_heads": Key("integer", "attention heads of each layer", minimum=1),
-    "max_position_embeddings": Key("integer", "longest sequence, in tokens", minimum=1),
+    "hidden_size": Key(
+        "integer", "width of the model, a multiple of 2 × heads", minimum=1, nullable=True
+    ),
+    "num_hidden_layers": Key("integer", "number of layers", minimum=1, nullable=True),
+    "num_attention_heads": Key(
+        "integer", "attention heads of each layer", minimum=1, nullable=True
+    ),
+    "max_position_embeddings": Key(
+        "integer", "longest sequence, in tokens", minimum=1, nullable=True
+    ),
     "hidden_sizes": Key("list", "channels of each stage of a ConvNeXt"),
     "depths": Key("list", "blocks of each stage of a ConvNeXt"),
     "name": Key("text", "local folder, or name on the Hugging Face hub", nullable=True),
+    "path": Key("text", "a GGUF file"),
     "revision": Key("value", "branch, tag or commit on the hub; null for the newest"),
     "dtype": Key("value", "data type of the weights, as torch names it"),
     "attn_implementation": Key(
@@ -129,7 +136,10 @@ KEYS = {
     "teacher.key_variable": Key("any", "environment variable that holds the server's key"),
     "student": Key("node", "the model to train, and its training"),
     "student.max_steps": Key(
-        "integer", "optimizer steps; null with epochs", minimum=1, nullable=True
+        "integer",
+        "optimizer steps; 0 for the student as it starts; null with epochs",
+        minimum=0,
+        nullable=True,
     ),
     "student.epochs": Key(
         "number", "passes over the transfer set, in place of max_steps", above=0, nullable=True
@@ -150,7 +160,9 @@ KEYS = {
         "random weights, or copies of the teacher's layers",
         choices=("random", "teacher_layers"),
     ),
-    "student.layers": Key("any", "layers to copy: uniform, first, last, or a list from 1"),
+    "student.layers": Key(
+        "any", "layers to copy: uniform, influence, first, last, a number, or a list from 1"
+    ),
     **{f"{role}.{name}": key for role in ("teacher", "student") for name, key in _MODEL.items()},
     **{f"{at}optimizer.{name}": k for at in ("", "teacher.") for name, k in _OPTIMIZER.items()},
     **{f"{at}schedule.{name}": k for at in ("", "teacher.") for name, k in _SCHEDULE.items()},
