@@ -148,7 +148,8 @@ def run(in_process, text_file, tmp_path_factory):
 
 
 RECIPE = (
-    "student.initialize=teacher_layers", "loss.temperature=2", "loss.hidden.weight=1",
+    "student.initialize=teacher_layers", "student.layers=2", "loss.temperature=2",
+    "loss.hidden.weight=1",
     "loss.hidden.distance=cosine", "loss.hidden.layers=last",
 )  # fmt: skip
 
