@@ -23,8 +23,8 @@ def conversation_of(row: Any, column: str) -> Conversation:
     column: of the messages, {role, content} or ShareGPT's {from, value}. Where a row lacks the
     default one, it may have `conversations`; or `instruction`, `input`, `output`, `system` and
     `history` (Alpaca); or `prompt` and `completion` (TRL). Its `tools` are schemas of functions, as
-    a list or as JSON text. A row may also be the list of messages itself.
-    Raises ConfigError where the row has none of these, or nothing of an assistant to learn.
+    a list or as JSON text. A row may also be the list of messages itself, and lack the answer.
+    Raises ConfigError where the row has none of these.
     """
     fields = row if isinstance(row, dict) else {column: row} if isinstance(row, list) else {}
     return Conversation(check_messages(_messages(fields, column)), _tools(fields.get("tools")))
@@ -35,10 +35,12 @@ def _messages(row: dict[str, Any], column: str) -> Any:
         value = row[column]
     elif column == MESSAGES and "conversations" in row:
         value = row["conversations"]
-    elif column == MESSAGES and {"instruction", "output"} <= set(row):
+    elif column == MESSAGES and "instruction" in row:
         value = _alpaca(row)
-    elif column == MESSAGES and {"prompt", "completion"} <= set(row):
-        value = _turns(row["prompt"], "user") + _turns(row["completion"], "assistant")
+    elif column == MESSAGES and "prompt" in row:
+        answer = row.get("completion")
+        value = _turns(row["prompt"], "user")
+        value = value if answer is None else value + _turns(answer, "assistant")
     else:
         present = ", ".join(map(str, row)) or "nothing"
         raise ConfigError(f"no column {column} (data.column={column}); it has: {present}")
@@ -52,7 +54,8 @@ def _messages(row: dict[str, Any], column: str) -> Any:
 
 def _alpaca(row: dict[str, Any]) -> list[Message]:
     parts = [str(row[key]) for key in ("instruction", "input") if row.get(key)]
-    exchanges = [*(row.get("history") or []), ("\n\n".join(parts), row["output"])]
+    answer = [row["output"]] if row.get("output") is not None else []
+    exchanges = [*(row.get("history") or []), ["\n\n".join(parts), *answer]]
     return [
         {"role": role, "content": text}
         for exchange in exchanges
@@ -82,7 +85,7 @@ def _parsed(text: str, what: str) -> Any:
 def check_messages(value: Any) -> list[Message]:
     """A row's conversation, without empty keys and with text parts joined.
 
-    Raises ConfigError where it is no list of messages, or has nothing of an assistant to learn.
+    Raises ConfigError where it is no list of messages, or an answer follows nothing or is empty.
     """
     if not isinstance(value, list) or not value:
         found = "empty" if value == [] else f"{type(value).__name__}, not a list of messages"
@@ -96,9 +99,15 @@ def check_messages(value: Any) -> list[Message]:
             raise ConfigError(f"message {number} is the assistant's, and follows no other message")
         elif not message.get("content", "").strip() and not message.get("tool_calls"):
             raise ConfigError(f"message {number} is the assistant's, and empty")
-    if "assistant" not in {message["role"] for message in messages}:
-        raise ConfigError("no message is the assistant's")
     return messages
+
+
+def check_answered(conversation: Conversation) -> None:
+    """Raises ConfigError where there is nothing of an assistant to learn."""
+    if "assistant" not in {message["role"] for message in conversation.messages}:
+        raise ConfigError(
+            "no message is the assistant's; with data.answers=teacher, the teacher answers"
+        )
 
 
 def _message(number: int, value: Any) -> Message:

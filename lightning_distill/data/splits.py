@@ -3,6 +3,7 @@ train source's items."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from fractions import Fraction
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -84,6 +85,15 @@ class SplitSources:
     def from_train(self) -> list[str]:
         """The splits that are held out from the train source, in the order of their hashes."""
         return _from_train(self.held_out_sources)
+
+    def map(self, change: Callable[[Any], Any]) -> "SplitSources":
+        """The same splits of sources that `change` returns."""
+        changed = copy(self)
+        changed.parts = [
+            Part(change(part.train), {s: change(one) for s, one in part.held_out.items()})
+            for part in self.parts
+        ]
+        return changed
 
     def fingerprint(self, quick: bool = False) -> dict[str, Any]:
         """What changes when a split does: a value for each source. quick: reads no large file."""

@@ -14,6 +14,7 @@ from lightning_distill.models import pretrained
 from lightning_distill.models.embedding import add_rows
 from lightning_distill.models.lora import LoRASettings
 from lightning_distill.models.pruning import PruningSettings
+from lightning_distill.storage.artifacts import key_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class ModelSpec:
     def name(self) -> str:
         """For messages."""
         return (self.source and self.source.name) or "The model"
+
+    @property
+    def loaded_key(self) -> str:
+        """Identifies a pretrained model that is not trained further."""
+        assert self.source
+        rounding = {key: self.settings.get(key) for key in ("dtype", "quantization")}
+        return key_of({"weights": self.source.fingerprint} | rounding)
 
     def build(self, data: Any) -> PreTrainedModel:
         """Builds or loads the model. Raises ConfigError where it does not fit the data."""

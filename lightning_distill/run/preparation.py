@@ -1,11 +1,14 @@
 """What a run needs before it trains: examples, and models that fit each other."""
 
 import logging
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from lightning_distill.data.answers import Answerer
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.data.tasks.chat import Chat
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.generative import check_request
 from lightning_distill.models.pruning import prune_teacher
@@ -58,9 +61,19 @@ def tokenizers_of(run: Run) -> Tokenizers:
 
 def _prepared(run: Run, tokenizer: Any) -> DistillationData:
     data = run.make_data()
+    if isinstance(data, Chat):
+        data.answerer = _answerer(run, data)
     data.prepare(Store(run.outputs), tokenizer)
     log.info("%s", data.describe())
     return data
+
+
+def _answerer(run: Run, data: DistillationData) -> Answerer | None:
+    """The teacher, where it is one model that is loaded as it is."""
+    (member, *others), source = run.teacher.members, run.teacher.members[0].model.source
+    if others or member.is_trained or source is None or source.is_api:
+        return None
+    return Answerer(member.model.loaded_key, partial(member.model.make, data=data))
 
 
 def check_intermediate_losses(

@@ -209,9 +209,7 @@ def _as_it_is(spec: ModelSpec, data: DistillationData) -> Obtained:
     if source is None:
         raise ConfigError("teacher.max_steps=0 leaves the teacher untrained; set at least 1.")
     data.check_model(spec.outline(data), spec.name)
-    weights = {"weights": source.fingerprint}
-    rounding = {key: spec.settings.get(key) for key in ("dtype", "quantization")}
-    return partial(spec.build, data), key_of(weights | rounding), 0.0
+    return partial(spec.build, data), spec.loaded_key, 0.0
 
 
 def _combine(

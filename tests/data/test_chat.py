@@ -196,7 +196,6 @@ def test_a_template_that_is_none_is_refused_with_its_line():
         ([{"from": "human", "text": "a"}], "message 1 has no role and content; it has: from, text"),
         ([{"role": "user", "content": 3}], "message 1 has int for its content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "has parts that are not text"),
-        ([ONE[0]], "no message is the assistant's"),
         ([SYSTEM, ONE[1]], "message 2 is the assistant's, and follows no other message"),
         (
             [ONE[0], {"role": "assistant", "content": " "}],
@@ -455,7 +454,7 @@ def test_bad_rows_are_named_or_left_out_and_counted(make_chat, chats, tmp_path, 
     lines = chats.read_text().splitlines()
     path.write_text("\n".join([*lines[:1], *map(json.dumps, bad), *lines[1:]]))
     with pytest.raises(
-        ConfigError, match=r"line 3: no message is the assistant's\. data\.skip_bad"
+        ConfigError, match=r"line 3: no message is the assistant's;.*data\.skip_bad"
     ):
         make_chat(path)
     assert "skipped 2 of 152 rows" not in caplog.text

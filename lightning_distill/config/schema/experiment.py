@@ -76,6 +76,12 @@ KEYS = {
         "number", "share or number of examples for each held-out split", above=0, nullable=True
     ),
     "data.chat_template": Key("text", "a jinja file; null for the tokenizer's", nullable=True),
+    "data.answers": Key("text", "those of the data, or the teacher's", choices=("data", "teacher")),
+    "data.answer_temperature": Key(
+        "number", "of the teacher's sampling of answers; 0 is greedy", minimum=0
+    ),
+    "data.answer_tokens": Key("integer", "longest answer of the teacher", minimum=1),
+    "data.count": Key("integer", "number of questions", minimum=1),
     "data.path": Key("texts", "file, folder or glob of the data, or a list of these"),
     "data.validation_path": Key("texts", "data of the validation split", nullable=True),
     "data.test_path": Key("texts", "data of the test split", nullable=True),

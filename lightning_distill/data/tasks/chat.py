@@ -7,7 +7,7 @@ blocks of whole conversations that do not attend to each other.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
+from lightning_distill.data.answers import Answerer, AnswerSettings, answered
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
 from lightning_distill.data.hashes import sha256
 from lightning_distill.data.loaders import evenly_spaced
+from lightning_distill.data.messages import check_answered
 from lightning_distill.data.packing import Blocks, run_starts, whole_documents
 from lightning_distill.data.sources.base import Conversation, ConversationSource
 from lightning_distill.data.splits import SPLITS
@@ -41,9 +43,12 @@ class Chat(CausalLM):
 
     sequence_length: tokens per block; a longer conversation is truncated.
     chat_template: a jinja file that replaces the tokenizer's own template.
+    answers: `data` for those of the conversations, or `teacher`: `answerer` gives others, by
+    answer_temperature and answer_tokens (see `AnswerSettings`).
     Other settings: see `TextTask`.
     """
 
+    answerer: Answerer | None = None  # set before `prepare`, where the teacher can answer
     shares_tokenizer = True  # the chat template belongs to one tokenizer
 
     def __init__(
@@ -51,12 +56,19 @@ class Chat(CausalLM):
         source: Callable[..., ConversationSource],
         *shared: Any,
         chat_template: str | None,
+        answers: str = "data",
+        answer_temperature: float = 0.7,
+        answer_tokens: int = 256,
         **settings: Any,
     ) -> None:
         super().__init__(source, *shared, isolate_documents=True, **settings)
         self.chat_template = chat_template
+        self.is_answered_by_teacher = answers == "teacher"
+        self.answer_settings = AnswerSettings(answer_temperature, answer_tokens)
 
     def prepare(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        if self.is_answered_by_teacher:
+            self._ask_teacher(store, tokenizer)
         inputs = {**self.sources.fingerprint(), "chat edition": VERSION}
         self.tokenizer = obtain_tokenizer(
             store, tokenizer, inputs, self._tokenizer_texts, self.vocab_size, ROLES
@@ -76,6 +88,17 @@ class Chat(CausalLM):
             self.tokenizer, {s: ids[learned] for s, (ids, _, learned) in streams.items()}
         )
         self._packed = {split: self._pack(*stream, split) for split, stream in streams.items()}
+
+    def _ask_teacher(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Replaces the sources by ones with the teacher's answers."""
+        if self.answerer is None or tokenizer is None:
+            raise ConfigError(
+                "data.answers=teacher needs one teacher that is loaded, and not trained here: set "
+                "teacher=pretrained, gguf or smollm2, or data.answers=data."
+            )
+        tokenizer.chat_template = template_of(tokenizer, self.chat_template, is_own=False)
+        ask = partial(answered, self.answerer, tokenizer, self.answer_settings, store)
+        self.sources = self.sources.map(ask)
 
     def examples(self, split: str) -> Blocks:
         return self._packed[split]
@@ -223,7 +246,7 @@ class Chat(CausalLM):
     def _tokenizer_texts(self) -> Iterator[str]:
         """The messages of the train split, and the tools that they offer."""
         splits = self.sources.split(
-            lambda source: source.read(lambda one: (_hash(one), one)), "conversations"
+            lambda source: source.read(lambda one: (_key(one), one)), "conversations"
         )
         for messages, tools in splits["train"].items:
             yield from (message["content"] for message in messages if message.get("content"))
@@ -234,8 +257,9 @@ class Chat(CausalLM):
         mask = AssistantMasker(self.tokenizer)
 
         def tokenized(one: Conversation) -> tuple[str, tuple[list[int], list[bool], int]]:
+            key = _key(one)
             ids, targets = mask(one)
-            return _hash(one), (ids, targets, len(mask.learned_text(ids, targets).encode()))
+            return key, (ids, targets, len(mask.learned_text(ids, targets).encode()))
 
         tensors: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
@@ -256,7 +280,9 @@ class Chat(CausalLM):
         (folder / "bytes.json").write_text(json.dumps(sizes))
 
 
-def _hash(conversation: Conversation) -> str:
+def _key(conversation: Conversation) -> str:
+    """Equal for equal conversations. Raises ConfigError for one without an answer."""
+    check_answered(conversation)
     messages, tools = conversation
     content = [messages, tools] if tools else messages
     return sha256(json.dumps(content, sort_keys=True, default=str))
