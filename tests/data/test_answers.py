@@ -183,7 +183,8 @@ def test_a_student_learns_from_questions_alone(model, tokenizer, in_process, tmp
     assert "with data.answers=teacher, the teacher answers" in refused.stderr
     in_process(
         *command, f"data.path={questions}", "data.answers=teacher",
-        "student.initialize=teacher_layers", "student.layers=1", "student.max_steps=0",
+        "student.initialize=teacher_layers", "student.layers=1", "student.hidden_size=64",
+        "student.max_steps=0",
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     results = json.loads((tmp_path / "run" / "results.json").read_text())
