@@ -101,3 +101,22 @@ def test_the_teachers_training_is_its_own():
     assert cfg.teacher.schedule.max_lr == cfg.teacher.optimizer.lr
     assert cfg.teacher.seed == 0
     assert composed("optimizer.lr=1e-4").schedule.max_lr == 1e-4
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)
+def test_the_jobs_of_an_experiment_have_settings_of_their_own(file):
+    """What a job's file sets is not set again by the experiment's."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"experiment={file.stem}"]
+        cfg = compose("config", overrides, return_hydra_config=True)
+        params = cfg.hydra.sweeper.get("params") or {}
+        jobs = str(params.get("experiment/job", "")).split(",")
+        jobs = [job for job in jobs if job]
+        settings = [compose("config", [*overrides, f"experiment/job={job}"]) for job in jobs]
+    texts = [OmegaConf.to_yaml(one) for one in settings]
+    assert len(set(texts)) == len(jobs)
+    for job, one in zip(jobs, settings, strict=True):
+        (given,) = (OmegaConf.load(f) for f in [CONF / "experiment" / "job" / f"{job}.yaml"])
+        for key in ("student", "loss"):
+            for name, value in (given.get(key) or {}).items():
+                assert one[key][name] == value or OmegaConf.is_config(value), f"{job}: {key}.{name}"
