@@ -61,7 +61,7 @@ def tokenizers_of(run: Run) -> Tokenizers:
 
 def _prepared(run: Run, tokenizer: Any) -> DistillationData:
     data = run.make_data()
-    if isinstance(data, Chat):
+    if isinstance(data, Chat) and data.is_answered_by_teacher:
         data.answerer = _answerer(run, data)
     data.prepare(Store(run.outputs), tokenizer)
     log.info("%s", data.describe())
@@ -70,10 +70,11 @@ def _prepared(run: Run, tokenizer: Any) -> DistillationData:
 
 def _answerer(run: Run, data: DistillationData) -> Answerer | None:
     """The teacher, where it is one model that is loaded as it is."""
-    (member, *others), source = run.teacher.members, run.teacher.members[0].model.source
-    if others or member.is_trained or source is None or source.is_api:
+    model = run.teacher.members[0].model
+    is_one = len(run.teacher.members) == 1 and not run.teacher.is_api
+    if not is_one or model.is_trained or model.source is None:
         return None
-    return Answerer(member.model.loaded_key, partial(member.model.make, data=data))
+    return Answerer(model.loaded_key, partial(model.make, data=data))
 
 
 def check_intermediate_losses(
