@@ -73,11 +73,9 @@ def score_generation(
     return scores
 
 
-def score_teacher_answers(
-    teacher: Teacher, store: Store | None, device: torch.device
-) -> dict[str, float]:
+def score_teacher_answers(teacher: Teacher, store: Store, device: torch.device) -> dict[str, float]:
     """The task's scores of what the teacher generates, which depend on no student: an artifact,
-    which the jobs of a sweep share. All ranks call this. store: None to make none."""
+    which the jobs of a sweep share. All ranks call this."""
     data = teacher.data
     if type(data).score_generation is DistillationData.score_generation:
         return {}  # its answers have no scores
@@ -87,8 +85,6 @@ def score_teacher_answers(
         with _moved_to(device, [model]):
             return data.score_generation(model)
 
-    if store is None:
-        return make(Path())
     made_from = {
         "teacher": teacher.hash,
         "tokens": data.artifact.key,

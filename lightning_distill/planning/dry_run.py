@@ -68,8 +68,7 @@ def profile_dry_run(
     with TemporaryDirectory(dir=folder) as name:
         temporary = Path(name)
         source, store = Store(run.outputs), Store(temporary / "outputs")
-        for kind in ("tokenizer", "tokens", "gguf", "conversations"):
-            _link(source.root / kind, store.root / kind)
+        _link(source.root / "gguf", store.root / "gguf")
         for teacher in teachers:
             _link(teacher.folder, store.root / "teacher" / teacher.key)
         records = temporary / "profile.jsonl"
