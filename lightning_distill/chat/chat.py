@@ -34,9 +34,9 @@ def chat(settings: Settings, job: Job) -> None:
             f"chat.run={run.folder}: its student is a {run.task.model_kind}, and generates no text."
         )
     sampling = Sampling(node["temperature"])
-    asked = ChatSettings(node["system"], sampling, node["max_new_tokens"], settings["seed"])
+    answers = ChatSettings(node["system"], sampling, node["max_new_tokens"], settings["seed"])
     teacher = _teacher(run) if node["compare"] else None
-    converse(_speakers(run, teacher, asked, _device(settings["trainer"]["accelerator"])))
+    converse(_speakers(run, teacher, answers, _device(settings["trainer"]["accelerator"])))
 
 
 def _speakers(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from lightning_distill.data.assistant_masker import FAILURES
+from lightning_distill.data.chat_template import prompt_ids
 from lightning_distill.data.sentence_pairs import tokenize_pairs
 from lightning_distill.data.sources.base import Message, Pair
 from lightning_distill.data.tokenizer import bos_of
@@ -88,7 +89,7 @@ class Speaker:
     ) -> None:
         self.role, self.model, self.tokenizer = role, model, tokenizer
         self.settings, self.positions = settings, max_positions(model)
-        self.stops = [*dict.fromkeys([*stops_of(model), int(tokenizer.eos_token_id)])]
+        self.stops = stops_of(model, tokenizer)
         self.answers = 0
 
     def prompt(self, text: str) -> Prompt:
@@ -199,14 +200,7 @@ class Assistant(Speaker):
 
     def _encode(self, turns: list[list[Message]], text: str) -> list[int]:
         messages = [*self.system, *chain.from_iterable(turns), _message("user", text)]
-        encoding: Any = self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            return_dict=True,
-            tokenizer_kwargs={"verbose": False},  # no warning between the lines
-        )
-        ids: list[int] = encoding["input_ids"]
-        return ids
+        return prompt_ids(self.tokenizer, messages)
 
 
 def speaker(

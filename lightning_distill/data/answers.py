@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_distill.data.chat_template import prompt_ids
 from lightning_distill.data.sources.base import Conversation, ConversationSource, Message
 from lightning_distill.data.sources.conversations import Conversations
 from lightning_distill.data.tokenizer import tokenizer_hash
 from lightning_distill.errors import ConfigError
+from lightning_distill.models.generation import Sampling, generate, seed_of
+from lightning_distill.models.inspection import stops_of
 from lightning_distill.progress import progress
 from lightning_distill.storage.artifacts import Store, write_atomic
 
@@ -109,21 +112,20 @@ def _answer(
     number: int,
 ) -> Iterator[dict[str, Any]]:
     """The conversations of a batch with answers."""
-    from lightning_distill.models.generation import Sampling, generate, seed_of
-    from lightning_distill.models.inspection import stops_of
-
-    stops = list(dict.fromkeys([*stops_of(model), tokenizer.eos_token_id]))
+    sampling, stops = Sampling(settings.temperature), stops_of(model, tokenizer)
     histories: list[list[Message]] = [[] for _ in batch]
     left = {i: _questions(one.messages) for i, one in enumerate(batch)}
-    for round_ in range(max(len(turns) for turns in left.values())):
-        asked = [i for i, turns in left.items() if round_ < len(turns)]
-        for i in asked:
-            histories[i] += left[i][round_]
-        prompts = [_prompt(tokenizer, histories[i], batch[i].tools) for i in asked]
+    for turn in range(max(map(len, left.values()))):
+        indices = [i for i, questions in left.items() if turn < len(questions)]
+        for i in indices:
+            histories[i] += left[i][turn]
+        prompts = [
+            torch.tensor(prompt_ids(tokenizer, histories[i], batch[i].tools)) for i in indices
+        ]
         length = max(map(len, prompts)) + settings.max_new_tokens
-        sampling, seed = Sampling(settings.temperature), seed_of(number, round_)
+        seed = seed_of(number, turn)
         answers = generate(model, tokenizer, prompts, length, sampling, seed, stops)
-        for i, ids in zip(asked, answers, strict=True):
+        for i, ids in zip(indices, answers, strict=True):
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             ends = ids and ids[-1] in stops and len(ids) <= settings.max_new_tokens
             if ends and text:
@@ -144,10 +146,3 @@ def _questions(messages: list[Message]) -> list[list[Message]]:
         elif message["role"] != "assistant":
             turns[-1].append(message)
     return [turn for turn in turns if turn]
-
-
-def _prompt(tokenizer: Any, messages: list[Message], tools: list[Any] | None) -> torch.Tensor:
-    text = tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=True
-    )
-    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])

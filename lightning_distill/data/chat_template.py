@@ -1,9 +1,12 @@
 """The chat template that formats conversations: a file's, the tokenizer's, or that of ours."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_distill.data.sources.base import Message
 from lightning_distill.errors import ConfigError
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")  # tokens of a trained tokenizer
@@ -27,6 +30,21 @@ TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "<|assistant|>" }}{% endif %}
 """
+
+
+def prompt_ids(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None
+) -> list[int]:
+    """The tokens that an assistant reads before it answers. Raises what the template raises."""
+    encoding = tokenizer.apply_chat_template(
+        list(messages),
+        tools=tools,
+        add_generation_prompt=True,
+        return_dict=True,
+        tokenizer_kwargs={"verbose": False},  # of more tokens than a model has positions
+    )
+    ids: list[int] = encoding["input_ids"]
+    return ids
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, file: str | None, is_own: bool) -> str:

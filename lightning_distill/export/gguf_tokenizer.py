@@ -96,8 +96,7 @@ def _token_types(state: dict[str, Any], tokens: dict[int, str], num_rows: int) -
 
 def _add_special_tokens(writer: Any, tokenizer: Any, model: Any, num_rows: int) -> None:
     """The end token is the one that the student learned, which may not be the tokenizer's."""
-    ends = [id for id in (*stops_of(model), tokenizer.eos_token_id) if id is not None]
-    eos = next((id for id in ends if id < num_rows), None)
+    eos = next((id for id in stops_of(model, tokenizer) if id < num_rows), None)
     bos = tokenizer.bos_token_id
     # Without an id in the file, llama.cpp would take an arbitrary token as the first one.
     first = next((id for id in (bos, model.config.bos_token_id, eos) if id is not None), None)

@@ -60,11 +60,14 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     return next((i for i in ids if i is not None), None)
 
 
-def stops_of(model: PreTrainedModel) -> list[int]:
-    """The tokens that end a text generated with the model."""
+def stops_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+    """The tokens that end a text generated with the model, and the tokenizer's end-of-text token
+    after them."""
     generation: Any = model.generation_config
     eos = generation.eos_token_id
-    return list(eos) if isinstance(eos, list) else [i for i in (eos,) if i is not None]
+    ids = [*eos] if isinstance(eos, list) else [eos]
+    ids += [tokenizer.eos_token_id] if tokenizer else []
+    return [*dict.fromkeys(i for i in ids if i is not None)]
 
 
 def set_special_tokens(
