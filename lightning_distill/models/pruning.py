@@ -28,7 +28,7 @@ from lightning_distill.errors import ConfigError
 from lightning_distill.models.inspection import find_layers, is_outline
 from lightning_distill.models.width_pruning import (
     activation_importance,
-    calibration_inputs,
+    calibrate,
     can_be_narrowed,
     narrow,
     new_like,
@@ -145,7 +145,6 @@ def _kept_layers(
     return list(layers)
 
 
-@torch.no_grad()
 def block_influence(teacher: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> Tensor:
     """How much each layer changes its input: [L].
 
@@ -154,7 +153,7 @@ def block_influence(teacher: PreTrainedModel, batches: Iterable[dict[str, Tensor
     """
     named_layers = find_layers(teacher)
     assert named_layers, "checked by _problems"
-    sums, tokens = torch.zeros(len(named_layers[1]), dtype=torch.float64), 0
+    sums = torch.zeros(len(named_layers[1]), dtype=torch.float64)
 
     def add(number: int, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
@@ -164,16 +163,7 @@ def block_influence(teacher: PreTrainedModel, batches: Iterable[dict[str, Tensor
 
     layers = enumerate(named_layers[1])
     handles = [one.register_forward_hook(partial(add, i), with_kwargs=True) for i, one in layers]
-    was_training = teacher.training
-    try:
-        for inputs in calibration_inputs(teacher.eval(), batches):
-            teacher(**inputs, use_cache=False)
-            tokens += inputs["input_ids"].numel()
-    finally:
-        teacher.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return sums / tokens
+    return sums / calibrate(teacher, batches, handles)
 
 
 def _keep_layers(teacher: PreTrainedModel, kept: list[int]) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 Muralidharan et al. 2024, Minitron, section 2.2.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 CALIBRATION_BATCHES = 16
@@ -58,21 +59,31 @@ def activation_importance(
             squares[name] = torch.zeros(size, device=model.device)
             hook: Any = partial(_add_squares, squares[name], activations)
             handles.append(module.register_forward_hook(hook))
-    model.eval()
-    with torch.no_grad():
-        for inputs in calibration_inputs(model, batches):
-            model(**inputs, use_cache=False)
-    for handle in handles:
-        handle.remove()
+    calibrate(model, batches, handles)
     return {name: total.sqrt() for name, total in squares.items()}
 
 
-def calibration_inputs(
-    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]
-) -> Iterator[dict[str, Tensor]]:
-    """input_ids and position_ids, [B, T], of the first batches, on the model's device."""
-    for batch in islice(batches, CALIBRATION_BATCHES):
-        yield {key: batch[key].to(model.device) for key in ("input_ids", "position_ids")}
+@torch.no_grad()
+def calibrate(
+    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], handles: Iterable[RemovableHandle]
+) -> int:
+    """Runs the model on the first batches, in eval mode. Returns the number of their tokens.
+
+    batches: input_ids and position_ids, [B, T]. handles: of the hooks that read its activations,
+    which are removed.
+    """
+    tokens, was_training = 0, model.training
+    model.eval()
+    try:
+        for batch in islice(batches, CALIBRATION_BATCHES):
+            inputs = {key: batch[key].to(model.device) for key in ("input_ids", "position_ids")}
+            model(**inputs, use_cache=False)
+            tokens += inputs["input_ids"].numel()
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return tokens
 
 
 def _add_squares(
