@@ -40,6 +40,12 @@ def load_settings(file: Path, where: str) -> Settings:
     return plain_settings(cfg)
 
 
+def typed_keys(settings: Settings) -> set[str]:
+    """The keys that the command line sets. settings: with the node `hydra`."""
+    overrides = settings["hydra"]["overrides"]["task"]
+    return {override.lstrip("+").partition("=")[0] for override in overrides}
+
+
 def is_pretrained(role: Mapping[str, Any]) -> bool:
     """Whether the node of a role names a pretrained model, or a file of one."""
     return "name" in role or "path" in role

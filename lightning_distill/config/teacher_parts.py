@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, flag_override
 
 from lightning_distill.config.catalog import numbers_of_size
-from lightning_distill.config.settings import Settings, is_pretrained
+from lightning_distill.config.settings import Settings, is_pretrained, typed_keys
 from lightning_distill.errors import unknown_name
 
 SIZE = ("num_hidden_layers", "hidden_size", "num_attention_heads")
@@ -22,9 +22,8 @@ def forget_size(cfg: DictConfig, settings: Settings) -> None:
     student = settings.get("student")
     if not isinstance(student, dict) or student.get("initialize") != "teacher_layers":
         return
-    hydra = settings["hydra"]
-    typed = {one.lstrip("+").partition("=")[0] for one in hydra["overrides"]["task"]}
-    size = numbers_of_size(hydra["runtime"]["choices"].get("student"))
+    typed = typed_keys(settings)
+    size = numbers_of_size(settings["hydra"]["runtime"]["choices"].get("student"))
     with flag_override(cfg, ["readonly", "struct"], False):
         for key, value in size.items():
             if student.get(key) == value and f"student.{key}" not in typed:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, flag_override
 
-from lightning_distill.config.settings import Settings
+from lightning_distill.config.settings import Settings, typed_keys
 
 ROLES = ("teacher", "student")
 LENGTHS = ("max_steps", "epochs")
@@ -20,7 +20,7 @@ REPLACED = {"max_steps": "max_steps", "max_epochs": "epochs"}
 
 def choose_length(cfg: DictConfig, settings: Settings) -> None:
     """Sets to null whichever of `max_steps` and `epochs` does not count."""
-    typed = {one.lstrip("+").partition("=")[0] for one in settings["hydra"]["overrides"]["task"]}
+    typed = typed_keys(settings)
     for role in ROLES:
         node = settings.get(role)
         if not isinstance(node, dict) or any(node.get(key) is None for key in LENGTHS):

@@ -92,20 +92,20 @@ def check_tokenizers(context: Context) -> str:
     owner = "teacher" if has_teachers else "student"
     one += f", the {owner}'s: the student learns {learned}"
     if has_teachers and run.student.source:
-        own = list(tokenizers.loaded.values())[-1]
-        if differences := list(_differences(own, data, str(closing))):
+        *_, of_student = tokenizers.loaded.values()
+        if differences := list(_differences(of_student, data, str(closing))):
             one += f"; its own tokenizer {', '.join(differences)}"
     return one
 
 
 def _differences(
-    own: PreTrainedTokenizerBase, data: DistillationData, closing: str
+    tokenizer: PreTrainedTokenizerBase, data: DistillationData, closing: str
 ) -> Iterator[str]:
-    """What the student's own tokenizer has else than what is learned."""
-    if isinstance(data, Chat) and own.chat_template != data.tokenizer.chat_template:
-        yield f"has {'another' if own.chat_template else 'no'} chat template"
-    if own.eos_token != closing:
-        yield f"ends a text with {own.eos_token}"
+    """How the student's own tokenizer differs from what is learned."""
+    if isinstance(data, Chat) and tokenizer.chat_template != data.tokenizer.chat_template:
+        yield f"has {'another' if tokenizer.chat_template else 'no'} chat template"
+    if tokenizer.eos_token != closing:
+        yield f"ends a text with {tokenizer.eos_token}"
     if data.new_tokens:
         yield f"lacks {shown(data.new_tokens)}"
 
