@@ -12,8 +12,8 @@ Parsed = TypeVar("Parsed")
 
 VERSION = 1  # raise it when this file starts to give other questions
 
-# Templates, and what takes the place of {x} in each of them.
-QUESTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
+# Templates, and what takes the place of {x} in each of them, separated by commas.
+QUESTIONS = {
     (
         "What is {x}?",
         "Explain {x} to a child.",
@@ -21,28 +21,14 @@ QUESTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
         "Why does {x} matter?",
         "Describe {x} in two sentences.",
     ): (
-        *(
-            "gravity",
-            "photosynthesis",
-            "the water cycle",
-            "electricity",
-            "the internet",
-            "a battery",
-        ),
-        *("the human heart", "a vaccine", "the moon", "a rainbow", "an earthquake"),
-        *("inflation", "democracy", "a bank", "a computer program", "the sun", "a magnet"),
-        *("the ocean", "a rain forest", "a desert", "the brain", "sleep", "a black hole"),
-        *(
-            "evolution",
-            "an ecosystem",
-            "recycling",
-            "solar power",
-            "a bridge",
-            "the printing press",
-        ),
-        *("the wheel", "a telescope", "a microscope", "DNA", "the immune system", "climate change"),
-        *("a glacier", "the alphabet", "a map", "music", "poetry", "friendship", "honesty"),
-        *("a honey bee", "an octopus", "a whale", "an oak tree", "bread", "chocolate", "coffee"),
+        "gravity, photosynthesis, the water cycle, electricity, the internet, a battery, "
+        "the human heart, a vaccine, the moon, a rainbow, an earthquake, inflation, democracy, "
+        "a bank, a computer program, the sun, a magnet, the ocean, a rain forest, a desert, "
+        "the brain, sleep, a black hole, evolution, an ecosystem, recycling, solar power, "
+        "a bridge, the printing press, the wheel, a telescope, a microscope, DNA, "
+        "the immune system, climate change, a glacier, the alphabet, a map, music, poetry, "
+        "friendship, honesty, a honey bee, an octopus, a whale, an oak tree, bread, chocolate, "
+        "coffee"
     ),
     (
         "How do I {x}?",
@@ -50,34 +36,29 @@ QUESTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
         "What do I need in order to {x}?",
         "What is a common mistake when people {x}?",
     ): (
-        *("bake bread", "learn a language", "grow tomatoes", "write a letter", "save money"),
-        *("plan a trip", "prepare for an interview", "clean a kitchen", "cook rice", "run faster"),
-        *("make new friends", "learn to swim", "paint a wall", "train a dog", "care for a cat"),
-        *("ride a bicycle", "read more books", "sleep better", "give a speech", "take good photos"),
-        *(
-            "fix a flat tire",
-            "start a garden",
-            "pack a suitcase",
-            "learn the guitar",
-            "write a poem",
-        ),
-        *("eat healthier", "stay focused", "learn to code", "organize a desk", "host a dinner"),
-        *("study for an exam", "build a bookshelf", "remember names", "drink more water"),
+        "bake bread, learn a language, grow tomatoes, write a letter, save money, plan a trip, "
+        "prepare for an interview, clean a kitchen, cook rice, run faster, make new friends, "
+        "learn to swim, paint a wall, train a dog, care for a cat, ride a bicycle, "
+        "read more books, sleep better, give a speech, take good photos, fix a flat tire, "
+        "start a garden, pack a suitcase, learn the guitar, write a poem, eat healthier, "
+        "stay focused, learn to code, organize a desk, host a dinner, study for an exam, "
+        "build a bookshelf, remember names, drink more water"
     ),
-    ("Write a short story about {x}.", "Write four lines of verse about {x}."): (
-        *("a lost key", "a friendly robot", "two neighbors", "a rainy day", "an old lighthouse"),
-        *("a curious fox", "the first snow", "a train journey", "a broken clock"),
-        *(
-            "a market in the morning",
-            "a letter that came late",
-            "a garden at night",
-            "a new school",
-        ),
+    (
+        "Write a short story about {x}.",
+        "Write four lines of verse about {x}.",
+    ): (
+        "a lost key, a friendly robot, two neighbors, a rainy day, an old lighthouse, "
+        "a curious fox, the first snow, a train journey, a broken clock, "
+        "a market in the morning, a letter that came late, a garden at night, a new school"
     ),
-    ("What is the capital of {x}?", "Name two things that {x} is known for."): (
-        *("France", "Italy", "Spain", "Germany", "Japan", "Canada", "Egypt", "Brazil", "Norway"),
-        *("Greece", "Portugal", "Austria", "Poland", "Mexico", "Peru", "Kenya", "India", "Vietnam"),
-        *("Australia", "Ireland", "Sweden", "Turkey", "Morocco", "Argentina", "Thailand", "Chile"),
+    (
+        "What is the capital of {x}?",
+        "Name two things that {x} is known for.",
+    ): (
+        "France, Italy, Spain, Germany, Japan, Canada, Egypt, Brazil, Norway, Greece, "
+        "Portugal, Austria, Poland, Mexico, Peru, Kenya, India, Vietnam, Australia, Ireland, "
+        "Sweden, Turkey, Morocco, Argentina, Thailand, Chile"
     ),
 }
 
@@ -86,8 +67,8 @@ class EverydayQuestions:
     """A row is one question; `data.answers=teacher` answers it. count: of the questions."""
 
     def __init__(self, count: int) -> None:
-        pairs = (pair for templates, xs in QUESTIONS.items() for pair in product(templates, xs))
-        questions = [template.format(x=x) for template, x in pairs]
+        groups = (product(templates, xs.split(", ")) for templates, xs in QUESTIONS.items())
+        questions = [template.format(x=x) for group in groups for template, x in group]
         if count > len(questions):
             raise ConfigError(f"data.count={count} is more than the {len(questions)} questions.")
         self.questions = sorted(questions, key=sha256)[:count]  # of all kinds
