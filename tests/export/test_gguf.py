@@ -4,6 +4,7 @@ arithmetic on it, written out."""
 import numpy as np
 import pytest
 import torch
+from gguf_models import SIZE, TEXT, export_gguf
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -16,28 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
 from lightning_distill.export import gguf as gguf_export
 from lightning_distill.export import gguf_tokenizer
-from lightning_distill.export.format import ExportSettings
-from lightning_distill.run.finished_run import FinishedRun
 
 gguf = pytest.importorskip("gguf")
 
-TEXT = "Hello there, it's 12345 small\n\n  words; naïve café 你好!  \t done"
-SIZE = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5000.0,
@@ -76,17 +62,7 @@ def export(tmp_path, tokenizer):
     """Saves a model as a run's student, exports it, and returns both model and file."""
 
     def write(config, tokenizer=tokenizer, dtype=torch.float32):
-        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():  # biases and norms start at 0 and 1
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-        model.save_pretrained(tmp_path / "student")
-        tokenizer.save_pretrained(tmp_path / "student")
-        run = FinishedRun("export.run", tmp_path, {"name": "tiny"}, {}, CausalLM)
-        gguf_export.check(run, ExportSettings())
-        gguf_export.write(run, tmp_path, ExportSettings())
-        (file,) = tmp_path.glob("*.gguf")
-        return model, file
+        return export_gguf(config, tokenizer, tmp_path, dtype)
 
     return write
 

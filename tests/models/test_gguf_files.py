@@ -5,36 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from gguf_models import SIZE, TEXT, export_gguf
 from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
-from lightning_distill.data.tasks.causal_lm import CausalLM
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.errors import ConfigError
-from lightning_distill.export import gguf as gguf_export
-from lightning_distill.export.format import ExportSettings
 from lightning_distill.export.gguf_tokenizer import PATTERNS
 from lightning_distill.models.gguf import obtain_folder
-from lightning_distill.run.finished_run import FinishedRun
 from lightning_distill.storage.artifacts import Store
 
 gguf = pytest.importorskip("gguf")
 
-TEXT = "Hello there, it's 12345 small\n\n  words; naïve café 你好!  \t done"
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
-SIZE = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "tie_word_embeddings": True,
-}
-CONFIGS = {"llama": LlamaConfig(**SIZE), "qwen2": Qwen2Config(**SIZE)}
+TIED = {**SIZE, "intermediate_size": 64, "tie_word_embeddings": True}  # 32 weights a block of Q8_0
+CONFIGS = {"llama": LlamaConfig(**TIED), "qwen2": Qwen2Config(**TIED)}
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +35,7 @@ def write(tmp_path, tokenizer):
     """Writes a random model to a GGUF file. Returns the model and the file."""
 
     def make(name="llama", tokenizer=tokenizer):
-        model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-        model.config.eos_token_id = tokenizer.eos_token_id
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-        model.save_pretrained(tmp_path / "student")
-        tokenizer.save_pretrained(tmp_path / "student")
-        run = FinishedRun("export.run", tmp_path, {"name": "tiny"}, {}, CausalLM)
-        gguf_export.write(run, tmp_path, ExportSettings())
-        (file,) = tmp_path.glob("*.gguf")
-        return model, file
+        return export_gguf(CONFIGS[name], tokenizer, tmp_path)
 
     return make
 
