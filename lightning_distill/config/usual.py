@@ -8,7 +8,9 @@ What is trained is
 - `size`: a model from scratch. It is small and has far to go: a high rate, short blocks;
 - `pretrained`: all weights of a pretrained model. They are good, and a high rate destroys what they
   know. Blocks are long, as such models are used on long texts;
-- `part`: layers of the teacher. They are good, and do not fit each other any more;
+- `part`: layers of a pretrained teacher. They are good, and do not fit each other any more;
+- `small_part`: layers of a teacher that is trained here from scratch. It is narrow, and the rate
+  rises as the width falls; its blocks are those of a size;
 - `adapters`: LoRA's. They start at zero, and change the model less than its own weights would.
 """
 
@@ -24,9 +26,21 @@ from lightning_distill.config.training_length import trained_for
 # docs/defaults.md has the measurements. A setting that is not here for a size depends on the data
 # or the role, and the config file says it: `${usual:batch_size,4}`.
 USUAL: dict[str, dict[str, Any]] = {
-    "lr": {"size": 6e-3, "pretrained": 5e-5, "part": 5e-4, "adapters": 2e-4},
+    "lr": {
+        "size": 6e-3,
+        "pretrained": 5e-5,
+        "part": 2e-4,
+        "small_part": 2e-3,
+        "adapters": 2e-4,
+    },
     # Not 0.05 and 0.1, with which torch divides by zero in runs of 20 and of 10 steps.
-    "pct_start": {"size": 0.0501, "pretrained": 0.1001, "part": 0.1001, "adapters": 0.1001},
+    "pct_start": {
+        "size": 0.0501,
+        "pretrained": 0.1001,
+        "part": 0.1001,
+        "small_part": 0.0501,
+        "adapters": 0.1001,
+    },
     "sequence_length": {"pretrained": 512, "part": 512, "adapters": 512},
     "batch_size": {"pretrained": 8, "part": 8, "adapters": 8},
     "max_steps": {"pretrained": 500, "part": 1000, "adapters": 500},
@@ -34,7 +48,8 @@ USUAL: dict[str, dict[str, Any]] = {
 DESCRIPTIONS = {
     "size": "a model from scratch",
     "pretrained": "a pretrained model",
-    "part": "a part of the teacher",
+    "part": "a part of a pretrained teacher",
+    "small_part": "a part of a teacher trained from scratch",
     "adapters": "adapters",
 }
 HIGH = 10  # times the usual rate
@@ -48,8 +63,6 @@ def usual(key: str, of_size: Any = None, *, _parent_: DictConfig, _root_: DictCo
     """
     role = _parent_._get_full_key("").split(".")[0]
     kind = what_is_trained(_root_, "teacher" if role == "teacher" else "student")
-    if kind == "part" and key != "lr" and what_is_trained(_root_, "teacher") == "size":
-        kind = "size"  # the teacher's layers, and so its lengths
     return USUAL[key].get(kind, of_size)
 
 
@@ -83,7 +96,7 @@ def what_is_trained(cfg: Mapping[str, Any], role: str) -> str:
     if isinstance(lora, Mapping) and lora.get("rank"):
         return "adapters"
     if role == "student" and node.get("initialize") == "teacher_layers":
-        return "part"
+        return "small_part" if what_is_trained(cfg, "teacher") == "size" else "part"
     return "pretrained" if is_pretrained(node) else "size"
 
 

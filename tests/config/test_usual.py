@@ -17,6 +17,7 @@ KINDS = {
     "size": [],
     "pretrained": PRETRAINED,
     "part": [*BIG, *PART],
+    "small_part": ["teacher=s", *PART],
     "adapters": [*PRETRAINED, "student.lora.rank=4"],
 }
 OF_A_SIZE = {"sequence_length": 128, "batch_size": 4, "max_steps": 1000}
@@ -63,11 +64,6 @@ def test_a_teacher_has_values_of_its_own():
     assert cfg.optimizer.lr == USUAL["lr"]["size"]
     cfg = composed(*PRETRAINED)
     assert cfg.teacher.optimizer.lr == USUAL["lr"]["size"]
-
-
-def test_a_part_of_a_teacher_from_scratch_has_the_lengths_of_one():
-    found = values(composed("teacher=s", *PART))
-    assert found == {"lr": USUAL["lr"]["part"], "pct_start": 0.0501, **OF_A_SIZE}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,8 @@
-"""Everyday questions without answers, for an assistant to answer: nothing to download."""
+"""Everyday questions without answers, for an assistant to answer: nothing to download.
+
+Each asks for one sentence. Most answers of a small assistant then end within 60 tokens, and its
+long ones wander.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -10,16 +14,17 @@ from lightning_distill.errors import ConfigError
 
 Parsed = TypeVar("Parsed")
 
-VERSION = 1  # raise it when this file starts to give other questions
+VERSION = 2  # raise it when this file starts to give other questions
+ENDING = "Answer in one sentence."
 
 # Templates, and what takes the place of {x} in each of them, separated by commas.
 QUESTIONS = {
     (
         "What is {x}?",
         "Explain {x} to a child.",
-        "Give three facts about {x}.",
+        "Give a fact about {x}.",
         "Why does {x} matter?",
-        "Describe {x} in two sentences.",
+        "Describe {x}.",
     ): (
         "gravity, photosynthesis, the water cycle, electricity, the internet, a battery, "
         "the human heart, a vaccine, the moon, a rainbow, an earthquake, inflation, democracy, "
@@ -32,7 +37,7 @@ QUESTIONS = {
     ),
     (
         "How do I {x}?",
-        "Give me three tips to {x}.",
+        "Give me a tip to {x}.",
         "What do I need in order to {x}?",
         "What is a common mistake when people {x}?",
     ): (
@@ -45,8 +50,8 @@ QUESTIONS = {
         "build a bookshelf, remember names, drink more water"
     ),
     (
-        "Write a short story about {x}.",
-        "Write four lines of verse about {x}.",
+        "Begin a story about {x}.",
+        "Write a line of verse about {x}.",
     ): (
         "a lost key, a friendly robot, two neighbors, a rainy day, an old lighthouse, "
         "a curious fox, the first snow, a train journey, a broken clock, "
@@ -54,7 +59,7 @@ QUESTIONS = {
     ),
     (
         "What is the capital of {x}?",
-        "Name two things that {x} is known for.",
+        "What is {x} known for?",
     ): (
         "France, Italy, Spain, Germany, Japan, Canada, Egypt, Brazil, Norway, Greece, "
         "Portugal, Austria, Poland, Mexico, Peru, Kenya, India, Vietnam, Australia, Ireland, "
@@ -68,7 +73,9 @@ class EverydayQuestions:
 
     def __init__(self, count: int) -> None:
         groups = (product(templates, xs.split(", ")) for templates, xs in QUESTIONS.items())
-        questions = [template.format(x=x) for group in groups for template, x in group]
+        questions = [
+            f"{template.format(x=x)} {ENDING}" for group in groups for template, x in group
+        ]
         if count > len(questions):
             raise ConfigError(f"data.count={count} is more than the {len(questions)} questions.")
         self.questions = sorted(questions, key=sha256)[:count]  # of all kinds
