@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_distill.data.assistant_masker import without_clock
 from lightning_distill.data.chat_template import prompt_ids
 from lightning_distill.data.sources.base import Conversation, ConversationSource, Message
 from lightning_distill.data.sources.conversations import Conversations
@@ -113,6 +114,7 @@ def _answer(
 ) -> Iterator[dict[str, Any]]:
     """The conversations of a batch with answers."""
     sampling, stops = Sampling(settings.temperature), stops_of(model, tokenizer)
+    template = without_clock(tokenizer.get_chat_template())  # of the day that students read
     histories: list[list[Message]] = [[] for _ in batch]
     left = {i: _questions(one.messages) for i, one in enumerate(batch)}
     for turn in range(max(map(len, left.values()))):
@@ -120,7 +122,8 @@ def _answer(
         for i in indices:
             histories[i] += left[i][turn]
         prompts = [
-            torch.tensor(prompt_ids(tokenizer, histories[i], batch[i].tools)) for i in indices
+            torch.tensor(prompt_ids(tokenizer, histories[i], batch[i].tools, template))
+            for i in indices
         ]
         length = max(map(len, prompts)) + settings.max_new_tokens
         seed = seed_of(number, turn)

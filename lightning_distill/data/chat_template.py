@@ -33,12 +33,19 @@ TEMPLATE = """\
 
 
 def prompt_ids(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None = None,
+    template: str | None = None,
 ) -> list[int]:
-    """The tokens that an assistant reads before it answers. Raises what the template raises."""
+    """The tokens that an assistant reads before it answers. Raises what the template raises.
+
+    template: None for the tokenizer's.
+    """
     encoding = tokenizer.apply_chat_template(
         list(messages),
         tools=tools,
+        chat_template=template,
         add_generation_prompt=True,
         return_dict=True,
         tokenizer_kwargs={"verbose": False},  # of more tokens than a model has positions

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from lightning_distill.data.answers import Answerer, AnswerSettings, answered
+from lightning_distill.data.assistant_masker import TODAY
 from lightning_distill.data.messages import conversation_of
 from lightning_distill.data.sources.base import Conversation
 from lightning_distill.data.sources.everyday_questions import EverydayQuestions
@@ -127,6 +128,15 @@ def test_answers_are_made_once(answer):
     assert len(answer.loads) == 3
 
 
+def test_answers_do_not_depend_on_the_day(answer, tokenizer, monkeypatch):
+    dated = TEMPLATE + "{{ strftime_now('%Y') }}"
+    one_day = TEMPLATE + str(TODAY.year)
+    monkeypatch.setattr(tokenizer, "chat_template", dated)
+    answers = answer(*map(asks, QUESTIONS))
+    monkeypatch.setattr(tokenizer, "chat_template", one_day)
+    assert answer(*map(asks, QUESTIONS)) == answers
+
+
 def test_sampled_answers_are_those_of_their_place(answer, tmp_path):
     conversations = [asks(f"{q} {n}") for q in QUESTIONS for n in range(20)]
     settings = AnswerSettings(1.0, 12)
@@ -160,7 +170,7 @@ def test_a_row_may_be_a_question_alone(row):
 def test_the_questions_are_distinct_and_some_are_of_each_kind():
     questions = EverydayQuestions(400).questions
     assert len(set(questions)) == 400
-    for start in ("What is ", "How do I ", "Write a short story", "What is the capital of "):
+    for start in ("What is ", "How do I ", "Begin a story", "What is the capital of "):
         assert any(one.startswith(start) for one in questions)
     assert EverydayQuestions(50).questions == questions[:50]
     with pytest.raises(ConfigError, match="more than the"):
