@@ -252,6 +252,15 @@ def test_reset_forgets_exit_ends_and_blank_lines_are_no_questions(assistant, cha
     assert printed == f"{first}you: /reset\n{second}you:  /exit\n"
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell started the tests in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_answer_is_remembered_as_far_as_it_came(assistant, chat, monkeypatch):
     put, streams = TextStream.put, []
 
