@@ -66,6 +66,11 @@ def test_a_teacher_has_values_of_its_own():
     assert cfg.teacher.optimizer.lr == USUAL["lr"]["size"]
 
 
+def test_a_part_of_a_teacher_from_scratch_has_the_lengths_of_one():
+    found = values(composed("teacher=s", *PART))
+    assert found == {"lr": USUAL["lr"]["small_part"], "pct_start": 0.0501, **OF_A_SIZE}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_far_above_the_usual_one_is_warned_about(kind):
     usual = USUAL["lr"][kind]
