@@ -61,8 +61,10 @@ def decoder_start(model: PreTrainedModel) -> int | None:
 
 
 def stops_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
-    """The tokens that end a text generated with the model, and the tokenizer's end-of-text token
-    after them."""
+    """The tokens that end a text generated with the model.
+
+    tokenizer: its end-of-text token is the last of them.
+    """
     generation: Any = model.generation_config
     eos = generation.eos_token_id
     ids = [*eos] if isinstance(eos, list) else [eos]
