@@ -2,13 +2,16 @@
 
 The questions of a conversation are asked one after another, and each answer is part of what the
 next one follows. Answers that the data brings are replaced.
+
+A plan or a doctor asks a few of them (`Answerer.sample`). Copies of these conversations stand for
+the others, so that there are as many examples as in the run.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,37 +19,54 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_distill.data.answering import AnswerSettings, answer, as_lines, questions_of
 from lightning_distill.data.assistant_masker import without_clock
 from lightning_distill.data.chat_template import prompt_ids
-from lightning_distill.data.sources.base import Conversation, ConversationSource, Message
+from lightning_distill.data.loaders import evenly_spaced
+from lightning_distill.data.sources.base import Conversation, ConversationSource
 from lightning_distill.data.sources.conversations import Conversations
 from lightning_distill.data.tokenizer import tokenizer_hash
 from lightning_distill.errors import ConfigError
-from lightning_distill.models.generation import Sampling, generate, seed_of
-from lightning_distill.models.inspection import stops_of
+from lightning_distill.models.generation_time import generation_seconds
 from lightning_distill.progress import progress
-from lightning_distill.storage.artifacts import Store, write_atomic
+from lightning_distill.storage.artifacts import Store, key_of, write_atomic
 
 log = logging.getLogger(__name__)
 
 VERSION = 2  # raise it when a teacher is asked differently
 BATCH = 64  # conversations at a time
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """temperature: of sampling; 0 for greedy decoding. max_new_tokens: of an answer."""
-
-    temperature: float
-    max_new_tokens: int
+SAMPLE = 8  # conversations
+SAMPLE_TOKENS = 128  # of an answer in a sample, at most
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """The model that answers. key: identifies it."""
+    """The model that answers.
+
+    key: identifies it. sample: whether SAMPLE conversations are enough, where the others have not
+    been answered before.
+    """
 
     key: str
     load: Callable[[], PreTrainedModel]
+    sample: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    """source: the conversations with answers.
+
+    answered, total: how many the teacher has answered, and of how many. key: of the artifact with
+    all of them. seconds, num_bytes: what making it takes, where there is only a sample.
+    """
+
+    source: Conversations
+    answered: int
+    total: int
+    key: str
+    is_sample: bool = False
+    seconds: float = 0.0
+    num_bytes: int = 0
 
 
 def answered(
@@ -55,7 +75,7 @@ def answered(
     settings: AnswerSettings,
     store: Store,
     source: ConversationSource,
-) -> Conversations:
+) -> Answered:
     """The conversations of `source` with answers, from an artifact.
 
     tokenizer: with the chat template. A conversation with an answer that does not end within
@@ -69,9 +89,19 @@ def answered(
         "edition": VERSION,
         **asdict(settings),
     }
-    make = partial(_make, answerer, tokenizer, settings, source)
+    key = key_of(made_from)
+    if answerer.sample and store.find("conversations", made_from) is None:
+        made_from |= {"sample": [SAMPLE, SAMPLE_TOKENS]}
+        make = partial(_make_sample, answerer, tokenizer, settings, source)
+    else:
+        make = partial(_make, answerer, tokenizer, settings, source)
     artifact = store.get("conversations", made_from, make)
-    return Conversations(str(artifact.folder / "*.jsonl"), "messages", False)
+    files = Conversations(str(artifact.folder / "*.jsonl"), "messages", False)
+    content = artifact.manifest["content"]
+    total = content["conversations"]
+    if "sample" not in content:
+        return Answered(files, total, total, key)
+    return Answered(files, content["sample"], total, key, True, **content["all"])
 
 
 def _make(
@@ -88,9 +118,8 @@ def _make(
     missing = [number for number, file in files.items() if not file.exists()]
     model, start = answerer.load().eval() if missing else None, time.perf_counter()
     for done, number in enumerate(progress(missing, "the teacher answers")):
-        texts = _answer(model, tokenizer, settings, batches[number], number)
-        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in texts)
-        write_atomic(files[number], lines.encode())
+        texts = answer(model, tokenizer, settings, batches[number], number)
+        write_atomic(files[number], as_lines(texts))
         if not done:
             seconds = (time.perf_counter() - start) * (len(missing) - 1)
             log.info(
@@ -105,47 +134,55 @@ def _make(
     return {"conversations": kept, "left_out": len(conversations) - kept}
 
 
-def _answer(
+def _make_sample(
+    answerer: Answerer,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: AnswerSettings,
+    source: ConversationSource,
+    folder: Path,
+) -> dict[str, Any]:
+    """Writes a few conversations and their copies, and estimates what all answers take."""
+    conversations, model = list(source.read(lambda one: one)), answerer.load().eval()
+    few = replace(settings, max_new_tokens=min(settings.max_new_tokens, SAMPLE_TOKENS))
+    asked = [conversations[i] for i in evenly_spaced(len(conversations), SAMPLE)]
+    texts = list(answer(model, tokenizer, few, asked, 0, keeps_unfinished=True))
+    if not texts:
+        raise ConfigError("The teacher answers with empty texts.")
+    lines = as_lines(_copied(texts, len(conversations)))
+    write_atomic(folder / "conversations-00000.jsonl", lines)
+    seconds = _seconds_of_all(model, tokenizer, settings, conversations)
+    return {
+        "conversations": len(conversations),
+        "sample": len(texts),
+        "all": {"seconds": seconds, "num_bytes": len(lines)},
+    }
+
+
+def _copied(texts: list[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    """So many conversations. Copies are numbered, as equal conversations would count once."""
+    for number in range(count):
+        one = deepcopy(texts[number % len(texts)])
+        if copy := number // len(texts):
+            question = next(message for message in one["messages"] if message["role"] != "system")
+            question["content"] = f"{question['content']} ({copy})"
+        yield one
+
+
+def _seconds_of_all(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     settings: AnswerSettings,
-    batch: list[Conversation],
-    number: int,
-) -> Iterator[dict[str, Any]]:
-    """The conversations of a batch with answers."""
-    sampling, stops = Sampling(settings.temperature), stops_of(model, tokenizer)
-    template = without_clock(tokenizer.get_chat_template())  # of the day that students read
-    histories: list[list[Message]] = [[] for _ in batch]
-    left = {i: _questions(one.messages) for i, one in enumerate(batch)}
-    for turn in range(max(map(len, left.values()))):
-        indices = [i for i, questions in left.items() if turn < len(questions)]
-        for i in indices:
-            histories[i] += left[i][turn]
-        prompts = [
-            torch.tensor(prompt_ids(tokenizer, histories[i], batch[i].tools, template))
-            for i in indices
-        ]
-        length = max(map(len, prompts)) + settings.max_new_tokens
-        seed = seed_of(number, turn)
-        answers = generate(model, tokenizer, prompts, length, sampling, seed, stops)
-        for i, ids in zip(indices, answers, strict=True):
-            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-            ends = ids and ids[-1] in stops and len(ids) <= settings.max_new_tokens
-            if ends and text:
-                histories[i].append({"role": "assistant", "content": text})
-            else:
-                del left[i]
-    for i in left:
-        tools = {"tools": batch[i].tools} if batch[i].tools else {}
-        yield {"messages": histories[i], **tools}
-
-
-def _questions(messages: list[Message]) -> list[list[Message]]:
-    """What stands before each answer: a question, perhaps with a system message before it."""
-    turns: list[list[Message]] = [[]]
-    for message in messages:
-        if message["role"] == "assistant" and turns[-1]:
-            turns.append([])
-        elif message["role"] != "assistant":
-            turns[-1].append(message)
-    return [turn for turn in turns if turn]
+    conversations: list[Conversation],
+) -> float:
+    """If the longest answer of each batch is as long as one may be."""
+    first = conversations[:BATCH]
+    questions = [questions_of(one.messages) for one in first]
+    template = without_clock(tokenizer.get_chat_template())
+    prompts = [
+        prompt_ids(tokenizer, question[0], one.tools, template)
+        for question, one in zip(questions, first, strict=True)
+    ]
+    prompt = max(prompts, key=len)
+    read, step = generation_seconds(model, tokenizer, torch.tensor(prompt), len(first))
+    turns = max(map(len, questions)) * len(conversations) / len(first)
+    return turns * (read + step * settings.max_new_tokens)

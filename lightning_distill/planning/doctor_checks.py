@@ -179,8 +179,9 @@ def check_steps(context: Context) -> str:
 
 def check_cache(context: Context) -> str:
     """What the transfer prepares: whether it exists, and whether a given cache fits."""
+    prepares = context.run.make_transfer().prepares
     for artifact in context.estimate["shared"]:
-        if artifact["what"] != "teacher":
+        if artifact["what"] == prepares:
             size = decimal(int(artifact["bytes"]))
             state = "exists" if artifact["there"] else f"to be made, {size}"
             return f"{artifact['what']} {artifact['id']}: {state}"

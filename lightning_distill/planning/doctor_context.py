@@ -38,7 +38,7 @@ class Context:
 
     @cached_property
     def prepared(self) -> Prepared:
-        return Prepared(*prepare_data(self.run))
+        return Prepared(*prepare_data(self.run, sample=True))
 
     @property
     def data(self) -> DistillationData:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.data.tasks.chat import Chat
 from lightning_distill.planning.dry_run import Prepared, profile_dry_run
 from lightning_distill.planning.profile import DryRunProfile
 from lightning_distill.run.builder import Run
@@ -15,6 +16,7 @@ from lightning_distill.run.preparation import prepare_data
 from lightning_distill.storage.artifacts import Artifact, Store, key_of
 from lightning_distill.sweeps.job import Job
 from lightning_distill.sweeps.job_key import effective_settings
+from lightning_distill.training.cost import peak_memory_mb
 from lightning_distill.training.teacher import Teacher, api_teacher, find_teacher, trained_teachers
 
 log = logging.getLogger(__name__)
@@ -33,12 +35,12 @@ def estimate_job(
     Raises what the dry run raises.
     """
     objective, transfer, store = run.make_objective(), run.make_transfer(), Store(run.outputs)
-    prepared = prepared or Prepared(*prepare_data(run))
+    prepared = prepared or Prepared(*prepare_data(run, sample=True))
     data, teacher_data = prepared.data, prepared.teacher_data
     teachers = trained_teachers(run.teacher, run.trainers, store, teacher_data)
     profile = _profile(run, job, prepared, teachers)
     needs_teacher = objective.needs_teacher or transfer.supervises_by_text
-    shared: list[Estimate] = []
+    shared = _answer_estimates(data)
     if needs_teacher or run.student.pruning:
         shared += _teacher_estimates(run, teacher_data, teachers, profile)
     units = transfer.units_to_prepare(data, teacher_data)
@@ -134,6 +136,24 @@ def _teacher_estimates(
         steps = model.steps(data.examples("train"), run.trainers.examples_per_step)
         costs = profile.teachers[index].estimate(steps, run.trainers) if profile.teachers else {}
         yield {**entry, "parameters": parameters, **costs}
+
+
+def _answer_estimates(data: DistillationData) -> list[Estimate]:
+    """Of the conversations that the teacher answers."""
+    return [
+        {
+            "what": "conversations",
+            "id": one.key,
+            "there": not one.is_sample,
+            "unit": "conversations",
+            "count": one.total,
+            "seconds": one.seconds,
+            "flops": 0,  # as of other generated text
+            "bytes": one.num_bytes,
+            "memory_mb": peak_memory_mb(),
+        }
+        for one in (data.answered if isinstance(data, Chat) else ())
+    ]
 
 
 def _existing_teacher(run: Run, store: Store, data: DistillationData) -> Teacher | None:

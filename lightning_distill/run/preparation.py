@@ -34,20 +34,21 @@ def check_parts(run: Run, student: bool = True) -> None:
         run.make_transfer()
 
 
-def prepare_data(run: Run) -> tuple[DistillationData, DistillationData]:
+def prepare_data(run: Run, sample: bool = False) -> tuple[DistillationData, DistillationData]:
     """The examples in the student's tokens and in the teacher's; one object where they share them.
 
+    sample: a few of the teacher's answers are enough (see `Answerer`).
     Raises ConfigError where the loss or the task needs one tokenizer, and there are two.
     """
     check_request(run.evaluation, run.task)
     if not run.task.has_tokenizer:
-        data = _prepared(run, None)
+        data = _prepared(run, None, sample)
         return data, data
     tokenizers = tokenizers_of(run)
-    data = _prepared(run, tokenizers.student)
+    data = _prepared(run, tokenizers.student, sample)
     data.new_tokens = tokenizers.new_tokens
     if not tokenizers.shared:
-        return data, _prepared(run, tokenizers.teacher)
+        return data, _prepared(run, tokenizers.teacher, sample)
     if len(tokenizers.loaded) > 1:
         tokenizers.check_encoding(_sample_texts(data))
     return data, data
@@ -59,22 +60,22 @@ def tokenizers_of(run: Run) -> Tokenizers:
     return load_tokenizers(models, run.student, run.shares_vocabulary, run.task.shares_tokenizer)
 
 
-def _prepared(run: Run, tokenizer: Any) -> DistillationData:
+def _prepared(run: Run, tokenizer: Any, sample: bool) -> DistillationData:
     data = run.make_data()
     if isinstance(data, Chat) and data.is_answered_by_teacher:
-        data.answerer = _answerer(run, data)
+        data.answerer = _answerer(run, data, sample)
     data.prepare(Store(run.outputs), tokenizer)
     log.info("%s", data.describe())
     return data
 
 
-def _answerer(run: Run, data: DistillationData) -> Answerer | None:
+def _answerer(run: Run, data: DistillationData, sample: bool) -> Answerer | None:
     """The teacher, where it is one model that is loaded as it is."""
     model = run.teacher.members[0].model
     is_one = len(run.teacher.members) == 1 and not run.teacher.is_api
     if not is_one or model.is_trained or model.source is None:
         return None
-    return Answerer(model.loaded_key, partial(model.make, data=data))
+    return Answerer(model.loaded_key, partial(model.make, data=data), sample)
 
 
 def check_intermediate_losses(

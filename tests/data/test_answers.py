@@ -1,12 +1,14 @@
 """Conversations that a teacher answers, against transformers' own `generate`."""
 
 import json
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from lightning_distill.data.answers import Answerer, AnswerSettings, answered
+from lightning_distill.data.answering import AnswerSettings
+from lightning_distill.data.answers import Answerer, answered
 from lightning_distill.data.assistant_masker import TODAY
 from lightning_distill.data.messages import conversation_of
 from lightning_distill.data.sources.base import Conversation
@@ -78,10 +80,11 @@ def answer(tokenizer, model, tmp_path):
         loads.append(1)
         return model
 
-    def run(*conversations, settings=GREEDY, key="a"):
+    def run(*conversations, settings=GREEDY, key="a", sample=False):
         source = Questions(*conversations)
         store = Store(tmp_path)
-        result = answered(Answerer(key, load), tokenizer, settings, store, source)
+        asked = Answerer(key, load, sample)
+        result = answered(asked, tokenizer, settings, store, source).source
         return [one.messages for one in result.read(lambda one: one)]
 
     run.loads = loads
@@ -126,6 +129,29 @@ def test_answers_are_made_once(answer):
     answer(*map(asks, QUESTIONS), key="b")
     answer(*map(asks, QUESTIONS), settings=AnswerSettings(0.0, 11))
     assert len(answer.loads) == 3
+
+
+def test_a_plan_asks_a_few_questions_and_copies_stand_for_the_others(answer, model, tokenizer):
+    conversations = [asks(f"{q} {n}") for q in QUESTIONS for n in range(20)]
+    sampled = answer(*conversations, sample=True)
+    assert len(sampled) == len(conversations)
+    assert len({str(one) for one in sampled}) == len(conversations)  # none counts as a repeat
+    asked, copies = sampled[:8], sampled[8:16]
+    for (question, reply), copy in zip(asked, copies, strict=True):
+        assert [question] in conversations
+        assert copy == [{**question, "content": f"{question['content']} (1)"}, reply]
+        wanted = expected(model, tokenizer, [question])
+        assert wanted is None or reply["content"] == wanted
+    assert answer(*conversations, sample=True) == sampled
+    assert len(answer.loads) == 1
+
+
+def test_a_plan_reads_the_answers_that_exist(answer):
+    conversations = [asks(f"{q} {n}") for q in QUESTIONS for n in range(20)]
+    answer(*conversations, sample=True)
+    answers = answer(*conversations)  # not those of the sample
+    assert not any("(1)" in one[0]["content"] for one in answers)
+    assert answer(*conversations, sample=True) == answers
 
 
 def test_answers_do_not_depend_on_the_day(answer, tokenizer, monkeypatch):
@@ -191,6 +217,11 @@ def test_a_student_learns_from_questions_alone(model, tokenizer, in_process, tmp
     ]  # fmt: skip
     refused = in_process(*command, f"data.path={questions}", expect=2)
     assert "with data.answers=teacher, the teacher answers" in refused.stderr
+    planned = in_process(
+        *command, f"data.path={questions}", "data.answers=teacher", "stage=plan",
+        f"hydra.run.dir={tmp_path / 'plan'}",
+    )  # fmt: skip
+    assert re.search(r"conversations \w{16}: to make, 100 conversations, ", planned.stdout)
     in_process(
         *command, f"data.path={questions}", "data.answers=teacher",
         "student.initialize=teacher_layers", "student.layers=1", "student.hidden_size=64",

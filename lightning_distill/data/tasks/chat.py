@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
-from lightning_distill.data.answers import Answerer, AnswerSettings, answered
+from lightning_distill.data.answering import AnswerSettings
+from lightning_distill.data.answers import Answered, Answerer, answered
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
 from lightning_distill.data.hashes import sha256
@@ -49,6 +50,7 @@ class Chat(CausalLM):
     """
 
     answerer: Answerer | None = None  # set before `prepare`, where the teacher can answer
+    answered: tuple[Answered, ...] = ()  # what the teacher answered, set by `prepare`
     shares_tokenizer = True  # the chat template belongs to one tokenizer
 
     def __init__(
@@ -98,7 +100,12 @@ class Chat(CausalLM):
             )
         tokenizer.chat_template = template_of(tokenizer, self.chat_template, is_own=False)
         ask = partial(answered, self.answerer, tokenizer, self.answer_settings, store)
-        self.sources = self.sources.map(ask)
+
+        def change(source: ConversationSource) -> ConversationSource:
+            self.answered += (one := ask(source),)
+            return one.source
+
+        self.sources = self.sources.map(change)
 
     def examples(self, split: str) -> Blocks:
         return self._packed[split]
@@ -190,6 +197,12 @@ class Chat(CausalLM):
         if any(without_answer.values()):
             counts = ", ".join(f"{count:,} {split}" for split, count in without_answer.items())
             parts.append(f"left out, with no answer before the cut: {counts}")
+        for one in self.answered:
+            if one.is_sample:
+                parts.append(
+                    f"the teacher has answered {one.answered} of {one.total:,} conversations so "
+                    "far, and copies of them stand for the others"
+                )
         return "; ".join(parts)
 
     def _conversations(self, split: str) -> tuple[Tensor, Tensor]:
