@@ -260,7 +260,7 @@ def test_every_transfer_can_be_planned(in_process, tmp_path, overrides):
 @pytest.mark.slow
 def test_the_estimated_seconds_are_about_those_of_the_run(in_process, tmp_path):
     """Within a factor of 3, as other processes share the cores."""
-    own = ["transfer=cached", "student.max_steps=400", "teacher.max_steps=400", "student=s"]
+    own = ["transfer=cached", "student.max_steps=150", "teacher.max_steps=150", "student=s"]
     own += ["data.batch_size=16", f"paths.outputs={tmp_path}"]
     in_process("stage=plan", *own, f"hydra.run.dir={tmp_path / 'plan'}")
     in_process(*own, f"hydra.run.dir={tmp_path / 'run'}")

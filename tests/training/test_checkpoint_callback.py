@@ -21,7 +21,7 @@ from lightning_distill.training.checkpoint_io import LAST, AtomicCheckpointIO, s
 from lightning_distill.training.metrics_csv import truncate_curves
 from lightning_distill.training.teacher import TeacherModule
 
-LONG = ["student.max_steps=300", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
+LONG = ["student.max_steps=180", "teacher.max_steps=5", "checkpoint_every_n_steps=40"]
 
 
 class StopAt(Callback):
