@@ -350,7 +350,7 @@ def test_whole_documents_stay_whole_or_lose_their_end():
 
 def test_a_long_conversation_is_cut_and_counted(make_chat):
     data = make_chat(length=40)
-    counts = data._stream("train")[1].unique(return_counts=True)[1]
+    counts = data.tokens.streams["train"].documents.unique(return_counts=True)[1]
     assert 0 < (counts > 40).sum() < len(counts)
     assert re.search(r"\d+ of them longer than data.sequence_length, and cut", data.describe())
     with pytest.raises(ConfigError, match="No conversation of the train split has text of the"):
@@ -371,7 +371,7 @@ def test_a_model_is_asked_for_another_turn_of_a_block_in_each_round(make_chat):
 
 def test_what_a_teacher_writes_is_learned_in_whole_conversations(make_chat):
     data = make_chat()
-    prompts = [prompt for prompt, _ in data._test_turns]
+    prompts = [prompt for prompt, _ in data.test_turns]
     lines = [{"prompt_ids": p.tolist(), "ids": [300 + n, 0]} for n, p in enumerate(prompts)]
     blocks = data.from_generated(lines, data)
     learned = [i for b in each(blocks) for i in b["labels"].tolist() if i != IGNORED]
@@ -385,7 +385,7 @@ def test_what_a_teacher_writes_is_learned_in_whole_conversations(make_chat):
 
 def test_rouge_l_holds_answers_against_the_references(make_chat, monkeypatch):
     data = make_chat()
-    references = {tuple(prompt.tolist()): said.tolist() for prompt, said in data._test_turns}
+    references = {tuple(prompt.tolist()): said.tolist() for prompt, said in data.test_turns}
 
     def parrot(model, tokenizer, prompts, length, sampling, seed, stops):
         assert sampling.temperature == 0

@@ -200,7 +200,7 @@ def test_bytes_and_counts_are_of_what_is_learned(tmp_path):
     )
     data.prepare(Store(tmp_path / "outputs"), None)
     for split in ("train", "validation", "test"):
-        tokens, _, targets = data._stream(split)
+        tokens, _, targets = data.tokens.streams[split]
         text = data.tokenizer.decode(tokens[targets], skip_special_tokens=True)
         per_token = len(text.encode()) / int(targets.sum())
         assert data.bytes_per_token(split) == pytest.approx(per_token)

@@ -5,14 +5,12 @@ blocks of whole conversations that do not attend to each other.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +19,7 @@ from lightning_distill.data.answering import AnswerSettings
 from lightning_distill.data.answers import Answered, Answerer, answered
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
+from lightning_distill.data.chat_tokens import ChatTokens, Tokenized, write_chat_tokens
 from lightning_distill.data.hashes import sha256
 from lightning_distill.data.loaders import evenly_spaced
 from lightning_distill.data.messages import check_answered
@@ -82,13 +81,9 @@ class Chat(CausalLM):
         inputs["chat_template"] = self.tokenizer.chat_template
         inputs["tokenizer"] = tokenizer_hash(self.tokenizer)
         self._obtain_tokens(store, inputs)
-        folder = self.artifact.folder
-        self._tokens = load_file(folder / "tokens.safetensors")
-        self._bytes = json.loads((folder / "bytes.json").read_text())
-        streams = {split: self._stream(split) for split in SPLITS}
-        warn_of_unknown(
-            self.tokenizer, {s: ids[learned] for s, (ids, _, learned) in streams.items()}
-        )
+        self.tokens = ChatTokens(self.artifact.folder)
+        streams = self.tokens.streams
+        warn_of_unknown(self.tokenizer, {s: one.tokens[one.targets] for s, one in streams.items()})
         self._packed = {split: self._pack(*stream, split) for split, stream in streams.items()}
 
     def _ask_teacher(self, store: Store, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -112,7 +107,7 @@ class Chat(CausalLM):
 
     def bytes_per_token(self, split: str) -> float:
         """Bytes per token of what the assistant says."""
-        return float(self._bytes[split] / self._stream(split)[2].sum())
+        return self.tokens.bytes_per_token(split)
 
     @property
     def before(self) -> list[int]:
@@ -121,18 +116,14 @@ class Chat(CausalLM):
     @property
     def bos_token(self) -> str | None:
         """Where the chat template writes it."""
-        begins = self._stream("train")[0][:1].tolist() == [self.tokenizer.bos_token_id]
+        begins = self.tokens.streams["train"].tokens[:1].tolist() == [self.tokenizer.bos_token_id]
         return self.tokenizer.bos_token if begins else None
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """The tokens that close a turn, the most frequent first; then the end-of-text token."""
-        closing: Counter[int] = Counter()
-        for tokens, _, targets in map(self._stream, SPLITS):
-            ends_turn = targets & ~torch.cat([targets[1:], torch.tensor([False])])
-            closing.update(tokens[ends_turn].tolist())
-        ids = [id for id, _ in closing.most_common()]
-        return [*dict.fromkeys([*ids, int(self.tokenizer.eos_token_id)])]
+        ids = [*self.tokens.closing_tokens(), int(self.tokenizer.eos_token_id)]
+        return [*dict.fromkeys(ids)]
 
     @torch.no_grad()
     def score_generation(self, model: PreTrainedModel) -> dict[str, float]:
@@ -162,7 +153,7 @@ class Chat(CausalLM):
 
     @property
     def _scored_turns(self) -> list[tuple[Tensor, Tensor]]:
-        return [self._test_turns[i] for i in evenly_spaced(len(self._test_turns), SCORED_TURNS)]
+        return [self.test_turns[i] for i in evenly_spaced(len(self.test_turns), SCORED_TURNS)]
 
     def check_prompt_length(self, length: int) -> None:
         """A prompt is a conversation up to one of the assistant's turns, of any length."""
@@ -185,7 +176,8 @@ class Chat(CausalLM):
         """Counts of each split, and of what is cut or left out."""
         parts, cut, without_answer = [], 0, {}
         for split in SPLITS:
-            blocks, (lengths, answered) = self._packed[split], self._conversations(split)
+            blocks = self._packed[split]
+            lengths, answered = self.tokens.conversations(split, self.sequence_length)
             assert blocks.targets is not None
             tokens, learned = int((blocks.documents >= 0).sum()), int(blocks.targets.sum())
             counts = f"{tokens:,} tokens, {learned:,} learned"
@@ -205,20 +197,6 @@ class Chat(CausalLM):
                 )
         return "; ".join(parts)
 
-    def _conversations(self, split: str) -> tuple[Tensor, Tensor]:
-        """The length of each conversation, and whether an answer begins in its first block: [D]."""
-        _, documents, targets = self._stream(split)
-        lengths = documents.unique_consecutive(return_counts=True)[1]
-        begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        places = torch.arange(len(targets)) - begins
-        learned = targets & (places > 0) & (places < self.sequence_length)
-        return lengths, torch.zeros(len(lengths)).index_add_(0, documents, learned.float()) > 0
-
-    def _stream(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, conversation indices and targets (bool), each [S]."""
-        tensors = self._tokens
-        return tensors[split], tensors[f"{split}_documents"], tensors[f"{split}_targets"]
-
     def _blocks(self, tokens: Tensor, documents: Tensor, targets: Tensor | None) -> Blocks:
         assert targets is not None
         return self._pack(tokens, documents, targets, "transfer")
@@ -234,24 +212,13 @@ class Chat(CausalLM):
         return Blocks(tokens, documents, length, True, targets)
 
     @cached_property
-    def _test_turns(self) -> list[tuple[Tensor, Tensor]]:
-        """The assistant's turns of the test split whose prompt is shorter than a block: the
-        conversation up to the turn, and the turn with the token that closes it."""
-        turns = []
-        tokens, documents, targets = self._stream("test")
-        counts = documents.unique_consecutive(return_counts=True)[1].tolist()
-        conversations = zip(tokens.long().split(counts), targets.split(counts), strict=True)
-        for ids, is_target in conversations:
-            for start in (run_starts(is_target[1:]) + 1).tolist():
-                rest = is_target[start:].tolist()
-                stop = start + (rest.index(False) if False in rest else len(rest))
-                if start < self.sequence_length:
-                    turns.append((ids[:start], ids[start:stop]))
-        return turns
+    def test_turns(self) -> list[tuple[Tensor, Tensor]]:
+        """See `ChatTokens.test_turns`."""
+        return self.tokens.test_turns(self.sequence_length)
 
     def _sample_prompt_tokens(self) -> list[Tensor]:
-        indices = evenly_spaced(len(self._test_turns), NUM_SAMPLES)
-        return [self._test_turns[i][0] for i in indices]
+        indices = evenly_spaced(len(self.test_turns), NUM_SAMPLES)
+        return [self.test_turns[i][0] for i in indices]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -269,28 +236,14 @@ class Chat(CausalLM):
     def _make_tokens(self, folder: Path) -> None:
         mask = AssistantMasker(self.tokenizer)
 
-        def tokenized(one: Conversation) -> tuple[str, tuple[list[int], list[bool], int]]:
+        def tokenized(one: Conversation) -> tuple[str, Tokenized]:
             key = _key(one)
             ids, targets = mask(one)
-            return key, (ids, targets, len(mask.learned_text(ids, targets).encode()))
+            return key, Tokenized(ids, targets, len(mask.learned_text(ids, targets).encode()))
 
-        tensors: dict[str, Tensor] = {}
-        sizes: dict[str, int] = {}
         splits = self.sources.split(lambda source: source.read(tokenized), "conversations")
-        for split, (items, _) in splits.items():
-            tokens = torch.tensor([i for ids, _, _ in items for i in ids], dtype=torch.int32)
-            targets = torch.tensor([t for _, is_target, _ in items for t in is_target])
-            counts = torch.tensor([len(ids) for ids, _, _ in items])
-            numbers = torch.arange(len(items), dtype=torch.int32)
-            tensors |= {
-                split: tokens,
-                f"{split}_documents": numbers.repeat_interleave(counts),
-                f"{split}_targets": targets,
-            }
-            sizes[split] = sum(size for _, _, size in items)
-        save_file(tensors, folder / "tokens.safetensors")
+        write_chat_tokens(splits, folder)
         self._save_parts(splits, folder)
-        (folder / "bytes.json").write_text(json.dumps(sizes))
 
 
 def _key(conversation: Conversation) -> str:
