@@ -145,7 +145,8 @@ def _make_sample(
     conversations, model = list(source.read(lambda one: one)), answerer.load().eval()
     few = replace(settings, max_new_tokens=min(settings.max_new_tokens, SAMPLE_TOKENS))
     asked = [conversations[i] for i in evenly_spaced(len(conversations), SAMPLE)]
-    texts = list(answer(model, tokenizer, few, asked, 0, keeps_unfinished=True))
+    answers = answer(model, tokenizer, few, asked, 0, keeps_unfinished=True)
+    texts = [one for one in answers if one["messages"]]
     if not texts:
         raise ConfigError("The teacher answers with empty texts.")
     lines = as_lines(_copied(texts, len(conversations)))
@@ -163,8 +164,8 @@ def _copied(texts: list[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]
     for number in range(count):
         one = deepcopy(texts[number % len(texts)])
         if copy := number // len(texts):
-            question = next(message for message in one["messages"] if message["role"] != "system")
-            question["content"] = f"{question['content']} ({copy})"
+            first = next((m for m in one["messages"] if m["role"] != "system"), one["messages"][0])
+            first["content"] = f"{first['content']} ({copy})"
         yield one
 
 
@@ -181,8 +182,9 @@ def _seconds_of_all(
     prompts = [
         prompt_ids(tokenizer, question[0], one.tools, template)
         for question, one in zip(questions, first, strict=True)
+        if question
     ]
-    prompt = max(prompts, key=len)
+    prompt = max(prompts, key=len, default=[0])
     read, step = generation_seconds(model, tokenizer, torch.tensor(prompt), len(first))
     turns = max(map(len, questions)) * len(conversations) / len(first)
     return turns * (read + step * settings.max_new_tokens)
