@@ -175,7 +175,10 @@ def _seconds_of_all(
     settings: AnswerSettings,
     conversations: list[Conversation],
 ) -> float:
-    """If the longest answer of each batch is as long as one may be."""
+    """If the longest answer of each batch is as long as one may be.
+
+    The tokens that are timed follow a prompt with half of an answer, as later ones take longer.
+    """
     first = conversations[:BATCH]
     questions = [questions_of(one.messages) for one in first]
     template = without_clock(tokenizer.get_chat_template())
@@ -185,6 +188,8 @@ def _seconds_of_all(
         if question
     ]
     prompt = max(prompts, key=len, default=[0])
-    read, step = generation_seconds(model, tokenizer, torch.tensor(prompt), len(first))
+    half = min(settings.max_new_tokens, SAMPLE_TOKENS) // 2
+    ids = torch.tensor([*prompt, *prompt[-1:] * half])
+    read, step = generation_seconds(model, tokenizer, ids, len(first))
     turns = max(map(len, questions)) * len(conversations) / len(first)
-    return turns * (read + step * settings.max_new_tokens)
+    return turns * (read * len(prompt) / len(ids) + step * settings.max_new_tokens)

@@ -8,26 +8,26 @@ from lightning_distill.models.generation_time import generation_seconds
 
 PROMPT = 8  # tokens of a prompt that are read
 SAMPLE_TOKENS = 48  # of a sample
+MARGIN = 1.25  # the longest answer of a batch, in units of its longest reference
 
 
 def answer_seconds(data: DistillationData, model: PreTrainedModel) -> float:
-    """Of `score_generation` and of the samples, if no answer ends before the longest may.
+    """Of `score_generation` and of the samples, if answers are about as long as references.
 
     Reads PROMPT tokens of a batch of prompts and of one prompt, and generates a few tokens.
     """
     if not data.is_generative:
         return 0.0
-    prompts, seconds = data.scored_prompts(), 0.0
+    prompts, references, seconds = data.scored_prompts(), data.scored_lengths(), 0.0
     ids: Tensor = data.examples("test")[0]["input_ids"][:PROMPT]
-    batches = [
-        prompts[i : i + data.generation_batch]
-        for i in range(0, len(prompts), data.generation_batch)
-    ]
-    if batches:
-        read, step = generation_seconds(model, data.tokenizer, ids, len(batches[0]))
-        for batch in batches:
-            lengths = [len(prompt) for prompt in batch]
+    size = data.generation_batch
+    if prompts:
+        read, step = generation_seconds(model, data.tokenizer, ids, min(size, len(prompts)))
+        for start in range(0, len(prompts), size):
+            lengths = [len(prompt) for prompt in prompts[start : start + size]]
             used = min(lengths) if data.continues_prompt else 0
-            seconds += read * max(lengths) / PROMPT + step * max(0, data.max_length - used)
+            expected = MARGIN * max(references[start : start + size])
+            new = max(0.0, min(data.max_length - used, expected))
+            seconds += read * max(lengths) / PROMPT + step * new
     _, step = generation_seconds(model, data.tokenizer, ids, 1)
     return seconds + NUM_SAMPLES * SAMPLE_TOKENS * step

@@ -17,6 +17,7 @@ from lightning_distill.config.settings import Settings
 from lightning_distill.config.training_length import trained_for
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.models.inspection import count_parameters
+from lightning_distill.models.pruning import INFLUENCE
 from lightning_distill.pipeline import run_pipeline
 from lightning_distill.planning.dry_run_size import DryRunSize, dry_run_size
 from lightning_distill.planning.profile import DryRunProfile, summarize_profile
@@ -103,6 +104,8 @@ def shrink_settings(
     small["checkpoint_every_n_steps"] = size.steps
     few = {"max_steps": size.steps, "epochs": None}
     small["student"] |= few
+    if small["student"].get("layers") == INFLUENCE:  # which takes a pass over a text
+        small["student"]["layers"] = "uniform"  # as many, which cost the same
     for node in [teacher, *(teacher.get("members") or [])]:
         if trains_teachers and trained_for(node):
             node |= few

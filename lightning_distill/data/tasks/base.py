@@ -204,6 +204,10 @@ class DistillationData(L.LightningDataModule):
         """Of the test split, [P] each."""
         return []
 
+    def scored_lengths(self) -> list[int]:
+        """The tokens of the reference for each of `scored_prompts`."""
+        return []
+
     @property
     def max_length(self) -> int:
         """The most tokens of a sequence, the prompt included where `continues_prompt`."""

@@ -151,6 +151,9 @@ class Chat(CausalLM):
     def scored_prompts(self) -> list[Tensor]:
         return [prompt for prompt, _ in self._scored_turns]
 
+    def scored_lengths(self) -> list[int]:
+        return [len(answer) for _, answer in self._scored_turns]
+
     @property
     def _scored_turns(self) -> list[tuple[Tensor, Tensor]]:
         return [self.test_turns[i] for i in evenly_spaced(len(self.test_turns), SCORED_TURNS)]

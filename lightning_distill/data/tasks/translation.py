@@ -155,6 +155,10 @@ class Translation(TextTask):
         test = self.examples("test")
         return [test.source(i) for i in range(min(len(test), SCORED_PAIRS))]
 
+    def scored_lengths(self) -> list[int]:
+        test = self.examples("test")
+        return [len(test.target(i)) for i in range(min(len(test), SCORED_PAIRS))]
+
     @property
     def max_length(self) -> int:
         return self.sequence_length
