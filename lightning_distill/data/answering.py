@@ -37,22 +37,19 @@ def answer(
     conversation is left out.
     """
     sampling, stops = Sampling(settings.temperature), stops_of(model, tokenizer)
-    template = without_clock(tokenizer.get_chat_template())  # of the day that students read
     histories: list[list[Message]] = [[] for _ in batch]
     left = {i: questions_of(one.messages) for i, one in enumerate(batch)}
     for turn in range(max(map(len, left.values()))):
         indices = [i for i, questions in left.items() if turn < len(questions)]
         for i in indices:
             histories[i] += left[i][turn]
-        prompts = [
-            torch.tensor(prompt_ids(tokenizer, histories[i], batch[i].tools, template))
-            for i in indices
-        ]
+        prompts = [torch.tensor(prompt_of(tokenizer, histories[i], batch[i])) for i in indices]
         length = max(map(len, prompts)) + settings.max_new_tokens
         seed = seed_of(number, turn)
         answers = generate(model, tokenizer, prompts, length, sampling, seed, stops)
         for i, ids in zip(indices, answers, strict=True):
-            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            new = ids[: settings.max_new_tokens]  # a short prompt leaves room for more
+            text = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
             ends = ids and ids[-1] in stops and len(ids) <= settings.max_new_tokens
             if text and (ends or keeps_unfinished):
                 histories[i].append({"role": "assistant", "content": text})
@@ -61,6 +58,14 @@ def answer(
     for i in left:
         tools = {"tools": batch[i].tools} if batch[i].tools else {}
         yield {"messages": histories[i], **tools}
+
+
+def prompt_of(
+    tokenizer: PreTrainedTokenizerBase, history: list[Message], conversation: Conversation
+) -> list[int]:
+    """The tokens that the next answer follows, on the day that students read."""
+    template = without_clock(tokenizer.get_chat_template())
+    return prompt_ids(tokenizer, history, conversation.tools, template)
 
 
 def questions_of(messages: list[Message]) -> list[list[Message]]:

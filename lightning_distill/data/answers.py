@@ -19,9 +19,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_distill.data.answering import AnswerSettings, answer, as_lines, questions_of
-from lightning_distill.data.assistant_masker import without_clock
-from lightning_distill.data.chat_template import prompt_ids
+from lightning_distill.data.answering import (
+    AnswerSettings,
+    answer,
+    as_lines,
+    prompt_of,
+    questions_of,
+)
 from lightning_distill.data.loaders import evenly_spaced
 from lightning_distill.data.sources.base import Conversation, ConversationSource
 from lightning_distill.data.sources.conversations import Conversations
@@ -90,16 +94,16 @@ def answered(
         **asdict(settings),
     }
     key = key_of(made_from)
-    if answerer.sample and store.find("conversations", made_from) is None:
+    is_sample = answerer.sample and store.find("conversations", made_from) is None
+    if is_sample:
         made_from |= {"sample": [SAMPLE, SAMPLE_TOKENS]}
-        make = partial(_make_sample, answerer, tokenizer, settings, source)
-    else:
-        make = partial(_make, answerer, tokenizer, settings, source)
+    write = _make_sample if is_sample else _make
+    make = partial(write, answerer, tokenizer, settings, source)
     artifact = store.get("conversations", made_from, make)
     files = Conversations(str(artifact.folder / "*.jsonl"), "messages", False)
     content = artifact.manifest["content"]
     total = content["conversations"]
-    if "sample" not in content:
+    if not is_sample:
         return Answered(files, total, total, key)
     return Answered(files, content["sample"], total, key, True, **content["all"])
 
@@ -144,11 +148,14 @@ def _make_sample(
     """Writes a few conversations and their copies, and estimates what all answers take."""
     conversations, model = list(source.read(lambda one: one)), answerer.load().eval()
     few = replace(settings, max_new_tokens=min(settings.max_new_tokens, SAMPLE_TOKENS))
-    asked = [conversations[i] for i in evenly_spaced(len(conversations), SAMPLE)]
-    answers = answer(model, tokenizer, few, asked, 0, keeps_unfinished=True)
+    sample = [conversations[i] for i in evenly_spaced(len(conversations), SAMPLE)]
+    answers = answer(model, tokenizer, few, sample, 0, keeps_unfinished=True)
     texts = [one for one in answers if one["messages"]]
     if not texts:
-        raise ConfigError("The teacher answers with empty texts.")
+        raise ConfigError(
+            f"data.answers=teacher: the answers to {len(sample)} conversations are all empty. "
+            "Choose another teacher, or a data.chat_template that it was trained with."
+        )
     lines = as_lines(_copied(texts, len(conversations)))
     write_atomic(folder / "conversations-00000.jsonl", lines)
     seconds = _seconds_of_all(model, tokenizer, settings, conversations)
@@ -181,9 +188,8 @@ def _seconds_of_all(
     """
     first = conversations[:BATCH]
     questions = [questions_of(one.messages) for one in first]
-    template = without_clock(tokenizer.get_chat_template())
     prompts = [
-        prompt_ids(tokenizer, question[0], one.tools, template)
+        prompt_of(tokenizer, question[0], one)
         for question, one in zip(questions, first, strict=True)
         if question
     ]

@@ -83,8 +83,8 @@ def answer(tokenizer, model, tmp_path):
     def run(*conversations, settings=GREEDY, key="a", sample=False):
         source = Questions(*conversations)
         store = Store(tmp_path)
-        asked = Answerer(key, load, sample)
-        result = answered(asked, tokenizer, settings, store, source).source
+        answerer = Answerer(key, load, sample)
+        result = answered(answerer, tokenizer, settings, store, source).source
         return [one.messages for one in result.read(lambda one: one)]
 
     run.loads = loads
@@ -136,8 +136,8 @@ def test_a_plan_asks_a_few_questions_and_copies_stand_for_the_others(answer, mod
     sampled = answer(*conversations, sample=True)
     assert len(sampled) == len(conversations)
     assert len({str(one) for one in sampled}) == len(conversations)  # none counts as a repeat
-    asked, copies = sampled[:8], sampled[8:16]
-    for (question, reply), copy in zip(asked, copies, strict=True):
+    originals, copies = sampled[:8], sampled[8:16]
+    for (question, reply), copy in zip(originals, copies, strict=True):
         assert [question] in conversations
         assert copy == [{**question, "content": f"{question['content']} (1)"}, reply]
         wanted = expected(model, tokenizer, [question])
