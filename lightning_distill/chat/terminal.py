@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from lightning_distill.chat.speakers import Speaker
@@ -16,18 +17,53 @@ EXIT, RESET = "/exit", "/reset"
 # What a terminal obeys rather than shows: all control characters but tab and newline.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+WORD_ENDS = re.compile(r"(?<=[\s\u2e80-\U0003ffff])")  # also after each character of CJK scripts
+
 
 class Screen:
-    """stdout, with colors where it is a terminal. A model's text is shown and never obeyed."""
+    """stdout, with colors where it is a terminal. A model's text is shown and never obeyed.
+
+    In a terminal, lines are broken between words. A word is written when it is complete.
+    """
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._column, self._word = 0, ""
 
     def label(self, name: str) -> None:
-        self.console.print(f"{name}: ", style="bold", end="")
+        label = f"{name}: "
+        self.console.print(label, style="bold", end="")
+        self._column = cell_len(label)
 
     def write(self, text: str) -> None:
-        self.console.out(CONTROLS.sub("", text), end="", highlight=False)
+        text = CONTROLS.sub("", text)
+        if not self.console.is_terminal:
+            self._out(text)
+            return
+        *words, self._word = WORD_ENDS.split(self._word + text)
+        for word in words:
+            self._place(word)
+
+    def end_line(self) -> None:
+        self._place(self._word)
+        self._out("\n")
+        self._column, self._word = 0, ""
+
+    def _place(self, word: str) -> None:
+        """word: with the space or newline after it."""
+        width, letters = self.console.width, cell_len(word.rstrip())
+        if self._column and self._column + letters > width:
+            self._out("\n")
+            self._column = 0
+        self._out(word)
+        while self._column + letters > width:  # the terminal breaks a word that is too long
+            letters -= width
+        self._column += letters + cell_len(word) - cell_len(word.rstrip())
+        if word.endswith("\n"):
+            self._column = 0
+
+    def _out(self, text: str) -> None:
+        self.console.out(text, end="", highlight=False)
 
     def note(self, text: str) -> None:
         self.console.print(text, style="dim")
@@ -62,12 +98,14 @@ def _lines(screen: Screen) -> Iterator[str]:
         try:
             line = input("you: " if typed else "")
         except (EOFError, KeyboardInterrupt):
-            screen.write("\n" * typed)
+            if typed:
+                screen.end_line()
             return
         if line.strip():
             if not typed:
                 screen.label("you")
-                screen.write(f"{line}\n")
+                screen.write(line)
+                screen.end_line()
             yield line
 
 
@@ -83,6 +121,5 @@ def _reply(screen: Screen, speaker: Speaker, text: str) -> None:
     try:
         speaker.answer(text, prompt, screen.write)
     except KeyboardInterrupt:
-        screen.note(" (stopped)")
-    else:
-        screen.write("\n")
+        screen.write(" (stopped)")
+    screen.end_line()

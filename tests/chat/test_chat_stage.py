@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import unicodedata
 
 import pytest
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from lightning_distill.chat.speakers import ChatSettings, TextStream, speaker
+from lightning_distill.chat.terminal import Screen
 from lightning_distill.data.tokenizer import train_tokenizer
 from lightning_distill.models.generation import Sampling
 
@@ -340,6 +343,30 @@ def test_each_line_is_translated(translator, chat):
 
 def test_no_control_character_reaches_the_terminal(assistant, chat):
     assert "\x1b" not in chat(assistant, ["\x1b[2JHi"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The capital of France is Paris, a city of light and of landmarks.",
+        "Two paragraphs.\n\nThe second one is longer than a line of the terminal.",
+        "It ends with an incomprehensibilityofwordsthatarelongerthanaline",
+    ],
+)
+def test_a_terminal_breaks_lines_between_words(monkeypatch, capsys, text):
+    width = 30
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Screen()
+    screen.label("student")
+    for character in text:
+        screen.write(character)
+    screen.end_line()
+    printed = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    paragraphs = f"student: {text}".split("\n")
+    options = {"width": width, "break_long_words": False, "break_on_hyphens": False}
+    expected = [textwrap.fill(paragraph, **options) for paragraph in paragraphs]
+    assert re.sub(r" *\n", "\n", printed) == "\n".join(expected) + "\n"
 
 
 @pytest.mark.slow
