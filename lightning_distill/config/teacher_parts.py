@@ -48,6 +48,11 @@ def problems_of_initialization(settings: Settings) -> Iterator[str]:
             for key in SIZE:
                 if settings[role].get(key, 1) is None:
                     yield f"{role}.{key}=null is only for student.initialize=teacher_layers"
+        if (layers := student.get("layers", "uniform")) != "uniform":
+            yield (
+                f"student.layers={layers} chooses among the teacher's layers; set "
+                "student.initialize=teacher_layers"
+            )
         return
     start = "student.initialize=teacher_layers"
     if is_pretrained(student):
