@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_distill.data.tasks.base import DistillationData
-from lightning_distill.data.tasks.chat import Chat
 from lightning_distill.planning.dry_run import Prepared, profile_dry_run
 from lightning_distill.planning.profile import DryRunProfile
 from lightning_distill.run.builder import Run
@@ -152,7 +151,7 @@ def _answer_estimates(data: DistillationData) -> list[Estimate]:
             "bytes": one.num_bytes,
             "memory_mb": peak_memory_mb(),
         }
-        for one in (data.answered if isinstance(data, Chat) else ())
+        for one in data.answered
     ]
 
 

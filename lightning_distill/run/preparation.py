@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from lightning_distill.data.answers import Answerer
 from lightning_distill.data.tasks.base import DistillationData
-from lightning_distill.data.tasks.chat import Chat
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.generative import check_request
 from lightning_distill.models.pruning import prune_teacher
@@ -62,7 +61,7 @@ def tokenizers_of(run: Run) -> Tokenizers:
 
 def _prepared(run: Run, tokenizer: Any, sample: bool) -> DistillationData:
     data = run.make_data()
-    if isinstance(data, Chat) and data.is_answered_by_teacher:
+    if data.is_answered_by_teacher:
         data.answerer = _answerer(run, data, sample)
     data.prepare(Store(run.outputs), tokenizer)
     log.info("%s", data.describe())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_distill.data.answers import Answered, Answerer
 from lightning_distill.data.loaders import (
     MAX_PREFETCHED,
     Examples,
@@ -57,6 +58,10 @@ class DistillationData(L.LightningDataModule):
 
     held_out_limit: int | None = None  # examples of a held-out split that are read; None for all
     mixture: Mixture | None = None  # set by `prepare` where there are several sources
+    # The model that writes the answers, set before `prepare`, and what it wrote, set by `prepare`.
+    is_answered_by_teacher: bool = False
+    answerer: Answerer | None = None
+    answered: tuple[Answered, ...] = ()
     new_tokens: tuple[str, ...] = ()  # of the tokenizer, those that a pretrained student's lacks
     # `prepare` sets:
     tokenizer: PreTrainedTokenizerBase

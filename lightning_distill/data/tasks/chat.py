@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_distill.constants import IGNORED
 from lightning_distill.data.answering import AnswerSettings
-from lightning_distill.data.answers import Answered, Answerer, answered
+from lightning_distill.data.answers import answered
 from lightning_distill.data.assistant_masker import AssistantMasker
 from lightning_distill.data.chat_template import ROLES, template_of
 from lightning_distill.data.chat_tokens import ChatTokens, Tokenized, write_chat_tokens
@@ -48,8 +48,6 @@ class Chat(CausalLM):
     Other settings: see `TextTask`.
     """
 
-    answerer: Answerer | None = None  # set before `prepare`, where the teacher can answer
-    answered: tuple[Answered, ...] = ()  # what the teacher answered, set by `prepare`
     shares_tokenizer = True  # the chat template belongs to one tokenizer
 
     def __init__(
