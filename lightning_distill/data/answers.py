@@ -41,6 +41,7 @@ VERSION = 2  # raise it when a teacher is asked differently
 BATCH = 64  # conversations at a time
 SAMPLE = 8  # conversations
 SAMPLE_TOKENS = 128  # of an answer in a sample, at most
+TIMED_TOKENS = 2048  # of all prompts of the batch that is timed, at most
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def _seconds_of_all(
 ) -> float:
     """If the longest answer of each batch is as long as one may be.
 
-    The tokens that are timed follow a prompt with half of an answer, as later ones take longer.
+    The tokens that are timed follow a prompt with half of an answer, as later ones take longer,
+    as far as TIMED_TOKENS allow.
     """
     first = conversations[:BATCH]
     questions = [questions_of(one.messages) for one in first]
@@ -195,7 +197,7 @@ def _seconds_of_all(
     ]
     prompt = max(prompts, key=len, default=[0])
     half = min(settings.max_new_tokens, SAMPLE_TOKENS) // 2
-    ids = torch.tensor([*prompt, *prompt[-1:] * half])
+    ids = torch.tensor([*prompt, *prompt[-1:] * half])[: TIMED_TOKENS // len(first)]
     read, step = generation_seconds(model, tokenizer, ids, len(first))
     turns = max(map(len, questions)) * len(conversations) / len(first)
     return turns * (read * len(prompt) / len(ids) + step * settings.max_new_tokens)
