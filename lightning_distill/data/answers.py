@@ -31,6 +31,7 @@ from lightning_distill.data.sources.base import Conversation, ConversationSource
 from lightning_distill.data.sources.conversations import Conversations
 from lightning_distill.data.tokenizer import tokenizer_hash
 from lightning_distill.errors import ConfigError
+from lightning_distill.models.generation import Sampling
 from lightning_distill.models.generation_time import generation_seconds
 from lightning_distill.progress import progress
 from lightning_distill.storage.artifacts import Store, key_of, write_atomic
@@ -198,6 +199,7 @@ def _seconds_of_all(
     prompt = max(prompts, key=len, default=[0])
     half = min(settings.max_new_tokens, SAMPLE_TOKENS) // 2
     ids = torch.tensor([*prompt, *prompt[-1:] * half])[: TIMED_TOKENS // len(first)]
-    read, step = generation_seconds(model, tokenizer, ids, len(first))
+    sampling = Sampling(settings.temperature)
+    read, step = generation_seconds(model, tokenizer, ids, len(first), sampling)
     turns = max(map(len, questions)) * len(conversations) / len(first)
     return turns * (read * len(prompt) / len(ids) + step * settings.max_new_tokens)

@@ -26,7 +26,11 @@ class _Clock(LogitsProcessor):
 
 
 def generation_seconds(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Tensor, count: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Tensor,
+    count: int,
+    sampling: Sampling,
 ) -> tuple[float, float]:
     """To read `count` copies of the prompt, and to generate one token for each of them.
 
@@ -34,6 +38,6 @@ def generation_seconds(
     """
     clock, start = _Clock(), time.perf_counter()
     length = STEPS + 1 + (0 if model.config.is_encoder_decoder else len(prompt))
-    generate(model, tokenizer, [prompt] * count, length, Sampling(0.0), 0, [], clock)
+    generate(model, tokenizer, [prompt] * count, length, sampling, 0, [], clock)
     read, *steps = clock.times
     return max(0.0, read - start), (steps[-1] - read) / len(steps) if steps else 0.0
