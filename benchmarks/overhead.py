@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.settings import plain_settings
+from lightning_distill.experiment.builder import build_run
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.run.builder import build_run
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.student import StudentModule
 from lightning_distill.training.teacher import Teacher

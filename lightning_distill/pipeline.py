@@ -22,16 +22,16 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.evaluation.evaluate import evaluate_all
 from lightning_distill.evaluation.teacher_check import check_teacher_quality
-from lightning_distill.losses.objective import Objective
-from lightning_distill.models import lora
-from lightning_distill.models.pruning import prune_teacher
-from lightning_distill.run.builder import Run, build_run
-from lightning_distill.run.preparation import (
+from lightning_distill.experiment.builder import Run, build_run
+from lightning_distill.experiment.preparation import (
     check_intermediate_losses,
     check_parts,
     outline_student,
     prepare_data,
 )
+from lightning_distill.losses.objective import Objective
+from lightning_distill.models import lora
+from lightning_distill.models.pruning import prune_teacher
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job, write_results
 from lightning_distill.tracking.loggers import Tracker, log_samples

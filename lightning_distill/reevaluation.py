@@ -8,11 +8,11 @@ from lightning_distill.config.settings import Settings
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.evaluate import evaluate_all
+from lightning_distill.experiment.builder import build_run
+from lightning_distill.experiment.preparation import prepare_data
+from lightning_distill.experiment.settings import finished_run
 from lightning_distill.models import pretrained
 from lightning_distill.report.summarize import summarize
-from lightning_distill.run.builder import build_run
-from lightning_distill.run.preparation import prepare_data
-from lightning_distill.run.settings import finished_run
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import RESULTS, Job, results_in, write_results
 from lightning_distill.sweeps.records import job_folders

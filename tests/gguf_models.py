@@ -4,9 +4,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lightning_distill.data.tasks.causal_lm import CausalLM
+from lightning_distill.experiment.finished_run import FinishedRun
 from lightning_distill.export import gguf
 from lightning_distill.export.format import ExportSettings
-from lightning_distill.run.finished_run import FinishedRun
 
 TEXT = "Hello there, it's 12345 small\n\n  words; naïve café 你好!  \t done"
 SIZE = {

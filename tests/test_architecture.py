@@ -9,7 +9,8 @@ import lightning_distill
 PACKAGE = Path(lightning_distill.__file__).parent
 # From top to bottom. A module may import its own room and those below it.
 ROOMS = [
-    *("__main__", "cli", "planning", "export", "chat", "reevaluation", "pipeline", "run"),
+    *("__main__", "api", "cli", "planning", "export", "chat", "reevaluation", "pipeline"),
+    "experiment",
     *("tracking", "report", "sweeps", "evaluation", "transfer", "training", "data", "metrics"),
     *("losses", "models", "storage", "distributed", "config"),
     *("", "errors", "constants", "progress", "stages"),

@@ -9,10 +9,10 @@ from lightning_distill.chat.speakers import ChatSettings, Speaker, speaker
 from lightning_distill.chat.terminal import converse
 from lightning_distill.config.settings import Settings
 from lightning_distill.errors import ConfigError
+from lightning_distill.experiment.builder import build_run
+from lightning_distill.experiment.finished_run import FinishedRun, read_run
+from lightning_distill.experiment.preparation import prepare_data
 from lightning_distill.models.generation import Sampling
-from lightning_distill.run.builder import build_run
-from lightning_distill.run.finished_run import FinishedRun, read_run
-from lightning_distill.run.preparation import prepare_data
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job
 from lightning_distill.training.teacher import Teacher, find_teacher

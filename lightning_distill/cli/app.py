@@ -45,8 +45,8 @@ from lightning_distill.distributed.gpus import (
     visible_gpus,
 )
 from lightning_distill.errors import ConfigError, Refused, Stopped
+from lightning_distill.experiment.settings import resume_policy
 from lightning_distill.metrics.declarations import directions
-from lightning_distill.run.settings import resume_policy
 from lightning_distill.sweeps.job import (
     Job,
     objectives,

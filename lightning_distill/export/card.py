@@ -10,12 +10,12 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.experiment.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings
 from lightning_distill.export.markdown import Markdown, code, template, text
 from lightning_distill.export.objective_formula import objective_formula, symbol_definitions
 from lightning_distill.metrics.declarations import GROUPS, PARAMETERS
 from lightning_distill.report.formatting import millions, steps_text
-from lightning_distill.run.finished_run import FinishedRun
 from lightning_distill.sweeps.job_key import is_baseline
 from lightning_distill.sweeps.records import flatten
 

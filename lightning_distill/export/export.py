@@ -15,10 +15,10 @@ from typing import Any
 
 from lightning_distill.config.settings import Settings
 from lightning_distill.errors import ConfigError, unknown_name
+from lightning_distill.experiment.finished_run import FinishedRun, read_run
 from lightning_distill.export import gguf, hub, huggingface, onnx
 from lightning_distill.export.card import model_card
 from lightning_distill.export.format import ExportSettings, Format
-from lightning_distill.run.finished_run import FinishedRun, read_run
 from lightning_distill.storage.artifacts import MANIFEST, find_damage, read_manifest, write_manifest
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.job import Job

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_distill.run.finished_run import FinishedRun
+from lightning_distill.experiment.finished_run import FinishedRun
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_distill.errors import ConfigError
+from lightning_distill.experiment.finished_run import FinishedRun
 from lightning_distill.export import gguf_tokenizer
 from lightning_distill.export.format import ExportSettings, Format
 from lightning_distill.models import pretrained
-from lightning_distill.run.finished_run import FinishedRun
 
 
 @dataclass(frozen=True)

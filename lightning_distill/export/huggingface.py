@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from lightning_distill.experiment.finished_run import FinishedRun
 from lightning_distill.export.format import ExportSettings, Format
 from lightning_distill.models import pretrained
-from lightning_distill.run.finished_run import FinishedRun
 
 
 def check(run: FinishedRun, settings: ExportSettings) -> None:

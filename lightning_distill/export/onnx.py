@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_distill.errors import ConfigError, first_line
+from lightning_distill.experiment.finished_run import FinishedRun
 from lightning_distill.export.example_inputs import example_batches, valid_positions
 from lightning_distill.export.format import ExportSettings, Format
-from lightning_distill.run.finished_run import FinishedRun
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from transformers import PreTrainedModel
 
 from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.experiment.builder import Run, build_run
+from lightning_distill.experiment.preparation import prepare_data, tokenizers_of
 from lightning_distill.models.tokenizers import Tokenizers
 from lightning_distill.planning.dry_run import Prepared, size_of_dry_run
 from lightning_distill.planning.dry_run_size import DryRunSize
 from lightning_distill.planning.estimate import Estimate, estimate_job
-from lightning_distill.run.builder import Run, build_run
-from lightning_distill.run.preparation import prepare_data, tokenizers_of
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import Job
 from lightning_distill.training.teacher import Teacher, find_teacher

@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 from lightning_distill.config.settings import Settings
 from lightning_distill.config.training_length import trained_for
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.experiment.builder import Run, build_run
+from lightning_distill.experiment.preparation import check_parts, outline_student
 from lightning_distill.models.inspection import count_parameters
 from lightning_distill.models.pruning import INFLUENCE
 from lightning_distill.pipeline import run_pipeline
 from lightning_distill.planning.dry_run_size import DryRunSize, dry_run_size
 from lightning_distill.planning.profile import DryRunProfile, summarize_profile
-from lightning_distill.run.builder import Run, build_run
-from lightning_distill.run.preparation import check_parts, outline_student
 from lightning_distill.storage.artifacts import Artifact, Store
 from lightning_distill.sweeps.job import Job
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.experiment.builder import Run
+from lightning_distill.experiment.preparation import prepare_data
 from lightning_distill.planning.dry_run import Prepared, profile_dry_run
 from lightning_distill.planning.profile import DryRunProfile
-from lightning_distill.run.builder import Run
-from lightning_distill.run.preparation import prepare_data
 from lightning_distill.storage.artifacts import Artifact, Store, key_of
 from lightning_distill.sweeps.job import Job
 from lightning_distill.sweeps.job_key import effective_settings

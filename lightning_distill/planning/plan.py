@@ -6,10 +6,10 @@ Each job writes its estimate to plan.json in its folder. One table is printed at
 import json
 
 from lightning_distill.config.settings import Settings
+from lightning_distill.experiment.builder import build_run
+from lightning_distill.experiment.settings import resume_policy
 from lightning_distill.planning.estimate import estimate_job
 from lightning_distill.report.plan_table import PLAN, print_plan
-from lightning_distill.run.builder import build_run
-from lightning_distill.run.settings import resume_policy
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.sweeps.job import Job, results_in
 from lightning_distill.sweeps.resume import ResumePolicy, job_status, last_folder

@@ -6,8 +6,8 @@ from statistics import mean
 from typing import Any
 
 from lightning_distill.data.tasks.base import DistillationData
+from lightning_distill.experiment.builder import Run
 from lightning_distill.planning.dry_run_size import DryRunSize
-from lightning_distill.run.builder import Run
 from lightning_distill.storage.artifacts import read_manifest
 from lightning_distill.training.cost import peak_memory_mb
 from lightning_distill.training.trainer import TrainerFactory

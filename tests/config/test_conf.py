@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.catalog import CONF
-from lightning_distill.run.builder import OURS as OF_TRAINER
-from lightning_distill.run.builder import TRAINING
+from lightning_distill.experiment.builder import OURS as OF_TRAINER
+from lightning_distill.experiment.builder import TRAINING
 
 FILES = sorted(f.relative_to(CONF) for f in CONF.rglob("*.yaml"))
 GROUPS = [f for f in FILES if len(f.parts) > 1 and f.parts[0] != "hydra"]

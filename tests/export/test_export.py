@@ -27,9 +27,9 @@ from transformers import (
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.data.tasks.translation import Translation
 from lightning_distill.errors import ConfigError
+from lightning_distill.experiment.finished_run import FinishedRun
 from lightning_distill.export import export, hub, huggingface, onnx
 from lightning_distill.export.format import ExportSettings
-from lightning_distill.run.finished_run import FinishedRun
 from lightning_distill.storage.artifacts import find_damage
 
 VLLM = {  # the files that its loader reads

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 import lightning_distill.cli.app  # noqa: F401 (registers the resolvers)
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.settings import plain_settings
-from lightning_distill.run.builder import build_run
+from lightning_distill.experiment.builder import build_run
 
 # What only says where a training runs, what is logged of it and when it is evaluated.
 NO_CHANGE = {

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError
+from lightning_distill.experiment.builder import build_run
+from lightning_distill.experiment.preparation import prepare_data
+from lightning_distill.experiment.settings import finished_run
 from lightning_distill.models import pretrained
-from lightning_distill.run.builder import build_run
-from lightning_distill.run.preparation import prepare_data
-from lightning_distill.run.settings import finished_run
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, read_yaml
 

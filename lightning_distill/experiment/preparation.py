@@ -10,9 +10,9 @@ from lightning_distill.data.answers import Answerer
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.errors import ConfigError
 from lightning_distill.evaluation.generative import check_request
+from lightning_distill.experiment.builder import Run
 from lightning_distill.models.pruning import prune_teacher
 from lightning_distill.models.tokenizers import Tokenizers, load_tokenizers
-from lightning_distill.run.builder import Run
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.optimizers import check_optimizer
 
