@@ -21,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_distill import __version__
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.help import describe, help_topics, list_stages
 from lightning_distill.cli.hydra_callback import end_broken_sweep
-from lightning_distill.config import untrusted
+from lightning_distill.config import typed_arguments, untrusted
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.hydra_plugins import prefer_own_configs
 from lightning_distill.config.messages import explain
@@ -194,6 +195,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal or a log may not be UTF-8
             stream.reconfigure(errors="replace")
+    sys.argv[1:] = typed_arguments.rewrite(sys.argv[1:])
     untrusted.allow_typed_keys(sys.argv[1:])
     process_group.adopt_srun_environment()
     if not process_group.is_rank_zero():
@@ -201,7 +203,10 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, instead of exiting with 1
     try:
         untrusted.check_flags(sys.argv[1:])
-        if topics := help_topics(sys.argv[1:]):
+        typed_arguments.check(sys.argv[1:])
+        if "--version" in sys.argv[1:]:
+            print(f"lightning-distill {__version__}")
+        elif topics := help_topics(sys.argv[1:]):
             print("\n\n".join(describe(topic) for topic in topics))
         else:
             job()

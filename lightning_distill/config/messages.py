@@ -93,6 +93,8 @@ def _from_hydra_or_omegaconf(error: BaseException) -> str | None:
         override = re.sub(r"^(teacher\.(?:url|key_variable)=).*", r"\1***", str(error.override))
         return f"{override}: {reason}. {hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):
+        if "does not support sweep type" in str(error):
+            return "interval() and choice() are of hydra/sweeper=optuna, an extra; -m takes lists."
         is_sweep = str(error).startswith("Ambiguous value for argument")
         key = getattr(error, "full_key", None)
         where = "" if key is None or str(key) in first_line(error) else f"{key}: "
@@ -115,7 +117,17 @@ def _no_such_option(error: MissingConfigException) -> str:
         return first_line(error)
     if new := RENAMED.get(f"{group}={option}"):
         return f"{group}={option} is now {new}."
-    return str(unknown_name(group, option, map(str, error.options or [])))
+    options = [str(one) for one in error.options or []]
+    if group == "data" and (Path(option).suffix or Path(option).exists()):
+        return (
+            f"data={option} is a file, and data= names a kind: set data=text data.path={option}, "
+            "or data=chat. `lightning-distill --help data` lists the kinds."
+        )
+    message = str(unknown_name(group, option, options))
+    if group in ("teacher", "student"):
+        name = f"{group}=pretrained {group}.name={option}"
+        return f"{message} A folder, or a model of the hub, is {name}."
+    return message
 
 
 def _nameless_choices() -> list[str]:

@@ -8,12 +8,21 @@ from lightning_distill.config.allowlist import ALLOW, allowed_by_user, user_allo
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.stages import STAGES, Stage
 
+# What other programs call them.
+OTHER_NAMES = {
+    **dict.fromkeys(("train", "fit", "run", "student"), "distill"),
+    **dict.fromkeys(("test", "eval", "validate"), "evaluate"),
+    **dict.fromkeys(("generate", "infer", "predict"), "chat"),
+}
+
 
 def find_stage(name: Any) -> Stage:
     """The stage of this name. Raises ConfigError where there is none, or it is not allowed."""
     if isinstance(name, str) and name in STAGES:
         return STAGES[name]
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    if not module and (meant := OTHER_NAMES.get(str(name))):
+        raise ConfigError(f"stage={name} does not exist. Did you mean stage={meant}?")
     if not module:
         raise unknown_name("stage", name, STAGES)
     if not user_allows(name):

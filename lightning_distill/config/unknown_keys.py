@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning_distill.config.allowlist import LOOKUPS
 from lightning_distill.config.catalog import committed, groups
 from lightning_distill.config.schema import FREE, RENAMED, SCHEMA
+from lightning_distill.config.typed_arguments import key_meant_by
 from lightning_distill.errors import ConfigError
 
 OURS = ("lightning_distill.", "hydra.utils.")
@@ -45,6 +46,8 @@ def describe_unknown(key: str) -> str:
         return f"{key} is a setting of {' or '.join(choices)}; choose that for every job."
     names = [name for name in (*SCHEMA, *groups()) if not name.startswith("hydra")]
     nearest = difflib.get_close_matches(key, names, 1, 0.6)
+    if meant := key_meant_by(key):
+        return f"There is no setting {key}. Did you mean {meant}?"
     if nearest:
         return f"There is no setting {key}. Did you mean {nearest[0]}?"
     node = "hydra" if key.startswith("hydra.") else "job"

@@ -32,6 +32,15 @@ from lightning_distill.errors import ConfigError
 
 MONITORED = "validation/nll"  # what a callback of Lightning's can wait for
 LIGHTNING_CALLBACKS = "lightning.pytorch.callbacks."
+PRECISIONS = (  # of Lightning
+    *("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    *("transformer-engine", "transformer-engine-float16", "32", "64", "16", "bf16"),
+)
+HALF = {
+    **dict.fromkeys(("fp16", "float16", "half", "amp"), "16-mixed"),
+    **dict.fromkeys(("bfloat16", "bf16-amp"), "bf16-mixed"),
+    **dict.fromkeys(("fp32", "float32", "full"), "32-true"),
+}
 MAX_WANDB_NAME = 128  # characters
 BUILT = ("data", "teacher", "student", "transfer", "loss")  # nodes that build our classes
 
@@ -50,9 +59,17 @@ def check(cfg: DictConfig, more: Iterable[str] = ()) -> None:
     problems += [*_problems_of_sweep(settings), *_problems_of_streaming(settings)]
     problems += [*_problems_of_callbacks(settings), *_problems_of_tasks(settings)]
     problems += [*problems_of_validation(settings), *_problems_of_wandb(settings)]
+    problems += [*_problems_of_precision(settings["trainer"].get("precision"))]
     if "url" in settings["teacher"]:
         problems += [*problems_of_server(settings["teacher"]), *problems_of_api_teacher(settings)]
     _refuse([*problems, *more])
+
+
+def _problems_of_precision(precision: Any) -> Iterator[str]:
+    if str(precision) not in PRECISIONS:
+        meant = HALF.get(str(precision).lower())
+        choice = f"set it to {meant}" if meant else f"there is: {', '.join(PRECISIONS)}"
+        yield f"trainer.precision={precision} does not exist; {choice}"
 
 
 def check_sweep(cfg: DictConfig, more: Iterable[str] = ()) -> None:

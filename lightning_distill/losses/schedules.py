@@ -118,5 +118,8 @@ def make_schedule(key: str, value: Any) -> Schedule:
 
 def _number(key: str, value: Any) -> float:
     if not is_number(value):
-        raise ConfigError(f"{key}={value} must be a number, or a schedule with an end.")
+        raise ConfigError(
+            f"{key}={value} must be a number, or a schedule with an end; -m {key}=1,2 sweeps over "
+            "two."
+        )
     return float(value)

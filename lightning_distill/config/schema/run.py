@@ -16,6 +16,7 @@ KEYS = {
     "trainer.strategy.reshard_after_forward": Key(
         "switch", "fsdp: false keeps whole weights until the backward pass"
     ),
+    "trainer.callbacks": Key("any", "callbacks of Lightning or your own, each with its _target_"),
     "trainer.precision": Key("value", "bf16-mixed, 16-mixed, 32-true and others of Lightning"),
     "trainer.log_every_n_steps": Key("integer", "steps between logged values", minimum=0),
     "trainer.val_check_interval": Key(
