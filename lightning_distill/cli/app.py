@@ -48,6 +48,7 @@ from lightning_distill.distributed.gpus import (
 from lightning_distill.errors import ConfigError, Refused, Stopped
 from lightning_distill.experiment.settings import resume_policy
 from lightning_distill.metrics.declarations import directions
+from lightning_distill.report.summarize import summarize_run
 from lightning_distill.sweeps.job import (
     Job,
     objectives,
@@ -144,6 +145,7 @@ def job(cfg: DictConfig) -> float | list[float] | None:
             results = run_once(resume_policy(settings), this, partial(run, cfg, settings, this))
         else:
             results = run_single(this, partial(run, cfg, settings, this))
+            summarize_run(this.folder)
     except Exception as error:
         reason = explain(error)
         if reason and not this.is_of_sweep:

@@ -8,9 +8,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from lightning_distill.cli.sweep_progress import SweepProgress
 from lightning_distill.config.hydra_plugins import check_plugins
 from lightning_distill.config.messages import explain
 from lightning_distill.config.stage_lookup import find_stage
@@ -30,10 +33,15 @@ class SweepCallback(Callback):
     """Refuses mistakes before Hydra makes a folder, and compares the jobs when a sweep ends."""
 
     running: "tuple[SweepCallback, DictConfig] | None" = None
+    progress: SweepProgress | None = None  # in the process that runs the sweep
+    last_folder: Path  # of the run or the sweep that ended last in this process
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if process_group.is_rank_zero():
             _refuse_mistakes(config, check)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepCallback.last_folder = Path(config.hydra.runtime.output_dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # A mistake that all jobs share is refused once, before each leaves a failed job's folder.
@@ -50,9 +58,19 @@ class SweepCallback(Callback):
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
         self.command = config.sweep.command
         SweepCallback.running = self, config
+        self.progress = SweepProgress(self.folder, self.started)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.progress and config.hydra.mode == RunMode.MULTIRUN:
+            self.progress.start(config.hydra.job.num, list(config.hydra.overrides.task))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if self.progress and config.hydra.mode == RunMode.MULTIRUN:
+            self.progress.end(Path(config.hydra.runtime.output_dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         SweepCallback.running = None
+        SweepCallback.last_folder = self.folder
         if config.stage == "plan":
             from lightning_distill.report.plan_table import print_plan
 

@@ -64,8 +64,6 @@ def evaluate_all(
             write_atomic(folder / "samples.json", text.encode())
             if log_samples:
                 log_samples(samples)
-            for sample in samples:
-                log.info("%s", "\n".join(f"{name:>8}: {text!r}" for name, text in sample.items()))
     process_group.barrier()
     return scores
 

@@ -12,10 +12,13 @@ from rich.table import Table
 MIN_WIDTH = 120  # columns of a table that is piped or logged
 
 
-def print_table(table: Table) -> None:
+def terminal_width() -> int:
     console = Console()
-    width = None if console.is_terminal else max(console.width, MIN_WIDTH)
-    Console(width=width).print(table)
+    return console.width if console.is_terminal else max(console.width, MIN_WIDTH)
+
+
+def print_table(table: Table, width: int | None = None) -> None:
+    Console(width=width or terminal_width()).print(table)
 
 
 def millions(parameters: float) -> str:

@@ -1,6 +1,9 @@
-"""`results.csv`, `report.html` and the terminal's table of a sweep."""
+"""`results.csv`, `report.html` and the terminal's table of a sweep; the last screen of a run."""
 
+import os
+import shlex
 from pathlib import Path
+from textwrap import indent
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.stages import STAGES
@@ -17,8 +20,40 @@ def summarize(folder: Path) -> list[JobRecord]:
     write_csv(jobs, folder / "results.csv")
     write_report(jobs, folder / "report.html")
     print_results(jobs)
-    print(f"results: {folder / 'results.csv'}\nreport:  {folder / 'report.html'}")
+    print(f"results: {shown(folder / 'results.csv')}\nreport:  {shown(folder / 'report.html')}")
     return jobs
+
+
+def summarize_run(folder: Path) -> None:
+    """Print the scores of a single run, one of its samples, and where its files are."""
+    from lightning_distill.report.tables import print_results
+
+    (job,) = [job for job in compare_jobs(folder) if job.folder == folder]
+    print_results([job])
+    if not job.is_baseline:
+        print(f"gap closed: needs a baseline. A sweep has one: {_with_baseline(job)}")
+    if job.samples:
+        sample = job.samples[0]
+        print(f"\nsample 1 of {len(job.samples)}:")
+        for name, text in sample.items():
+            print(f"  {name}:\n{indent(text.strip(), ' ' * 4)}")
+        print()
+    for name, file in (("student", "student"), ("results", "results.json")):
+        if (folder / file).exists():
+            print(f"{name}: {shown(folder / file)}")
+
+
+def _with_baseline(job: JobRecord) -> str:
+    """The command of a sweep that has the job and its baseline."""
+    kept = [one for one in job.results["overrides"] if not one.startswith("loss.alpha=")]
+    alpha = job.config["loss"]["alpha"] if job.config else 1
+    return shlex.join(["lightning-distill", "-m", *kept, f"loss.alpha=0,{alpha:g}"])
+
+
+def shown(path: Path) -> str:
+    """Relative to the working directory, where that is shorter."""
+    relative = os.path.relpath(path)
+    return min(relative, str(path), key=len)
 
 
 def summarize_named_sweep(sweep: str, outputs: Path) -> None:
