@@ -205,12 +205,13 @@ def _train(
 
     module = StudentModule(
         work.student,
-        work.vocabulary,
         teachers,
         objective,
         transfer,
         lambda groups: torch.optim.AdamW(groups, lr=1e-4, fused=True),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        work.vocabulary,
+        shifted_labels=True,
     )
     trainer = _trainer(max_steps=work.steps + WARM_UP, gradient_clip_val=1.0, callbacks=[Timing()])
     trainer.fit(module, torch.utils.data.DataLoader(dataset, work.sequences))
@@ -361,7 +362,8 @@ def loss_alone(work: Workload, clock: Clock, fused: bool = True) -> None:
     """The objective and its gradients alone, from hidden states that are there already."""
     from lightning_distill.losses.divergences.forward_kl import forward_kl
     from lightning_distill.losses.objective import Objective
-    from lightning_distill.models.output_head import Predictions, find_head
+    from lightning_distill.models.output_head import find_head
+    from lightning_distill.models.predictions import Predictions
 
     objective = Objective(forward_kl, 1.0, 1.0, 0.0, "labels", fused=fused)
     sides = []
@@ -373,7 +375,7 @@ def loss_alone(work: Workload, clock: Clock, fused: bool = True) -> None:
     reset_peak()
     for batch in work.batches():
         clock.start()
-        objective(sides[0], sides[1:], batch["labels"]).total.backward()
+        objective.terms(sides[0], sides[1:], batch["labels"]).total.backward()
         clock.stop()
 
 

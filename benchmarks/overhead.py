@@ -69,12 +69,13 @@ class Step:
         teacher = Frozen(self.teacher, self.data.num_classes, self.objective.fused)
         return StudentModule(
             self.run.student.build(self.data),
-            self.data.num_classes,
             [teacher] if asks else [],
             self.objective,
             self.transfer,
             self.run.optimizer,
             self.run.schedule,
+            self.data.num_classes,
+            shifted_labels=True,
         )
 
     def under_lightning(self) -> "Clock":
@@ -103,7 +104,7 @@ class Step:
         clock = Clock()
         for batch in self.batches():
             teacher, known = self.transfer.teacher_predictions(module.teachers, batch)
-            terms = self.objective(module.predict(batch), teacher, batch["labels"], known)
+            terms = self.objective.terms(module.predict(batch), teacher, batch["labels"], known)
             (terms.total / terms.tokens).backward()
             torch.nn.utils.clip_grad_norm_(
                 model.parameters(), self.run.trainers.gradient_clip_val or 0.0

@@ -178,13 +178,14 @@ def make_student_module(
     holds_teacher = teacher and transfer.holds_teacher and objective.needs_teacher
     return StudentModule(
         student,
-        data.num_classes,
-        teacher.frozen(objective.fused) if teacher and holds_teacher else [],
+        teacher.frozen(objective.fused) if teacher and holds_teacher else None,
         objective,
         transfer,
         run.optimizer,
         run.schedule,
+        data.num_classes,
         teacher.hash if teacher else None,
+        shifted_labels=True,
     )
 
 

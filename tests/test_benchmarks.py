@@ -12,7 +12,8 @@ from benchmarks.contenders import CONTENDERS, Workload, liger_is_missing, liger_
 from lightning_distill.constants import IGNORED
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
-from lightning_distill.models.output_head import Predictions, find_head
+from lightning_distill.models.output_head import find_head
+from lightning_distill.models.predictions import Predictions
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def test_ligers_loss_is_ours_without_the_square_of_the_temperature(temperature):
         for one in (student, teacher)
     ]
     objective = Objective(forward_kl, temperature, 1.0, 0.0, "labels")
-    terms = objective(said[0], said[1:], labels[:, 1:])
+    terms = objective.terms(said[0], said[1:], labels[:, 1:])
     ours = terms.total / terms.tokens / temperature**2
     theirs = liger_loss(student, teacher, temperature, compiled=False)(batch)
     assert float(theirs) == pytest.approx(float(ours), rel=1e-6)  # which they sum in 32 bits

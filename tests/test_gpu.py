@@ -75,12 +75,13 @@ def test_a_step_that_is_not_logged_never_waits_for_the_gpu(make_data, tmp_path):
 
     module = Watched(
         sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
-        len(data.tokenizer),
         [Frozen(sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer), len(data.tokenizer))],
         Objective(forward_kl, 2.0, 0.5, 1.0, "labels"),
         Online(None),
         lambda groups: torch.optim.AdamW(groups, lr=1e-3, fused=True),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        len(data.tokenizer),
+        shifted_labels=True,
     )
     trainer = L.Trainer(
         accelerator="gpu",

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_distill import __version__
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.help import describe, help_topics, list_stages
-from lightning_distill.cli.hydra_callback import end_broken_sweep
+from lightning_distill.cli.hydra_callback import SweepCallback, end_broken_sweep
 from lightning_distill.config import typed_arguments, untrusted
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.hydra_plugins import prefer_own_configs
@@ -189,6 +189,38 @@ def run(cfg: DictConfig, settings: Settings, this: Job) -> Any:
     if this.is_of_sweep and this.choices["hydra/launcher"] in LAUNCHERS:
         take_gpu(settings["sweep"]["jobs_per_gpu"])
     return run_stage(settings, this)
+
+
+def call(arguments: list[str]) -> Path:
+    """What the command does, in this process. Returns the folder of its run, or of its sweep.
+
+    Raises ConfigError for a mistake of the user's, and KeyboardInterrupt if a signal stopped it.
+    """
+    before, handlers = (sys.argv, os.environ.get("HYDRA_FULL_ERROR")), logging.getLogger().handlers
+    restored = list(handlers)
+    sys.argv = ["lightning-distill", *typed_arguments.rewrite(arguments)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        untrusted.allow_typed_keys(arguments)
+        untrusted.check_flags(arguments)
+        typed_arguments.check(arguments)
+        job()
+    except SystemExit:  # the sweep's end has printed the jobs that failed, and their results tell
+        pass
+    except Stopped as stop:
+        raise KeyboardInterrupt("the same call resumes it") from stop
+    except (Exception, Refused) as error:
+        if message := str(error) if isinstance(error, Refused) else explain(error):
+            raise ConfigError(message) from error
+        raise
+    finally:
+        handlers[:] = restored  # Hydra has added its own
+        sys.argv = before[0]
+        if before[1] is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+    return SweepCallback.last_folder
 
 
 def main() -> None:

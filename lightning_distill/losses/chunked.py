@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 
 # Logits per chunk: enough positions for the matrix products to reach their full rate.
 CHUNK = {"cpu": 2**24, "gpu": 2**27}

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_distill.constants import IGNORED, LEAST
 from lightning_distill.losses.ensemble import log_probabilities, mean_logits
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 
 Divergence = Callable[..., Tensor]  # (student, teacher) [N, V] to [N]
 

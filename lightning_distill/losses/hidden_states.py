@@ -1,11 +1,12 @@
 """A loss between the hidden states of student and teacher."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lightning_distill.losses.intermediate import (
     IntermediateLoss,
@@ -14,6 +15,9 @@ from lightning_distill.losses.intermediate import (
     layers_of,
     sum_over_labels,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:

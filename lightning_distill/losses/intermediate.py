@@ -4,20 +4,24 @@ Forward hooks instead of `output_hidden_states`: they also reach queries, keys a
 the mapped layers, and take the last layer before the final norm.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from transformers import PreTrainedModel
 
 from lightning_distill.constants import IGNORED
 from lightning_distill.errors import ConfigError
 from lightning_distill.models.inspection import find_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class IntermediateLoss(nn.Module):

@@ -6,7 +6,7 @@ p and q are the teacher's and the student's next-token distributions, p_T and q_
 logits divided by the temperature T, t the ground truth, D a divergence (Hinton et al. 2015,
 section 2, where D is the cross-entropy; the KL divergence has the same gradients).
 
-To read: `Objective.__call__` selects the target tokens; `Objective.chunk_terms` computes the terms
+To read: `Objective.terms` selects the target tokens; `Objective.chunk_terms` computes the terms
 from the logits of a chunk of them; `sum_in_chunks` adds the chunks up.
 """
 
@@ -28,17 +28,19 @@ from lightning_distill.losses.distributions import (
     TeacherSignal,
     target_positions,
 )
+from lightning_distill.losses.divergences import find_divergence
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.intermediate import IntermediateLoss
 from lightning_distill.losses.schedules import LossWeights
 from lightning_distill.losses.terms import Terms
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 
 
 class Objective:
     """The weighted sum of a hard target, a soft target, and losses on intermediate layers.
 
-    divergence: (student, teacher) log-probabilities [N, V] to [N].
+    divergence: (student, teacher) log-probabilities [N, V] to [N]; or the name of one of this
+        package, `losses/divergences/<name>.py`.
     temperature: above 0. alpha: weight of the soft term, from 0. Each is a number, or a schedule
         over the steps: {shape: cosine, start: 4, end: 1} (`losses/schedules.py`).
     hard_weight: weight of H(t, q), or `complement` for 1 − alpha.
@@ -49,6 +51,7 @@ class Objective:
     fused: never hold all logits, where the models allow that (`losses/chunked.py`).
     compares: `logits` if the divergence takes logits / T in place of log-probabilities.
     shared_vocabulary: false if the divergence takes any two vocabularies, [N, V] and [N, V'].
+        None for what the divergence declares of either (`losses/divergences`).
     more: losses on intermediate layers (`IntermediateLoss`), each under its name in logs; anything
         else is passed to the divergence.
 
@@ -57,17 +60,19 @@ class Objective:
 
     def __init__(
         self,
-        divergence: Callable[..., Tensor],
-        temperature: float | Mapping[str, Any],
-        alpha: float | Mapping[str, Any],
-        hard_weight: float | str,
-        hard_target: str,
+        divergence: Callable[..., Tensor] | str = "forward_kl",
+        temperature: float | Mapping[str, Any] = 1.0,
+        alpha: float | Mapping[str, Any] = 1.0,
+        hard_weight: float | str = 1.0,
+        hard_target: str = "labels",
         label_smoothing: float = 0.0,
         fused: bool = True,
-        compares: str = "probabilities",
-        shared_vocabulary: bool = True,
+        compares: str | None = None,
+        shared_vocabulary: bool | None = None,
         **more: Any,
     ) -> None:
+        if isinstance(divergence, str):
+            divergence = find_divergence(divergence)
         self.divergence = divergence
         terms = {name: one for name, one in more.items() if isinstance(one, IntermediateLoss)}
         self.intermediate = {name: term for name, term in terms.items() if term.weight}
@@ -75,7 +80,11 @@ class Objective:
         self.hard_target = hard_target
         self.label_smoothing = label_smoothing
         self.fused = fused
+        if compares is None:
+            compares = getattr(divergence, "compares", "probabilities")
         self.compares = compares
+        if shared_vocabulary is None:
+            shared_vocabulary = getattr(divergence, "shared_vocabulary", True)
         self.shared_vocabulary = shared_vocabulary
         self.teacher_weights: Sequence[float] = (1.0,)
         self.weights = LossWeights(temperature, alpha, hard_weight)
@@ -94,6 +103,34 @@ class Objective:
         return hard or self.weights.uses("soft")
 
     def __call__(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss per target token, to be differentiated, and the means of its terms.
+
+        student, teacher: logits [B, T, V], or [B, V] of a classifier; the teacher's may be None
+        where alpha is 0. labels: [B, T] as transformers has them, not shifted: labels[b, t] is the
+        token at t, and is predicted from t − 1; -100 where nothing is predicted. A classifier's
+        are [B].
+        The terms are `hard` and `soft`, without their weights, in nats.
+
+        Where temperature or alpha is a schedule, `weights.set_step(step, steps)` sets them.
+        Raises ConfigError where a loss on intermediate layers is set: it needs `StudentModule`.
+        """
+        if self.intermediate:
+            raise ConfigError(f"loss.{next(iter(self.intermediate))} needs a StudentModule.")
+        if labels.ndim > 1:
+            student, labels = student[:, :-1], labels[:, 1:]
+            teacher = None if teacher is None else teacher[:, :-1]
+        logits = [student] if teacher is None else [student, teacher]
+        sizes = [one.shape[-1] for one in logits]
+        if self.shared_vocabulary:  # the embedding of either may be padded
+            sizes = [min(sizes)] * len(sizes)
+        sides = [Predictions(*one) for one in zip(logits, [None] * len(sizes), sizes, strict=True)]
+        terms = self.terms(sides[0], sides[1:], labels)
+        parts = {name: value / terms.tokens.clamp(min=1) for name, value in terms.parts.items()}
+        return terms.total / terms.tokens.clamp(min=1), parts
+
+    def terms(
         self,
         student: Predictions,
         teacher: Sequence[Predictions] | Sparse,
@@ -238,7 +275,7 @@ class Objective:
 
 def nll(student: Predictions, labels: Tensor) -> tuple[Tensor, Tensor]:
     """H(labels, q) in nats, summed over the target tokens, and their number."""
-    terms = LABELS_ALONE(student, [], labels)
+    terms = LABELS_ALONE.terms(student, [], labels)
     return terms.total, terms.tokens
 
 

@@ -3,14 +3,15 @@
 A relation is [T, T] for any width, so models of two sizes are compared without a projection.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.intermediate import (
@@ -21,6 +22,9 @@ from lightning_distill.losses.intermediate import (
     raise_problems,
     sum_over_labels,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BERT = {"q": "query", "k": "key", "v": "value"}
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from lightning_distill.models.output_head import INPUTS, Predictions, Predictor
+from lightning_distill.models.output_head import INPUTS, Predictor
+from lightning_distill.models.predictions import Predictions
 
 # Hidden states of a forward pass on the CPU, [tokens, D]. The allocator returns larger activations
 # to the system and has them zeroed again by every layer, which halves the speed of a wide model.

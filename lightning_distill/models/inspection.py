@@ -1,11 +1,15 @@
 """Properties of a model and a tokenizer: layers, positions, parameters, bytes, vocabulary."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
@@ -50,6 +54,18 @@ def embedding_rows(model: PreTrainedModel) -> int | None:
         return None
     weight = getattr(embeddings, "weight", None)  # Perceiver returns its latents
     return None if weight is None else len(weight)
+
+
+def num_outputs(model: Any) -> int:
+    """The rows of the output: of a padded embedding more than the vocabulary has; of a classifier
+    the number of its classes."""
+    head = model.get_output_embeddings()
+    return int(model.config.num_labels if head is None else len(head.weight))
+
+
+def predicts_next_token(model: Any) -> bool:
+    """Whether the prediction at t is of the token at t + 1, as of a decoder, and of no other."""
+    return bool(model.can_generate()) and not model.config.is_encoder_decoder
 
 
 def decoder_start(model: PreTrainedModel) -> int | None:

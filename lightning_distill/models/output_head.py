@@ -1,101 +1,27 @@
 """The output head of a language model, separate from the layers below it.
 
-Logits are as wide as the vocabulary, which takes much memory. Predictions are therefore passed on
-as hidden states together with the output head; logits are computed where they are needed, for a few
-positions at a time.
+`Predictor` calls a model without its head where the two can be separated.
 """
 
 import logging
 import math
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_distill.errors import ConfigError
 from lightning_distill.models.inspection import decoder_start, position_offset
+from lightning_distill.models.predictions import Head, Predictions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Head:
-    """softcap · tanh(scale · (W h + b) / softcap), or scale · (W h + b) without a softcap."""
-
-    linear: nn.Linear
-    scale: float
-    softcap: float | None
-
-    def finish(self, products: Tensor) -> Tensor:
-        """From W h + b to logits."""
-        if self.scale != 1:
-            products = products * self.scale
-        if self.softcap:
-            products = self.softcap * torch.tanh(products / self.softcap)
-        return products
-
 
 # Keys of configs by which architectures scale their logits.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere; Falcon-H1
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")  # Granite, MiniCPM3; Inkling
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma; RecurrentGemma
-EXCLUDED = -1e30  # the logit of a token that a model excludes
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A model's predictions, with logits computed on demand.
-
-    states: last hidden states [..., D], or logits [..., V'] where there is no head.
-    vocab_size: V of the tokenizer, or the number of classes. Logits beyond it, from the rows of a
-        padded embedding, are left out.
-    """
-
-    states: Tensor
-    head: Head | None
-    vocab_size: int
-
-    def logits(self) -> Tensor:
-        """[..., V], in float32 at least."""
-        if self.head is None:
-            logits = self.states[..., : self.vocab_size]
-            return without_infinities(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        weight, bias = self.output()
-        products = F.linear(self.states, weight, bias)
-        return self.head.finish(products.to(torch.promote_types(products.dtype, torch.float32)))
-
-    def output(self) -> tuple[Tensor, Tensor | None]:
-        """The output matrix W [V, D] and the bias b [V], where the head has one."""
-        assert self.head is not None
-        weight: Tensor = self.head.linear.weight
-        bias: Tensor | None = self.head.linear.bias
-        if len(weight) > self.vocab_size:  # a slice of all rows would still cost a copy
-            weight = weight[: self.vocab_size]
-            bias = None if bias is None else bias[: self.vocab_size]
-        return weight, None if bias is None else without_infinities(bias)
-
-    def at(self, positions: Tensor | slice) -> "Predictions":
-        """At some of the flattened positions: indices [N] or a slice."""
-        states = self.states.flatten(0, -2)[positions]
-        return Predictions(states, self.head, self.vocab_size)
-
-    def gather(self, where: Tensor) -> "Predictions":
-        """At other positions of the same rows: [B, T', ...] and indices [B, T] to [B, T, ...]."""
-        index = where[..., None].expand(-1, -1, self.states.shape[-1])
-        return Predictions(self.states.gather(1, index), self.head, self.vocab_size)
-
-
-def without_infinities(logits: Tensor) -> Tensor:
-    """With a large negative number in place of −inf, by which a model excludes a token.
-
-    Its probability is 0 either way, and 0 · log 0 is 0 instead of NaN. NaN stays.
-    """
-    return logits.clamp(min=max(EXCLUDED, torch.finfo(logits.dtype).min))
-
 
 # The inputs of a model in a batch, which also has labels and more.
 INPUTS = (

@@ -19,7 +19,7 @@ from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.experiment.preparation import check_intermediate_losses
 from lightning_distill.losses.objective import nll
 from lightning_distill.models.embedding import shown
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 from lightning_distill.planning.doctor_context import Context, SkippedError
 from lightning_distill.planning.estimate import missing
 from lightning_distill.report.plan_table import disk_demand, memory_demand

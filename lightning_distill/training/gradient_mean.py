@@ -53,6 +53,18 @@ class Step:
         }
 
 
+class MeanOfSum(torch.autograd.Function):
+    """The mean of a micro-batch's losses, to be read; its gradient is that of their scaled sum."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, tokens: Tensor) -> Tensor:
+        return total / tokens.clamp(min=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * LOSS_SCALE, None
+
+
 class GradientMean(Callback):
     """Divides a step's gradients by its number of tokens, and computes their norm."""
 

@@ -7,25 +7,32 @@ of its own: `GradientMean`, `NonFiniteGuard` and `TrainingLogger`, in this order
 import inspect
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from lightning_distill.config.usual import USUAL
+from lightning_distill.constants import IGNORED
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import load_full_weights, uses_fsdp
 from lightning_distill.losses.distributions import target_positions
 from lightning_distill.losses.objective import Objective, nll
 from lightning_distill.losses.terms import Terms
-from lightning_distill.models.output_head import Predictions, Predictor
+from lightning_distill.models.inspection import num_outputs, predicts_next_token
+from lightning_distill.models.output_head import Predictor
+from lightning_distill.models.predictions import Predictions
 from lightning_distill.models.sharding import shard
-from lightning_distill.training.gradient_mean import LOSS_SCALE, GradientMean, Step, parameters_of
+from lightning_distill.training.gradient_mean import GradientMean, MeanOfSum, Step, parameters_of
 from lightning_distill.training.nonfinite_guard import NonFiniteGuard
 from lightning_distill.training.training_logger import TrainingLogger
 
@@ -42,25 +49,34 @@ class TrainedModule(L.LightningModule):
     its micro-batches and for its shards on several devices. (A mean of the micro-batches' means
     would weigh a token by how many others its micro-batch holds.)
 
-    vocab_size: the number of tokens, or classes, that a prediction chooses among.
-    optimizer: called with parameter groups. schedule: called with the optimizer, and with the
-    number of steps where it has a parameter for that.
+    Batches are those of transformers' collators: input_ids, attention_mask and labels [B, T], with
+    -100 where nothing is predicted.
+    optimizer: called with parameter groups; None for AdamW at the usual rate of pretrained models.
+    schedule: called with the optimizer, and with the number of steps where it has a parameter for
+    that; None for a constant rate.
+    vocab_size: the number of tokens, or classes, that a prediction chooses among; None for all rows
+    of the model's output.
+    shifted_labels: whether labels[b, t] is what the model predicts at t, as in this package's data;
+    else it is the token at t, as in transformers' collators.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        vocab_size: int,
         objective: Objective,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., Any],
+        optimizer: Callable[..., Optimizer] | None = None,
+        schedule: Callable[..., Any] | None = None,
+        vocab_size: int | None = None,
+        shifted_labels: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        vocab_size = num_outputs(model) if vocab_size is None else vocab_size
         self.predict = Predictor(model, vocab_size, split=objective.fused)
         self.objective = objective
-        self.make_optimizer = optimizer
-        self.make_schedule = schedule
+        self.make_optimizer = optimizer or partial(AdamW, lr=USUAL["lr"]["pretrained"])
+        self.make_schedule = schedule or partial(ConstantLR, factor=1.0)
+        self.shifts_labels = not shifted_labels and predicts_next_token(model)
         self.compiles = False
         self.validation_nll = MeanMetric()
         self.running_step = Step()
@@ -89,10 +105,11 @@ class TrainedModule(L.LightningModule):
                 predictor.compile()
 
     def on_before_batch_transfer(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
-        return {
-            **batch,
-            "kept": target_positions(batch["labels"]),
-        }  # without a device synchronization
+        labels = batch["labels"]
+        if self.shifts_labels:
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        # Here, where it needs no synchronization with a GPU.
+        return {**batch, "labels": labels, "kept": target_positions(labels)}
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         total, tokens = nll(self(batch), batch["labels"])
@@ -100,10 +117,11 @@ class TrainedModule(L.LightningModule):
         self.log(VALIDATION_NLL, self.validation_nll, prog_bar=True)
 
     def step(self, terms: Terms) -> Tensor:
-        """The loss of one micro-batch, for Lightning to differentiate."""
+        """The mean loss of one micro-batch, for Lightning to differentiate."""
         self.tokens_seen = self.tokens_seen + terms.tokens
         self.running_step.add(terms)
-        return terms.total * LOSS_SCALE
+        loss: Tensor = MeanOfSum.apply(terms.total, terms.tokens)
+        return loss
 
     def abandon_step(self) -> None:
         """Discards the running step and what was not saved since the last checkpoint."""
@@ -159,6 +177,12 @@ class TrainedModule(L.LightningModule):
         return sum(process_group.all_gather(int(self.tokens_seen)))
 
     @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        steps = self.trainer.max_steps
+        return steps if steps > 0 else int(self.trainer.estimated_stepping_batches)
+
+    @property
     def logs_now(self) -> bool:
         """Whether the running step will be logged."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -188,7 +212,7 @@ class TrainedModule(L.LightningModule):
         ]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
         accepted = inspect.signature(self.make_schedule).parameters
-        length = {name: self.trainer.max_steps for name in RUN_LENGTH if name in accepted}
+        length = {name: self.num_steps for name in RUN_LENGTH if name in accepted}
         schedule = self.make_schedule(optimizer, **length)
         return {
             "optimizer": optimizer,

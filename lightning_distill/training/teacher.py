@@ -37,15 +37,16 @@ class TeacherModule(TrainedModule):
     def __init__(
         self,
         model: PreTrainedModel,
-        vocab_size: int,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., Any],
+        optimizer: Callable[..., Optimizer] | None = None,
+        schedule: Callable[..., Any] | None = None,
+        vocab_size: int | None = None,
+        shifted_labels: bool = False,
     ) -> None:
-        super().__init__(model, vocab_size, LABELS_ALONE, optimizer, schedule)
+        super().__init__(model, LABELS_ALONE, optimizer, schedule, vocab_size, shifted_labels)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         labels, kept = batch["labels"], batch.get("kept")
-        terms = self.objective(self(batch), [], labels, details=self.logs_now, positions=kept)
+        terms = self.objective.terms(self(batch), [], labels, details=self.logs_now, positions=kept)
         return self.step(terms)
 
 
@@ -184,7 +185,9 @@ def _train(
     L.seed_everything(member.seed, verbose=False)
     model = spec.build(data)
     lora.attach(model, spec.lora, "teacher", member.seed)
-    module = TeacherModule(model, data.num_classes, member.optimizer, member.schedule)
+    module = TeacherModule(
+        model, member.optimizer, member.schedule, data.num_classes, shifted_labels=True
+    )
     loggers = tracker.start(logs, folder / "checkpoints", teacher=folder.stem)
     data.set_train_examples(None, member.seed)
     training = fit(trainers, module, data, steps, folder, loggers, "teacher")

@@ -13,7 +13,7 @@ from lightning_distill.data.tasks.base import DistillationData, Examples
 from lightning_distill.losses.distributions import Sparse
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.module import TrainedModule
 from lightning_distill.training.teacher import Teacher

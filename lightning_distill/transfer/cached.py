@@ -17,7 +17,7 @@ from lightning_distill.losses.distributions import Sparse
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 from lightning_distill.storage.artifacts import read_manifest
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer.base import Transfer, Workspace

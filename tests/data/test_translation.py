@@ -97,7 +97,9 @@ def nll_of(model, data, split="test", trimmed=True) -> Tensor:
     if not trimmed:
         batch = torch.utils.data.default_collate(list(examples))
     with torch.no_grad():
-        terms = LABELS_ALONE(Predictor(model.eval(), data.num_classes)(batch), [], batch["labels"])
+        terms = LABELS_ALONE.terms(
+            Predictor(model.eval(), data.num_classes)(batch), [], batch["labels"]
+        )
     return terms.total / terms.tokens
 
 
@@ -368,7 +370,7 @@ def test_its_step_is_the_same_fused_and_unfused(name, checkpoints, make):
         objective = Objective(forward_kl, 2.0, 0.5, 1.0, "labels", fused=fused)
         said = [Predictor(m, data.num_classes, split=fused)(batch) for m in (student, teacher)]
         assert bool(said[0].head) == (fused and name != "t5")
-        terms = objective(said[0], said[1:], batch["labels"])
+        terms = objective.terms(said[0], said[1:], batch["labels"])
         student.zero_grad()
         terms.total.backward()
         kept = [p.grad.clone() for p in student.parameters() if p.grad is not None]
@@ -385,7 +387,7 @@ def test_it_learns_and_says_the_same_when_saved_and_read_again(name, checkpoints
     predict, losses = Predictor(model, data.num_classes), []
     for _ in range(5):
         optimizer.zero_grad()
-        terms = LABELS_ALONE(predict(batch), [], batch["labels"])
+        terms = LABELS_ALONE.terms(predict(batch), [], batch["labels"])
         terms.total.div(terms.tokens).backward()
         optimizer.step()
         losses.append(float(terms.total / terms.tokens))

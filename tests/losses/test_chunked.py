@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_distill.losses import chunked as module
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective, nll
-from lightning_distill.models.output_head import Head, Predictions, find_head
+from lightning_distill.models.output_head import find_head
+from lightning_distill.models.predictions import Head, Predictions
 
 B, T, D, V = 2, 9, 8, 37
 
@@ -42,7 +43,7 @@ def outcome(objective, student, teachers, labels, fused, **more):
     """Terms, and the gradients of states, matrix and bias."""
     objective.fused = fused
     inputs = [student.states, *(p for p in student.head.linear.parameters())]
-    terms = objective(student, teachers, labels, **more)
+    terms = objective.terms(student, teachers, labels, **more)
     return terms, torch.autograd.grad(3 * terms.total, inputs)
 
 
@@ -168,10 +169,10 @@ def test_no_tensor_of_all_logits_is_ever_made(labels):
 
     settings = forward_kl, 2.0, 0.6, 0.4, "labels"
     with Watch():
-        Objective(*settings)(*sides, labels).total.backward()
+        Objective(*settings).terms(*sides, labels).total.backward()
     assert max(sizes) == 5  # a chunk's positions, of 15
     with Watch():
-        Objective(*settings, fused=False)(*sides, labels).total.backward()
+        Objective(*settings, fused=False).terms(*sides, labels).total.backward()
     assert max(sizes) == 15
 
 
@@ -216,7 +217,7 @@ def test_a_models_gradients_are_the_same_as_through_its_own_logits(
         def step(heads=heads):
             with torch.no_grad():
                 references = [predictions(teacher, ids, heads[1])]
-            return objective(predictions(student, ids, heads[0]), references, labels).total
+            return objective.terms(predictions(student, ids, heads[0]), references, labels).total
 
         if compiled and split:
             step = torch.compile(step, backend="aot_eager")
@@ -234,9 +235,9 @@ def test_gradients_of_two_micro_batches_add_up(labels):
         part = [
             Predictions(side.states[row : row + 1], side.head, V) for side in (student, teacher)
         ]
-        objective(part[0], part[1:], labels[row : row + 1]).total.backward()
+        objective.terms(part[0], part[1:], labels[row : row + 1]).total.backward()
     parts, weight.grad = weight.grad, None
-    objective(student, [teacher], labels).total.backward()
+    objective.terms(student, [teacher], labels).total.backward()
     torch.testing.assert_close(parts, weight.grad, rtol=1e-12, atol=1e-12)
 
 
@@ -244,12 +245,12 @@ def test_a_frozen_matrix_or_body_gets_no_gradient(labels):
     objective = Objective(forward_kl, 1.0, 1.0, 1.0, "labels")
     student, teacher = make_side(D), make_side(12)
     student.head.linear.requires_grad_(False)
-    objective(student, [teacher], labels).total.backward()
+    objective.terms(student, [teacher], labels).total.backward()
     assert student.states.grad.any()
     assert student.head.linear.weight.grad is None
     fixed = Predictions(student.states.detach(), student.head, V)
     student.head.linear.requires_grad_(True)
-    objective(fixed, [teacher], labels).total.backward()
+    objective.terms(fixed, [teacher], labels).total.backward()
     assert student.head.linear.weight.grad.any()
 
 

@@ -28,7 +28,7 @@ from lightning_distill.losses.divergences.skewed_reverse_kl import skewed_revers
 from lightning_distill.losses.divergences.total_variation import total_variation
 from lightning_distill.losses.divergences.universal import universal
 from lightning_distill.losses.objective import Objective
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 
 N, V = 6, 7
 LOSSES = sorted(file.stem for file in (CONF / "loss").glob("*.yaml"))
@@ -172,7 +172,7 @@ def test_mean_squared_error_is_of_logits_and_the_same_at_every_temperature(logit
     ]
     assert logit_mse(z, y).tolist() == pytest.approx(expected, abs=1e-10)
     objective = make("logit_mse", "loss.temperature=3", "loss.hard_weight=0")
-    total = objective(*given_logits(z, y), torch.zeros(1, N).long()).total
+    total = objective.terms(*given_logits(z, y), torch.zeros(1, N).long()).total
     assert float(total) == pytest.approx(sum(expected), abs=1e-10)
 
 
@@ -244,7 +244,7 @@ def test_forward_kl_and_jensen_shannon_agree_with_trl(logits, name, beta, overri
     z, y = logits[0][None].requires_grad_(), logits[1][None]
     labels = torch.tensor([[1, -100, 0, 6, -100, 2]])
     objective = make(name, f"loss.temperature={temperature}", "loss.hard_weight=0", *overrides)
-    ours = objective(*given_logits(z, y), labels).total
+    ours = objective.terms(*given_logits(z, y), labels).total
     theirs = trl.GKDTrainer.generalized_jsd_loss(
         z, y, labels, beta, temperature, reduction="sum"
     ) * (temperature**2)
@@ -268,9 +268,9 @@ def test_every_loss_is_zero_for_a_perfect_student_and_positive_for_another(name,
     objective = make(name, "loss.hard_weight=0", "loss.temperature=2")
     z, y = (x[None].requires_grad_() for x in logits)
     labels = torch.zeros(1, N).long()
-    perfect = objective(*given_logits(y, y.detach()), labels).total
+    perfect = objective.terms(*given_logits(y, y.detach()), labels).total
     assert float(perfect) == pytest.approx(0, abs=1e-12)
-    assert float(objective(*given_logits(z, y.detach()), labels).total) > 1e-3
+    assert float(objective.terms(*given_logits(z, y.detach()), labels).total) > 1e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -279,12 +279,12 @@ def test_every_loss_makes_a_student_like_its_teacher(name, logits):
     z, y = logits[0][None].clone().requires_grad_(), logits[1][None]
     labels = torch.zeros(1, N).long()
     optimizer = torch.optim.Adam([z], lr=0.05)
-    first = float(objective(*given_logits(z, y), labels).total)
+    first = float(objective.terms(*given_logits(z, y), labels).total)
     for _ in range(300):
         optimizer.zero_grad()
-        objective(*given_logits(z, y), labels).total.backward()
+        objective.terms(*given_logits(z, y), labels).total.backward()
         optimizer.step()
-    assert float(objective(*given_logits(z, y), labels).total) < 0.1 * first
+    assert float(objective.terms(*given_logits(z, y), labels).total) < 0.1 * first
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -295,7 +295,7 @@ def test_every_loss_stays_finite_and_never_negative(name, seed, scale):
     generator = torch.Generator().manual_seed(seed)
     z, y = torch.randn(2, 1, N, V, generator=generator) * scale
     z = z.requires_grad_()
-    total = objective(*given_logits(z, y), torch.zeros(1, N).long()).total
+    total = objective.terms(*given_logits(z, y), torch.zeros(1, N).long()).total
     total.backward()
     assert -1e-4 <= float(total) < math.inf
     assert torch.isfinite(z.grad).all()

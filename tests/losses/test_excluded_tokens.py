@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from lightning_distill.config.catalog import CONF
-from lightning_distill.models.output_head import Head, Predictions
+from lightning_distill.models.predictions import Head, Predictions
 from lightning_distill.transfer.cache.sparse_codec import SparseCodec
 
 # Those that stay finite where the teacher excludes a token that the student does not.
@@ -75,7 +75,7 @@ def test_the_value_of_a_public_report():
 def test_a_teachers_excluded_token_counts_as_probability_0(name, predictions, dtype):
     student = predictions(STUDENT, dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    terms = objective(name)(student, [predictions(TEACHER, dtype)], LABELS)
+    terms = objective(name).terms(student, [predictions(TEACHER, dtype)], LABELS)
     assert float(terms.total) == pytest.approx(EXPECTED[name], rel=tolerance)
 
 
@@ -84,9 +84,9 @@ def test_a_teachers_excluded_token_counts_as_probability_0(name, predictions, dt
 def test_a_token_that_both_exclude_changes_nothing(name, predictions):
     """Both read the same tokens: the divergence is that of the others."""
     student, teacher = [0.2, 0.1, -math.inf, -0.5], [1.0, 0.5, -math.inf, 0.3]
-    value = objective(name)(predictions(student), [predictions(teacher)], LABELS).total
+    value = objective(name).terms(predictions(student), [predictions(teacher)], LABELS).total
     del student[2], teacher[2]
-    expected = objective(name)(predictions(student), [predictions(teacher)], LABELS).total
+    expected = objective(name).terms(predictions(student), [predictions(teacher)], LABELS).total
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_a_token_that_both_exclude_changes_nothing(name, predictions):
 def test_gradients_are_finite(name):
     z = torch.tensor([[[0.2, 0.1, -math.inf, -0.5]]], requires_grad=True)
     teacher = whole([1.0, 0.5, -math.inf, 0.3])
-    objective(name)(Predictions(z, None, 4), [teacher], LABELS).total.backward()
+    objective(name).terms(Predictions(z, None, 4), [teacher], LABELS).total.backward()
     assert torch.isfinite(z.grad).all()
 
 
@@ -106,5 +106,5 @@ def test_a_cache_of_an_excluded_token_gives_the_divergence(stored, k, draws, bit
     codec = SparseCodec(stored, k, draws, (1.0,), bits, 4, (1.0,))
     log_p = whole(TEACHER).logits()[0].log_softmax(-1)
     target = codec.decode(codec.encode_log_p(log_p, torch.tensor([0.5])))
-    value = float(objective("forward_kl")(whole(STUDENT), target, LABELS).total)
+    value = float(objective("forward_kl").terms(whole(STUDENT), target, LABELS).total)
     assert value == pytest.approx(EXPECTED["forward_kl"], abs=0.02)

@@ -13,7 +13,7 @@ from lightning_distill.losses.divergences.logit_mse import logit_mse
 from lightning_distill.losses.hidden_states import HiddenStates
 from lightning_distill.losses.objective import Objective
 from lightning_distill.losses.relations import Relations
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 
 B, T, V = 2, 3, 5
 
@@ -25,7 +25,7 @@ def make(**settings):
 
     def of_logits(student, teacher, labels, vocab=V, **details):
         teachers = [] if teacher is None else [Predictions(teacher, None, vocab)]
-        return objective(Predictions(student, None, vocab), teachers, labels, **details)
+        return objective.terms(Predictions(student, None, vocab), teachers, labels, **details)
 
     of_logits.needs_teacher = objective.needs_teacher
     return of_logits
@@ -152,7 +152,7 @@ def of_two_teachers(batch, divergence=forward_kl, **settings):
     objective = Objective(divergence, 2.0, 1.0, 0.0, "labels", **settings)
     objective.teacher_weights = (1.0, 3.0)
     teachers = [Predictions(y, None, V) for y in (teacher, other)]
-    found = objective(Predictions(student, None, V), teachers, labels).parts["soft"]
+    found = objective.terms(Predictions(student, None, V), teachers, labels).parts["soft"]
     return found, student[labels != -100], teacher[labels != -100], other[labels != -100]
 
 

@@ -196,7 +196,7 @@ def fused_against_plain(data, model, batch):
         objective = Objective(forward_kl, 2.0, 0.5, 0.5, "labels", fused=fused)
         student = Predictor(model, data.num_classes, split=fused)(batch)
         soft = Frozen(teacher, data.num_classes, split=fused)(batch)
-        terms = objective(student, [soft], batch["labels"])
+        terms = objective.terms(student, [soft], batch["labels"])
         model.zero_grad()
         (terms.total / terms.tokens).backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

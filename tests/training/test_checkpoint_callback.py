@@ -45,9 +45,10 @@ def train(make_data, tmp_path):
         torch.manual_seed(1)
         module = TeacherModule(
             sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
-            len(data.tokenizer),
             lambda groups: torch.optim.AdamW(groups, lr=1e-2, fused=True),
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            len(data.tokenizer),
+            shifted_labels=True,
         )
         data.set_train_examples(None, seed=0)
         keeping = CheckpointCallback(folder / LAST, 5, 10)

@@ -66,9 +66,10 @@ def train(make_data, tmp_path):
         lora.attach(model, rank and lora.LoRASettings(rank), "student", 0)
         module = TeacherModule(
             model,
-            len(data.tokenizer),
             lambda groups: torch.optim.AdamW(groups, lr=lr, fused=True),
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            len(data.tokenizer),
+            shifted_labels=True,
         )
         trainers = TrainerFactory(
             make=partial(L.Trainer, accelerator="cpu", limit_val_batches=1),

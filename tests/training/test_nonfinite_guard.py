@@ -42,9 +42,10 @@ def train(make_data, tmp_path):
         model = sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer)
         module = TeacherModule(
             model,
-            len(data.tokenizer),
             OPTIMIZERS[optimizer],
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            len(data.tokenizer),
+            shifted_labels=True,
         )
         module.guard.max_in_a_row, module.guard.file = most, tmp_path / "skipped.jsonl"
         trainer = L.Trainer(

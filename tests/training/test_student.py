@@ -37,13 +37,14 @@ def make_student(
         layer.self_attn.attention_dropout = dropout
     return StudentModule(
         sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
-        len(data.tokenizer),
         [Frozen(big, len(data.tokenizer), split)] if teacher else [],
         Objective(forward_kl, 2.0, alpha, hard, "labels", fused=split),
         Online(None),
         lambda groups: torch.optim.AdamW(groups, lr=1e-2),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        len(data.tokenizer),
         teacher_hash,
+        shifted_labels=True,
     )
 
 
@@ -131,7 +132,7 @@ def test_distillation_halves_the_kl_divergence_from_the_teacher(data, tmp_path):
 
     def kl():
         teachers, _ = student.transfer.teacher_predictions(student.teachers, batch)
-        terms = student.objective(student(batch), teachers, batch["labels"], details=True)
+        terms = student.objective.terms(student(batch), teachers, batch["labels"], details=True)
         return float(terms.details["kl"])
 
     before = kl()

@@ -35,13 +35,14 @@ def one_step(
     teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), data.tokenizer)
     student = StudentModule(
         sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
-        len(data.tokenizer),
         [Frozen(teacher, len(data.tokenizer))],
         Objective(forward_kl, 2.0, 0.5, 1.0, hard_target),
         Online(None),
         lambda groups: torch.optim.SGD(groups, lr=RATE, fused=fused),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        len(data.tokenizer),
         "t",
+        shifted_labels=True,
     )
     before = [p.detach().clone() for p in student.parameters()]
     trainer = L.Trainer(
@@ -136,10 +137,12 @@ def train_alike(file):
     teacher = sizes.decoder(sizes.Size(32, 2, 2, 64), tokenizer)
     student = sizes.decoder(sizes.Size(16, 1, 2, 64), tokenizer)
     module = StudentModule(
-        *(student, size, [Frozen(teacher, size)]),
+        *(student, [Frozen(teacher, size)]),
         *(Objective(forward_kl, 2.0, 0.5, 1.0, "labels"), Online(None)),
         lambda groups: torch.optim.SGD(groups, lr=RATE),
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        size,
+        shifted_labels=True,
     )
     trainer = L.Trainer(
         accelerator="cpu",

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from lightning_distill.errors import ConfigError
-from lightning_distill.models.output_head import Head, Predictions
+from lightning_distill.models.predictions import Head, Predictions
 from lightning_distill.transfer.cache.hidden_codec import (
     HiddenStateCodec,
     heads_of,

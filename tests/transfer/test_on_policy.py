@@ -32,13 +32,14 @@ def make(make_data, tmp_path):
         transfer.prepare(data, teacher, Workspace(None, folder, None))
         module = StudentModule(
             sizes.decoder(sizes.Size(16, 1, 2, 64), data.tokenizer),
-            len(data.tokenizer),
             [Frozen(big, len(data.tokenizer))],
             Objective(forward_kl, 2.0, 1.0, 1.0, "labels"),
             transfer,
             lambda groups: torch.optim.AdamW(groups, lr=1e-2),
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            len(data.tokenizer),
             "t",
+            shifted_labels=True,
         )
         return module, data
 
@@ -91,7 +92,9 @@ def test_only_the_teacher_grades_it(make):
     _, batch = composed(module, data)
     student = module(batch)
     said, known = module.transfer.teacher_predictions(module.teachers, batch)
-    found = module.objective(student, said, batch["labels"], known, use_labels=False, details=True)
+    found = module.objective.terms(
+        student, said, batch["labels"], known, use_labels=False, details=True
+    )
     assert set(found.parts) == {"soft"}
     assert "nll" not in found.details
     kept = batch["labels"] != IGNORED
@@ -142,7 +145,7 @@ def test_it_learns_to_write_what_its_teacher_approves_of(make, tmp_path):
     def kl():
         _, batch = composed(module, data)
         said, known = module.transfer.teacher_predictions(module.teachers, batch)
-        found = module.objective(module(batch), said, batch["labels"], known, False, True)
+        found = module.objective.terms(module(batch), said, batch["labels"], known, False, True)
         return float(found.details["kl"])
 
     before = kl()

@@ -13,7 +13,7 @@ from lightning_distill.losses.distributions import Dense, Sparse, StudentLogits
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.divergences.jensen_shannon import jensen_shannon
 from lightning_distill.losses.objective import Objective
-from lightning_distill.models.output_head import Head, Predictions
+from lightning_distill.models.predictions import Head, Predictions
 from lightning_distill.transfer.cache.hidden_codec import HiddenStateCodec
 from lightning_distill.transfer.cache.sparse_codec import (
     LOG_P_RANGE,
@@ -347,7 +347,7 @@ def test_the_objective_takes_what_is_stored_fused_and_unfused():
     for fused in (True, False):
         objective = Objective(forward_kl, 2.0, 0.5, 1.0, "teacher", fused=fused)
         student = Predictions(states, Head(linear, 1.0, None), V)
-        terms = objective(student, stored, labels, details=True)
+        terms = objective.terms(student, stored, labels, details=True)
         found.append((terms.total, *torch.autograd.grad(terms.total, [states, linear.weight])))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)

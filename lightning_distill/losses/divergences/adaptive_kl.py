@@ -8,7 +8,7 @@ from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.divergences.reverse_kl import reverse_kl
 
 
-def adaptive_kl(student: Tensor, teacher: Tensor, head_mass: float) -> Tensor:
+def adaptive_kl(student: Tensor, teacher: Tensor, head_mass: float = 0.5) -> Tensor:
     """g_head / (g_head + g_tail) · KL(p ‖ q) + g_tail / (g_head + g_tail) · KL(q ‖ p), in nats.
 
     g is Σ |p − q|: g_head over the fewest tokens that hold `head_mass` of p, g_tail over the

@@ -6,7 +6,9 @@ from lightning_distill.losses.checks import check_range
 LIMIT = 1e3  # of |a| and |b|, far beyond useful values
 
 
-def alpha_beta(student: Tensor, teacher: Tensor, ab_alpha: float, ab_beta: float) -> Tensor:
+def alpha_beta(
+    student: Tensor, teacher: Tensor, ab_alpha: float = 0.2, ab_beta: float = 0.7
+) -> Tensor:
     """−1/(a b) Σ [p^a q^b − a/(a + b) p^(a + b) − b/(a + b) q^(a + b)] per position.
 
     a is `ab_alpha`, b is `ab_beta`. Where a, b or a + b is 0, the limit is taken: a=1, b=0 is the

@@ -8,7 +8,7 @@ from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.divergences.reverse_kl import reverse_kl
 
 
-def jensen_shannon(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+def jensen_shannon(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
     """β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = β p + (1 − β) q, per position, in nats.
 
     student, teacher: log-probabilities log q, log p [..., V]. Returns [...].

@@ -10,3 +10,6 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Ba and Caruana 2014, section 2.2.
     """
     return (student - teacher).square().mean(-1)
+
+
+logit_mse.compares = "logits"  # type: ignore[attr-defined]

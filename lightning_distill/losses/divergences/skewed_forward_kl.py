@@ -7,7 +7,7 @@ from lightning_distill.losses.checks import check_range
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 
 
-def skewed_forward_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+def skewed_forward_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
     """KL(p ‖ λ p + (1 − λ) q) per position, in nats; λ is `skew`.
 
     student, teacher: log-probabilities log q, log p [..., V]. Returns [...].

@@ -3,7 +3,7 @@ from torch import Tensor
 from lightning_distill.losses.divergences.skewed_forward_kl import skewed_forward_kl
 
 
-def skewed_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+def skewed_reverse_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
     """KL(q ‖ λ q + (1 − λ) p) per position, in nats; λ is `skew`.
 
     student, teacher: log-probabilities log q, log p [..., V]. Returns [...].

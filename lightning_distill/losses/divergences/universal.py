@@ -17,3 +17,6 @@ def universal(student: Tensor, teacher: Tensor) -> Tensor:
     width = max(q.shape[-1], p.shape[-1])
     q, p = (F.pad(x, (0, width - x.shape[-1])) for x in (q, p))
     return torch.abs(p - q).sum(-1)
+
+
+universal.shared_vocabulary = False  # type: ignore[attr-defined]

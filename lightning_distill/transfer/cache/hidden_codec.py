@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_distill.errors import ConfigError
-from lightning_distill.models.output_head import Head, Predictions, find_head
+from lightning_distill.models.output_head import find_head
+from lightning_distill.models.predictions import Head, Predictions
 from lightning_distill.storage.artifacts import write_atomic
 
 

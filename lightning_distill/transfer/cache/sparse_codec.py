@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_distill.losses.chunked import block_rows
 from lightning_distill.losses.distributions import Sparse
 from lightning_distill.losses.ensemble import log_probabilities
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 
 LOG_P_RANGE = 64.0  # nats: smaller log-probabilities are stored as this far below 0
 

@@ -20,7 +20,7 @@ from lightning_distill.distributed.fsdp import uses_fsdp
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.distributions import Sparse
 from lightning_distill.models.frozen import Frozen
-from lightning_distill.models.output_head import Predictions
+from lightning_distill.models.predictions import Predictions
 from lightning_distill.models.sharding import shard
 from lightning_distill.transfer.cache import shards
 
