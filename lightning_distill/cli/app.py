@@ -25,7 +25,7 @@ from lightning_distill import __version__
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.help import describe, help_topics, list_stages
 from lightning_distill.cli.hydra_callback import SweepCallback, end_broken_sweep
-from lightning_distill.config import typed_arguments, untrusted
+from lightning_distill.config import allowlist, typed_arguments, untrusted
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.hydra_plugins import prefer_own_configs
 from lightning_distill.config.messages import explain
@@ -121,6 +121,8 @@ OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
 OmegaConf.register_new_resolver("usual", usual, replace=True)
 prefer_own_configs()
+if allowlist.allowed_by_user():  # modules of the working directory, as `python -m` finds them
+    sys.path.append(os.getcwd())
 untrusted.install(
     check_secrets, check_overrides, adjust=(expand_outputs, choose_length, forget_size, fill_in)
 )

@@ -1,0 +1,1 @@
+"""A loss, a data source and a callback of one's own, beside an installed lightning_distill."""
