@@ -6,6 +6,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+# What is done, how much of it, and the time left.
+FORMAT = "{desc} {percentage:3.0f} % {bar:12} {n_fmt}/{total_fmt} · {remaining} left{postfix}"
+
 
 def is_shown() -> bool:
     return sys.stderr.isatty()
@@ -17,4 +20,4 @@ def progress(items: Iterable[Item], description: str) -> Iterable[Item]:
         return items
     from tqdm import tqdm  # here, so that `--help` does not import it
 
-    return tqdm(items, description, leave=False, delay=1)
+    return tqdm(items, description, leave=False, delay=1, bar_format=FORMAT)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.data.hashes import digest
 from lightning_distill.data.splits import ORDER, SplitSources, check_held_out, report_repeated
+from lightning_distill.progress import FORMAT
 
 COPY_BYTES = 2**24  # at a time
 DTYPES = {"I32": np.dtype("<i4")}  # by safetensors' names
@@ -112,7 +113,7 @@ def write_tokens(
     num_bytes: dict[str, int] = {}
     for split, documents in splits.items():
         num_bytes[split] = 0
-        bar = tqdm(documents, desc=f"tokenizing {split}", unit="doc", disable=None)
+        bar = tqdm(documents, desc=f"tokenizing {split}", disable=None, bar_format=FORMAT)
         ids_file, numbers_file = (_part(folder, name) for name in _names(split))
         with ids_file.open("wb") as ids, numbers_file.open("wb") as numbers:
             for number, text in enumerate(bar):
