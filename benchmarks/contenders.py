@@ -162,6 +162,7 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
         tokenizer=range(work.vocabulary),
         num_classes=work.vocabulary,
         artifact=SimpleNamespace(key="random tokens"),
+        bos_token=None,
         example_settings={"data.sequence_length": work.length},
         transfer_set_settings={},
         transfer_set=work.blocks,
