@@ -153,22 +153,20 @@ def _cached(work: Workload, clock: Clock, stored: str, k: int = 0, draws: int = 
     import tempfile
     from types import SimpleNamespace
 
+    from lightning_distill.data.tasks.base import DistillationData
     from lightning_distill.storage.artifacts import Store
     from lightning_distill.training.teacher import Teacher
     from lightning_distill.transfer.base import Workspace
     from lightning_distill.transfer.cached import Cached
 
-    data: Any = SimpleNamespace(
-        tokenizer=range(work.vocabulary),
-        num_classes=work.vocabulary,
-        artifact=SimpleNamespace(key="random tokens"),
-        bos_token=None,
-        example_settings={"data.sequence_length": work.length},
-        transfer_set_settings={},
-        transfer_set=work.blocks,
-        batch_size=work.sequences,
-        examples=lambda split: work.blocks() if split == "train" else work.blocks(1),
-    )
+    parts = {
+        "tokenizer": range(work.vocabulary),
+        "num_classes": work.vocabulary,
+        "artifact": SimpleNamespace(key="random tokens"),
+        "example_settings": {"data.sequence_length": work.length},
+        "examples": lambda _, split: work.blocks() if split == "train" else work.blocks(1),
+    }
+    data: Any = type("RandomBlocks", (DistillationData,), parts)(work.sequences)
     held, work.teacher = [work.teacher], None
     teacher = Teacher([held.pop], [1.0], "", 0.0, data)
     transfer = Cached(None, stored, k, draws, [1.0], 16)
