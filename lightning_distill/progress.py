@@ -1,13 +1,14 @@
 """Progress bars in a terminal, and nothing in logs."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 # What is done, how much of it, and the time left.
 FORMAT = "{desc} {percentage:3.0f} % {bar:12} {n_fmt}/{total_fmt} · {remaining} left{postfix}"
+UNSIZED = "{desc} {n_fmt} · {elapsed}"
 
 
 def is_shown() -> bool:
@@ -20,4 +21,5 @@ def progress(items: Iterable[Item], description: str) -> Iterable[Item]:
         return items
     from tqdm import tqdm  # here, so that `--help` does not import it
 
-    return tqdm(items, description, leave=False, delay=1, bar_format=FORMAT)
+    bar_format = FORMAT if isinstance(items, Sized) else UNSIZED
+    return tqdm(items, description, leave=False, delay=1, bar_format=bar_format)

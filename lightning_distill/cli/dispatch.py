@@ -6,6 +6,7 @@ machines torchrun or srun starts them, each with the whole command.
 
 import logging
 import logging.config
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,8 @@ from lightning_distill.distributed.launcher import launch
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
 from lightning_distill.sweeps.job import Job
+
+log = logging.getLogger(__name__)
 
 
 def run_stage(settings: Settings, job: Job) -> Any:
@@ -71,6 +74,8 @@ def overrides_of_followers() -> list[str]:
 
 
 def stage_function(settings: Settings) -> Callable[[Settings, Job], Any]:
+    if "torch" not in sys.modules:
+        log.info("importing torch, lightning and transformers")
     module, _, name = find_stage(settings["stage"]).entry.rpartition(".")
     function: Callable[[Settings, Job], Any] = getattr(import_module(module), name)
     return function

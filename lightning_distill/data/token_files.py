@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_distill.data.hashes import digest
 from lightning_distill.data.splits import ORDER, SplitSources, check_held_out, report_repeated
-from lightning_distill.progress import FORMAT
+from lightning_distill.progress import FORMAT, progress
 
 COPY_BYTES = 2**24  # at a time
 DTYPES = {"I32": np.dtype("<i4")}  # by safetensors' names
@@ -86,7 +86,7 @@ def _on_disk(texts: Iterable[str], folder: Path) -> tuple[np.ndarray, Documents]
     """The distinct texts in the order of their hashes, and those: [D] of 32 bytes."""
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the documents keep it open)
     hashes, sizes = bytearray(), array("q")
-    for text in texts:
+    for text in progress(texts, "reading documents"):
         data = text.encode("utf-8", "surrogatepass")
         hashes += digest(data)
         sizes.append(file.write(data))

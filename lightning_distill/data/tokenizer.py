@@ -55,6 +55,7 @@ def obtain_tokenizer(
         made_from["special_tokens"] = list(special_tokens)
 
     def make(folder: Path) -> None:
+        log.info("training a tokenizer of %s tokens", f"{vocab_size:,}")
         if for_pairs:
             train_pair_tokenizer(texts(), vocab_size).save_pretrained(folder)
         else:
