@@ -24,15 +24,18 @@ class Results(SimpleNamespace):
     """
 
     folder: Path
-    status: str
+    status: str | None
     teacher: Any
     student: Any
     cost: Any
 
     def __init__(self, folder: Path) -> None:
-        text = (folder / "results.json").read_text(encoding="utf-8")
-        content = json.loads(text, object_hook=lambda node: SimpleNamespace(**node))
-        super().__init__(**{"teacher": None, "student": None, "cost": None, **vars(content)})
+        file, content = folder / "results.json", SimpleNamespace()
+        if file.exists():  # a plan, for example, has none
+            text = file.read_text(encoding="utf-8")
+            content = json.loads(text, object_hook=lambda node: SimpleNamespace(**node))
+        absent = dict.fromkeys(("status", "teacher", "student", "cost"))
+        super().__init__(**{**absent, **vars(content)})
         self.folder = folder
 
     @property

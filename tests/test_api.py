@@ -209,6 +209,12 @@ def test_a_sweep_is_a_table(tiny, results):
     assert (made.folder / "report.html").exists()
 
 
+def test_a_stage_that_trains_nothing_has_no_results(tiny):
+    made = ld.run([*tiny, "stage=plan"])
+    assert (made.folder / "plan.json").exists()
+    assert (made.status, made.student) == (None, None)
+
+
 def test_a_mistake_is_an_exception(tiny):
     arguments = list(sys.argv)
     with pytest.raises(ld.ConfigError, match=r"loss.temperature"):

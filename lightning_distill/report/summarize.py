@@ -45,9 +45,10 @@ def summarize_run(folder: Path) -> None:
 
 def _with_baseline(job: JobRecord) -> str:
     """The command of a sweep that has the job and its baseline."""
-    kept = [one for one in job.results["overrides"] if not one.startswith("loss.alpha=")]
-    alpha = job.config["loss"]["alpha"] if job.config else 1
-    return shlex.join(["lightning-distill", "-m", *kept, f"loss.alpha=0,{alpha:g}"])
+    overrides = job.results["overrides"]
+    alphas = [one.partition("=")[2] for one in overrides if one.startswith("loss.alpha=")]
+    kept = [one for one in overrides if not one.startswith("loss.alpha=")]
+    return shlex.join(["lightning-distill", "-m", *kept, f"loss.alpha=0,{[*alphas, '1'][0]}"])
 
 
 def shown(path: Path) -> str:

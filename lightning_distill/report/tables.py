@@ -72,7 +72,7 @@ def print_results(jobs: list[JobRecord], width: int | None = None) -> None:
     width = terminal_width() if width is None else width
     kept = columns_that_fit(headings, lines, width)
     left_out = [heading for i, heading in enumerate(headings) if i not in kept]
-    notes = [cut_short_note(jobs)]
+    notes = [cut_short_note(jobs)] if len(jobs) > 1 else []  # a single run has warned of it
     if left_out:
         notes.append(f"not shown in {width} columns: {', '.join(left_out)}")
     table = Table(
