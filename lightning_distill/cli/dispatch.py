@@ -74,9 +74,10 @@ def overrides_of_followers() -> list[str]:
 
 
 def stage_function(settings: Settings) -> Callable[[Settings, Job], Any]:
-    if "torch" not in sys.modules:
+    stage = find_stage(settings["stage"])
+    if stage.distributed and "torch" not in sys.modules:
         log.info("importing torch, lightning and transformers")
-    module, _, name = find_stage(settings["stage"]).entry.rpartition(".")
+    module, _, name = stage.entry.rpartition(".")
     function: Callable[[Settings, Job], Any] = getattr(import_module(module), name)
     return function
 
