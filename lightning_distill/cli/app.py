@@ -198,31 +198,41 @@ def call(arguments: list[str]) -> Path:
 
     Raises ConfigError for a mistake of the user's, and KeyboardInterrupt if a signal stopped it.
     """
-    before, handlers = (sys.argv, os.environ.get("HYDRA_FULL_ERROR")), logging.getLogger().handlers
-    restored = list(handlers)
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    handlers = logging.getLogger().handlers
+    before = list(handlers)
     sys.argv = ["lightning-distill", *typed_arguments.rewrite(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        untrusted.allow_typed_keys(arguments)
-        untrusted.check_flags(arguments)
-        typed_arguments.check(arguments)
+        untrusted.allow_typed_keys(sys.argv[1:])
+        _check_arguments(sys.argv[1:])
         job()
     except SystemExit:  # the sweep's end has printed the jobs that failed, and their results tell
         pass
     except Stopped as stop:
         raise KeyboardInterrupt("the same call resumes it") from stop
     except (Exception, Refused) as error:
-        if message := str(error) if isinstance(error, Refused) else explain(error):
+        if message := _message(error):
             raise ConfigError(message) from error
         raise
     finally:
-        handlers[:] = restored  # Hydra has added its own
-        sys.argv = before[0]
-        if before[1] is None:
+        handlers[:] = before  # Hydra has added its own
+        sys.argv = argv
+        if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
-            os.environ["HYDRA_FULL_ERROR"] = before[1]
+            os.environ["HYDRA_FULL_ERROR"] = full_error
     return SweepCallback.last_folder
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    untrusted.check_flags(arguments)
+    typed_arguments.check(arguments)
+
+
+def _message(error: BaseException) -> str | None:
+    """What the user can mend; None if the error is the program's."""
+    return str(error) if isinstance(error, Refused) else explain(error)
 
 
 def main() -> None:
@@ -238,8 +248,7 @@ def main() -> None:
         sys.argv += overrides_of_followers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, instead of exiting with 1
     try:
-        untrusted.check_flags(sys.argv[1:])
-        typed_arguments.check(sys.argv[1:])
+        _check_arguments(sys.argv[1:])
         if "--version" in sys.argv[1:]:
             print(f"lightning-distill {__version__}")
         elif topics := help_topics(sys.argv[1:]):
@@ -253,7 +262,7 @@ def main() -> None:
             print("Run the same command again to resume in the same folder.", file=sys.stderr)
         sys.exit(stop.exit_code)
     except (Exception, Refused) as error:
-        message = str(error) if isinstance(error, Refused) else explain(error)
+        message = _message(error)
         if message is None and not show_traceback:
             message = end_broken_sweep(error)
         if show_traceback or message is None:

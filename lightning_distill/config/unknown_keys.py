@@ -46,10 +46,8 @@ def describe_unknown(key: str) -> str:
         return f"{key} is a setting of {' or '.join(choices)}; choose that for every job."
     names = [name for name in (*SCHEMA, *groups()) if not name.startswith("hydra")]
     nearest = difflib.get_close_matches(key, names, 1, 0.6)
-    if meant := key_meant_by(key):
+    if meant := key_meant_by(key) or next(iter(nearest), None):
         return f"There is no setting {key}. Did you mean {meant}?"
-    if nearest:
-        return f"There is no setting {key}. Did you mean {nearest[0]}?"
     node = "hydra" if key.startswith("hydra.") else "job"
     return f"There is no setting {key}. `lightning-distill --cfg {node}` shows all."
 
