@@ -34,7 +34,8 @@ class Results(SimpleNamespace):
         if file.exists():  # a plan, for example, has none
             text = file.read_text(encoding="utf-8")
             content = json.loads(text, object_hook=lambda node: SimpleNamespace(**node))
-        absent = dict.fromkeys(("status", "teacher", "student", "cost"))
+        names = ("status", "key", "seed", "overrides", "teacher", "student", "cost")
+        absent = dict.fromkeys(names)
         super().__init__(**{**absent, **vars(content)})
         self.folder = folder
 
