@@ -1,6 +1,6 @@
 """What a package of the user's own can add: one of each kind, written to a folder of theirs.
 
-Each takes as many files as `docs/extending.md` says, is chosen by its name, and shows where those
+Each takes as many files as `docs/how-to/extending.md` says, is chosen by its name, and shows where those
 of the package do.
 """
 
@@ -211,7 +211,7 @@ FILES = {
             """,
     },
 }
-# Python files and YAML files of each, as docs/extending.md says.
+# Python files and YAML files of each, as docs/how-to/extending.md says.
 ALLOWED = {
     "divergence": 2,
     "intermediate loss": 2,

@@ -23,7 +23,7 @@ from lightning_distill.config.schema import is_number
 from lightning_distill.config.settings import Settings, is_pretrained
 from lightning_distill.config.training_length import trained_for
 
-# docs/defaults.md has the measurements. A setting that is not here for a size depends on the data
+# docs/concepts/defaults.md has the measurements. A setting not here for a size depends on the data
 # or the role, and the config file says it: `${usual:batch_size,4}`.
 USUAL: dict[str, dict[str, Any]] = {
     "lr": {

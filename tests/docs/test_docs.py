@@ -15,7 +15,7 @@ from lightning_distill.config.catalog import CONF
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -74,7 +74,7 @@ def test_files_that_are_named_exist(page):
 
 
 def test_the_architecture_page_names_files_and_packages_that_exist():
-    text = (ROOT / "docs" / "architecture.md").read_text()
+    text = (ROOT / "docs" / "development" / "architecture.md").read_text()
     package = ROOT / "lightning_distill"
     for file in WALKED.findall(text):
         assert (package / file).exists() or (ROOT / file).exists(), file

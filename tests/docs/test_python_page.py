@@ -1,4 +1,4 @@
-"""The Python of docs/python.md, run from top to bottom with a few steps and small models."""
+"""The Python of docs/how-to/python.md, run from top to bottom with a few steps and small models."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_the_page_runs_from_top_to_bottom(names, tmp_path, monkeypatch):
     run, sweep = ld.run, ld.sweep
     monkeypatch.setattr(ld, "run", lambda overrides: run([*overrides, *SHORT]))
     monkeypatch.setattr(ld, "sweep", lambda overrides: sweep([*overrides, *SHORT]))
-    for language, block in FENCE.findall((ROOT / "docs" / "python.md").read_text()):
+    for language, block in FENCE.findall((ROOT / "docs" / "how-to" / "python.md").read_text()):
         if language == "python":
             exec(block, names)
     assert names["results"].status == "finished"

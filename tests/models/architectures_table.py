@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: python tests/models/architectures_table.py
+"""Writes docs/reference/architectures.md: python tests/models/architectures_table.py
 
 Every architecture of transformers' auto classes, as this package and transformers compute it.
 """
@@ -15,7 +15,7 @@ from compared import Comparison, compare, make_tasks, make_tokenizer
 from tiny_models import MAPPINGS, architectures, reason_not_built
 from transformers.utils import logging as transformers_logging
 
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 TITLES = {
     "causal": "Causal language models",
     "masked": "Masked language models",
