@@ -1,7 +1,7 @@
 """What a package of the user's own can add: one of each kind, written to a folder of theirs.
 
-Each takes as many files as `docs/how-to/extending.md` says, is chosen by its name, and shows where those
-of the package do.
+Each takes as many files as `docs/how-to/extending.md` says, is chosen by its name, and shows where
+those of the package do.
 """
 
 import csv
