@@ -55,6 +55,9 @@ test: $(DEV) ## the tests, without those that take longest or need a GPU
 test-all: $(DEV) ## all tests but those that need a GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu' $(ARGS)
 
+test-docs: $(DEV) ## each command and block of Python in README.md and docs/, shortened
+	$(BIN)/pytest -n auto --dist loadgroup tests/docs $(ARGS)
+
 test-faults: $(DEV) ## real commands killed 200 times, on full disks, with damaged files; 10 minutes
 	$(BIN)/pytest tests/faults $(ARGS)
 	$(BIN)/python tests/faults/kills.py --kills 200
@@ -72,7 +75,7 @@ lint: $(DEV) ## style and types
 	$(BIN)/mypy
 
 docs: $(DEV) ## the documentation: build/docs/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict
 
 docs-serve: $(DEV) ## the documentation on http://127.0.0.1:8000, rebuilt as it is edited
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
@@ -138,4 +141,4 @@ clean: ## remove .venv and caches; outputs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .NOTPARALLEL: # two recipes would install into one .venv
-.PHONY: help setup install demo smollm2 experiments test test-all test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export chat report dashboard sync bench lock audit sbom clean
+.PHONY: help setup install demo smollm2 experiments test test-all test-docs test-faults coverage mutants lint docs docs-serve format teacher distill sweep plan doctor export chat report dashboard sync bench lock audit sbom clean
