@@ -8,36 +8,21 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from pages import INLINE, NAMES, OTHER, PAGES, ROOT, SHELL, blocks_of, commands_of, without_blocks
 
 from lightning_distill.cli import app  # noqa: F401, which registers the resolvers
 from lightning_distill.config.catalog import CONF
-from scripts import docs_tables
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-NOT_RUN = re.compile(r"<!-- not run: .+? -->\s*\Z")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-INLINE = re.compile(r"`((?:lightning-distill|make) [^`]+)`")
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 PATH = re.compile(r"`((?:lightning_distill|conf|tests|benchmarks|scripts)/[\w./-]+)`")
 WALKED = re.compile(r"`([\w/]+\.py)`")
 
 
 def lines_of_shell(page: Path) -> list[str]:
-    """The command lines of a page, those in its sentences too, without what is marked not run."""
-    text = page.read_text()
-    lines = []
-    for fence in FENCE.finditer(text):
-        if fence[1] in ("bash", "") and not NOT_RUN.search(text[: fence.start()]):
-            block = fence[2].replace("\\\n", " ")
-            lines += [line.removeprefix("$ ") for line in block.splitlines()]
-    return lines + INLINE.findall(FENCE.sub("", text))
+    """The command lines of a page, those in its sentences too."""
+    lines = [command.text for block in blocks_of(page) for command in commands_of(block)]
+    return lines + INLINE.findall(without_blocks(page))
 
 
 def commands(program: str) -> list[tuple[str, ...]]:
@@ -53,14 +38,13 @@ def commands(program: str) -> list[tuple[str, ...]]:
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and MkDocs make them."""
-    text = docs_tables.on_page_markdown(page.read_text())
-    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M)
+    titles = re.findall(r"^#+ (.+)$", without_blocks(page), re.M)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", t).strip().lower()) for t in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_resolve(page):
-    for link in LINK.findall(FENCE.sub("", page.read_text())):
+    for link in LINK.findall(without_blocks(page)):
         if "://" in link:
             continue
         target, _, anchor = link.partition("#")
@@ -94,12 +78,22 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_each_block_is_run_or_marked(page):
+    """A block whose language the tests do not know would be left out; so would an old mark."""
+    assert "<!-- not run" not in page.read_text(), "write *Not run by the tests: REASON.*"
+    for block in blocks_of(page):
+        assert block.language in ("", "python", *SHELL, *OTHER), block
+        if block.language not in ("python", *SHELL):
+            assert not re.search(r"^(lightning-distill|make|pip) ", block.code, re.M), block
+
+
 @pytest.mark.parametrize("arguments", commands("lightning-distill"), ids=" ".join)
 def test_commands_compose(arguments, monkeypatch):
     """Of a sweep, the first value of each setting."""
     monkeypatch.setenv("LIGHTNING_DISTILL_ALLOW", "my_package,evaluate.task_path")
-    if "--help" in arguments:
-        return
+    if "--help" in arguments or "--config-dir" in arguments:
+        return  # which test_commands_run.py runs
     sweeps = "-m" in arguments
     first, several = [], False
     overrides = [a for a in arguments if a not in ("-m", "--cfg", "job")]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_docs import FENCE, ROOT
+from pages import ROOT, blocks_of
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,9 +39,9 @@ def test_the_page_runs_from_top_to_bottom(names, tmp_path, monkeypatch):
     run, sweep = ld.run, ld.sweep
     monkeypatch.setattr(ld, "run", lambda overrides: run([*overrides, *SHORT]))
     monkeypatch.setattr(ld, "sweep", lambda overrides: sweep([*overrides, *SHORT]))
-    for language, block in FENCE.findall((ROOT / "docs" / "how-to" / "python.md").read_text()):
-        if language == "python":
-            exec(block, names)
+    for block in blocks_of(ROOT / "docs" / "how-to" / "python.md"):
+        if block.language == "python":
+            exec(block.code, names)
     assert names["results"].status == "finished"
     assert names["made"].to_pandas()["status"].eq("finished").all()
     assert len(names["made"].jobs) == 4

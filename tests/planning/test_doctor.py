@@ -1,10 +1,13 @@
 """`stage=doctor`: each mistake fails the check that is about it, and no other."""
 
+import ast
+import inspect
 import json
 import shutil
 import sys
 from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +17,11 @@ from transformers import PreTrainedModel
 
 from lightning_distill.data.packing import Blocks, check_targets
 from lightning_distill.errors import ConfigError
-from lightning_distill.planning import doctor, doctor_checks, dry_run_size
+from lightning_distill.planning import doctor, doctor_checks, doctor_context, dry_run_size
 from lightning_distill.planning.doctor_checks import CHECKS, Check
 
 NAMES = [check.name for check in CHECKS]
+ROOT = Path(__file__).parents[2]
 
 
 TEACHER_STEPS = ["teacher.max_steps=60"]
@@ -265,3 +269,26 @@ def test_a_line_is_printed_before_the_next_check_begins(examine, monkeypatch):
     for number, before in enumerate(printed, 3):
         assert NAMES[number - 1] in before
         assert NAMES[number] not in before
+
+
+def test_the_documentation_explains_each_line():
+    page = (ROOT / "docs" / "how-to" / "plan-and-doctor.md").read_text()
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| ")]
+    assert [row[0].strip("| `") for row in rows if row[0].strip("| `") in NAMES] == NAMES
+    printed = "".join(row[1] for row in rows if len(row) == 4)
+    for message in messages(doctor_checks) | messages(doctor_context):
+        assert message in printed
+
+
+def messages(module):
+    """The longest literal part of each error that the module raises."""
+    calls = (node.exc for node in ast.walk(ast.parse(inspect.getsource(module))) if raises(node))
+    return {max(literals(call), key=len).strip(".: ") for call in calls if list(literals(call))}
+
+
+def raises(node):
+    return isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+
+
+def literals(call):
+    return (part.value for part in ast.walk(call) if isinstance(part, ast.Constant))
