@@ -1,7 +1,9 @@
 """Progress bars in a terminal, and nothing in logs."""
 
 import sys
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -9,10 +11,21 @@ Item = TypeVar("Item")
 # What is done, how much of it, and the time left.
 FORMAT = "{desc} {percentage:3.0f} % {bar:12} {n_fmt}/{total_fmt} · {remaining} left{postfix}"
 UNSIZED = "{desc} {n_fmt} · {elapsed}"
+_hidden = ContextVar("hidden", default=False)
 
 
 def is_shown() -> bool:
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and not _hidden.get()
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Within it, no bar is shown."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 def progress(items: Iterable[Item], description: str) -> Iterable[Item]:

@@ -75,7 +75,7 @@ class SweepCallback(Callback):
             from lightning_distill.report.plan_table import print_plan
 
             print_plan(self.folder)
-        elif not job_folders(self.folder):
+        elif not job_folders(self.folder) and not any(self.folder.rglob("job.log")):
             raise Refused(
                 "the command sweeps over nothing, as glob(x*) and range(2, 1) do; see "
                 f"{self.folder / 'multirun.yaml'}."

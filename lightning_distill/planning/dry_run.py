@@ -23,6 +23,7 @@ from lightning_distill.models.pruning import INFLUENCE
 from lightning_distill.pipeline import run_pipeline
 from lightning_distill.planning.dry_run_size import DryRunSize, dry_run_size
 from lightning_distill.planning.profile import DryRunProfile, summarize_profile
+from lightning_distill.progress import hidden
 from lightning_distill.storage.artifacts import Artifact, Store
 from lightning_distill.sweeps.job import Job
 
@@ -125,11 +126,12 @@ def _link(source: Path, link: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides the log lines of the pipeline, but not its warnings."""
+    """Hides the log lines and the progress bars of the pipeline, but not its warnings."""
     logger = logging.getLogger("lightning_distill")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with hidden():
+            yield
     finally:
         logger.setLevel(level)

@@ -19,6 +19,8 @@ from lightning_distill.data.packing import Blocks, check_targets
 from lightning_distill.errors import ConfigError
 from lightning_distill.planning import doctor, doctor_checks, doctor_context, dry_run_size
 from lightning_distill.planning.doctor_checks import CHECKS, Check
+from lightning_distill.planning.dry_run import quiet
+from lightning_distill.progress import is_shown
 
 NAMES = [check.name for check in CHECKS]
 ROOT = Path(__file__).parents[2]
@@ -220,6 +222,20 @@ def test_a_sweep_names_the_jobs_that_fail(in_process, outputs):
     assert done.stdout.count("WRONG") == 1
     assert "1 of 13 checks failed: settings" in done.stdout
     assert not (outputs / "sweeps").exists()
+
+
+def test_a_sweep_without_mistakes_passes(in_process, outputs):
+    many = ["hydra.mode=MULTIRUN", "stage=doctor", *TEACHER_STEPS, f"paths.outputs={outputs}"]
+    done = in_process(*many, "loss.temperature=1,2", expect=0)
+    assert done.stdout.count("ok    steps") == 2
+
+
+def test_a_dry_run_shows_no_progress_bars(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert is_shown()
+    with quiet():
+        assert not is_shown()
+    assert is_shown()
 
 
 @contextmanager
