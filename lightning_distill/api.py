@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 class Results(SimpleNamespace):
     """A run's results.json as attributes, and `folder`, where it is.
 
-    status, key, seed, overrides; teacher and student with their scores, such as
-    `results.student.nll`; cost. None for what the run does not have.
+    status: `finished`, `failed` or `not run`.
+    teacher, student: their scores, such as `results.student.nll`.
+    cost: seconds and memory.
+    Other attributes are the other keys of the file, such as `key`, `seed` and `overrides`. None for
+    what the run does not have.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class Sweep:
 def run(overrides: Sequence[str] = ()) -> Results:
     """What `lightning-distill [overrides]` does, for one run; `stage=` as well.
 
+    overrides: as on the command line, one a text: `["student=xs", "loss.temperature=2"]`.
     Raises ConfigError for a mistake in the overrides, with the message of the command.
     """
     if any(one in ("-m", "--multirun") for one in overrides):
@@ -76,6 +80,7 @@ def run(overrides: Sequence[str] = ()) -> Results:
 def sweep(overrides: Sequence[str] = ()) -> Sweep:
     """What `lightning-distill -m [overrides]` does.
 
+    overrides: as on the command line, one a text: `["student=xs,s", "loss.alpha=0,1"]`.
     A job that fails has `status == "failed"`, and the others are run. Raises ConfigError for a
     mistake that all jobs share.
     """

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
@@ -90,6 +91,38 @@ def first_comment(file: Path) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
 
 
+@dataclass(frozen=True)
+class Default:
+    """The value of a key that the command does not set.
+
+    choice: the option whose file has it, where the command has to choose that one. required: the
+    file has no value. varies: the value follows from what is trained, and this is that of a model
+    from scratch.
+    """
+
+    value: str
+    choice: str
+    required: bool = False
+    varies: bool = False
+
+
+def default_of(key: str) -> Default | None:
+    """None of a node, and of a key that no file sets."""
+    values = {one.choice: one.value for one in committed().get(key, [])}
+    if not values or SCHEMA[key].type == "node":
+        return None
+    chosen = [f"{node}={option}" for node, option in default_options().items()]
+    choice = next(one for one in (*chosen, "", *values) if one in values)
+    value = values[choice]
+    if value == "???":
+        return Default("", choice, required=True)
+    varies = isinstance(value, str) and value.startswith("${usual:")
+    if varies:
+        value = usual_of_size(value)
+    shown = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return Default(shown, "" if choice in chosen else choice, varies=varies) if shown else None
+
+
 def _describe_key(key: str) -> str:
     facts = [fact for fact in (SCHEMA[key].type_and_range(), _default(key)) if fact]
     return _entry(key, SCHEMA[key].meaning, *(["; ".join(facts)] if facts else []))
@@ -97,20 +130,13 @@ def _describe_key(key: str) -> str:
 
 def _default(key: str) -> str:
     """The value that the key has when the command does not set it, and the option it is of."""
-    values = {one.choice: one.value for one in committed().get(key, [])}
-    if not values or SCHEMA[key].type == "node":
+    default = default_of(key)
+    if default is None:
         return ""
-    chosen = [f"{node}={option}" for node, option in default_options().items()]
-    choice = next(one for one in (*chosen, "", *values) if one in values)
-    value = values[choice]
-    if value == "???":
-        return f"required by {choice}"
-    of = f" with {choice}" if choice and choice not in chosen else ""
-    if isinstance(value, str) and value.startswith("${usual:"):
-        value = usual_of_size(value)
-        of = f"{of}; {OTHERS}"
-    shown = value if isinstance(value, str) else json.dumps(value).replace('"', "")
-    return f"default {shown}{of}" if shown else ""
+    if default.required:
+        return f"required by {default.choice}"
+    of = f" with {default.choice}" if default.choice else ""
+    return f"default {default.value}{of}" + (f"; {OTHERS}" if default.varies else "")
 
 
 def _entry(name: str, *lines: str) -> str:

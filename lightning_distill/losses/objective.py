@@ -41,8 +41,9 @@ class Objective:
 
     divergence: (student, teacher) log-probabilities [N, V] to [N]; or the name of one of this
         package, `losses/divergences/<name>.py`.
-    temperature: above 0. alpha: weight of the soft term, from 0. Each is a number, or a schedule
-        over the steps: {shape: cosine, start: 4, end: 1} (`losses/schedules.py`).
+    temperature: above 0; a number, or a schedule over the steps: {shape: cosine, start: 4, end: 1}
+        (`losses/schedules.py`).
+    alpha: weight of the soft term, from 0; a number, or a schedule.
     hard_weight: weight of H(t, q), or `complement` for 1 − alpha.
     hard_target: t is the ground truth (`labels`) or the teacher's distribution (`teacher`).
     label_smoothing: share of t, from 0 to below 1, that is spread evenly over the vocabulary where
@@ -108,9 +109,9 @@ class Objective:
         """The mean loss per target token, to be differentiated, and the means of its terms.
 
         student, teacher: logits [B, T, V], or [B, V] of a classifier; the teacher's may be None
-        where alpha is 0. labels: [B, T] as transformers has them, not shifted: labels[b, t] is the
-        token at t, and is predicted from t − 1; -100 where nothing is predicted. A classifier's
-        are [B].
+            where alpha is 0.
+        labels: [B, T] as transformers has them, not shifted: labels[b, t] is the token at t, and is
+            predicted from t − 1; -100 where nothing is predicted. A classifier's are [B].
         The terms are `hard` and `soft`, without their weights, in nats.
 
         Where temperature or alpha is a schedule, `weights.set_step(step, steps)` sets them.
@@ -142,15 +143,16 @@ class Objective:
     ) -> Terms:
         """The terms of one micro-batch.
 
-        student, each teacher: [B, T, ...]; labels: [B, T], -100 where nothing is predicted.
-        Positions correspond: labels[b, t] is the token that the states at [b, t] predict.
+        student, teacher: of the student and of each teacher, [B, T, ...].
+        labels: [B, T], -100 where nothing is predicted. Positions correspond: labels[b, t] is the
+            token that the states at [b, t] predict.
         teacher_mask: [B, T], where student and teacher can be compared; None for everywhere.
         use_labels: false where the labels are sampled from the student, which are no ground truth.
         details: also nll; kl, KL(p ‖ q) at T = 1; the share of tokens under `teacher_mask`; and
-        the norm of each weighted term's gradient with respect to the student's logits, which shows
-        the balance that alpha and T result in.
+            the norm of each weighted term's gradient with respect to the student's logits, which
+            shows the balance that alpha and T result in.
         positions: `target_positions(labels)` [N], if known. Computing it here makes the CPU wait
-        for the GPU.
+            for the GPU.
         """
         if positions is None:
             positions = target_positions(labels)

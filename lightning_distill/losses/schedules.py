@@ -16,8 +16,8 @@ WARMUP = 0.1  # of all steps, where a `warmup` gives no number of steps
 class Schedule:
     """From `start` to `end` over the first `steps` steps (None: of the whole run), then constant.
 
-    linear: at a constant rate. cosine: half a cosine, slow at both ends. warmup: linear over the
-    first tenth of the run, or over `steps`.
+    shape: `linear`, at a constant rate; `cosine`, half a cosine, slow at both ends; or `warmup`,
+        linear over the first tenth of the run, or over `steps`.
     """
 
     shape: str

@@ -11,8 +11,10 @@ from lightning_distill.losses.intermediate import IntermediateLoss
 class Terms:
     """Sums over the target tokens of one micro-batch, so that a global batch is averaged exactly.
 
-    total: Σ weight · term, to be differentiated. parts: each term without its weight.
-    tokens: the number of target tokens. details: averages over them, to be logged.
+    total: Σ weight · term, a scalar in nats, to be differentiated.
+    parts: each term without its weight, scalars.
+    tokens: the number of target tokens.
+    details: averages over them, to be logged.
     """
 
     total: Tensor

@@ -15,7 +15,10 @@ EXCLUDED = -1e30  # the logit of a token that a model excludes
 
 @dataclass(frozen=True)
 class Head:
-    """softcap · tanh(scale · (W h + b) / softcap), or scale · (W h + b) without a softcap."""
+    """softcap · tanh(scale · (W h + b) / softcap), or scale · (W h + b) without a softcap.
+
+    linear: W [V', D] and, where there is one, b [V'].
+    """
 
     linear: nn.Linear
     scale: float

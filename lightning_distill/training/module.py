@@ -53,11 +53,11 @@ class TrainedModule(L.LightningModule):
     -100 where nothing is predicted.
     optimizer: called with parameter groups; None for AdamW at the usual rate of pretrained models.
     schedule: called with the optimizer, and with the number of steps where it has a parameter for
-    that; None for a constant rate.
+        that; None for a constant rate.
     vocab_size: the number of tokens, or classes, that a prediction chooses among; None for all rows
-    of the model's output.
+        of the model's output.
     shifted_labels: whether labels[b, t] is what the model predicts at t, as in this package's data;
-    else it is the token at t, as in transformers' collators.
+        else it is the token at t, as in transformers' collators.
     """
 
     def __init__(

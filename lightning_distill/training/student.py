@@ -48,11 +48,12 @@ class StudentModule(TrainedModule):
         L.Trainer(max_epochs=1).fit(module, datamodule)
 
     teacher: a model, several, or None where the objective needs none (alpha = 0).
-    objective: None for `Objective()`. transfer: None for the teacher's forward pass on each batch.
+    objective: None for `Objective()`.
+    transfer: None for the teacher's forward pass on each batch.
     vocab_size: V, of the logits that the loss compares; None for all rows that the models share.
     teacher_hash: identifies the teachers. A checkpoint holds this hash instead of their weights,
-    and is refused under other teachers.
-    Others, and what a batch holds: see `TrainedModule`.
+        and is refused under other teachers.
+    Other arguments, and what a batch holds: see `TrainedModule`.
     """
 
     def __init__(

@@ -32,7 +32,12 @@ log = logging.getLogger(__name__)
 
 
 class TeacherModule(TrainedModule):
-    """A model that is trained on labels: the objective with alpha = 0."""
+    """A model that is trained on labels: the objective with alpha = 0.
+
+        L.Trainer(max_epochs=1).fit(TeacherModule(model), datamodule)
+
+    Arguments, and what a batch holds: see `TrainedModule`.
+    """
 
     def __init__(
         self,

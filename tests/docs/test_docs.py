@@ -8,10 +8,22 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from pages import INLINE, NAMES, OTHER, PAGES, ROOT, SHELL, blocks_of, commands_of, without_blocks
+from pages import (
+    FENCE,
+    INLINE,
+    NAMES,
+    OTHER,
+    PAGES,
+    ROOT,
+    SHELL,
+    blocks_of,
+    commands_of,
+    without_blocks,
+)
 
 from lightning_distill.cli import app  # noqa: F401, which registers the resolvers
 from lightning_distill.config.catalog import CONF
+from scripts import docs_tables
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
@@ -38,7 +50,8 @@ def commands(program: str) -> list[tuple[str, ...]]:
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and MkDocs make them."""
-    titles = re.findall(r"^#+ (.+)$", without_blocks(page), re.M)
+    text = FENCE.sub("", docs_tables.on_page_markdown(page.read_text()))
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", t).strip().lower()) for t in titles}
 
 
