@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks_of
 
 import lightning_distill as ld
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 # What the script `lightning-distill` does; -P leaves the working directory out of sys.path.
 COMMAND = (
     f"import sys; sys.path[:0] = {[one for one in sys.path if one]}; "
@@ -53,3 +53,15 @@ def test_a_project_of_ones_own_is_used_from_its_folder(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = [json.loads(file.read_text()) for file in tmp_path.rglob("results.json")]
     assert {job["status"] for job in jobs} == {"finished"}
+
+
+def test_the_tutorial_shows_the_files_of_the_project():
+    project = EXAMPLES / "my_project"
+    files = [file.read_text() for kind in ("*.py", "*.yaml") for file in project.rglob(kind)]
+    shown = [
+        block.code
+        for block in blocks_of(ROOT / "docs" / "tutorials" / "my-project.md")
+        if block.language in ("python", "yaml")
+    ]
+    assert len(shown) == 5
+    assert all(any(code in file for file in files) for code in shown)

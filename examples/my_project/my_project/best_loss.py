@@ -17,4 +17,5 @@ class BestLoss(L.Callback):
             self.lowest, self.step = loss, trainer.global_step
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        print(f"{type(module).__name__}: lowest loss {self.lowest:.3f}, at step {self.step}")
+        name = type(module).__name__  # TeacherModule or StudentModule
+        module.print(f"{name}: lowest loss {self.lowest:.3f}, at step {self.step}")

@@ -19,7 +19,5 @@ class Sums:
     def rows(self) -> Iterator[str]:
         rng = random.Random(0)
         for _ in range(self.documents):
-            pairs = [
-                (rng.randint(0, self.largest), rng.randint(0, self.largest)) for _ in range(12)
-            ]
+            pairs = [[rng.randint(0, self.largest) for _ in range(2)] for _ in range(12)]
             yield "".join(f"{a} + {b} = {a + b}\n" for a, b in pairs)
