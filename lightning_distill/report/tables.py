@@ -26,7 +26,7 @@ from lightning_distill.sweeps.records import JobRecord, flatten, varying_setting
 
 STEPS = "steps"  # the column
 # Columns of the terminal's table that are left out where it is narrow, the first one first.
-LEFT_OUT = ("… of best", ECE.label, "size", "seconds", STEPS)
+LEFT_OUT = ("… of best", ECE.label, "size", "seconds", STEPS, "perplexity", AGREEMENT.label)
 
 
 def task_scores(jobs: list[JobRecord]) -> tuple[Metric, ...]:
