@@ -1,5 +1,8 @@
 """The names of a sweep's folder and of its jobs' folders, made of the overrides of a command."""
 
+import json
+import re
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,24 +19,38 @@ UNNAMED = ("paths", "name", "logger", "sweep", "evaluate")
 
 
 def sweep_name(given: str | None, overrides: list[str]) -> str:
-    """The keys that a command sweeps over, without their values, and the overrides that are fixed.
+    """What a command sweeps over, and a hash of that and of the overrides that are fixed:
+    `alpha-student-1f0c9a3b`, which neither a shell nor Hydra wants in quotes.
 
-    Re-running the command, also with more values, therefore resumes the same sweep.
+    Values that are swept do not count. Re-running the command, also with more of them, therefore
+    resumes the same sweep.
     """
     if given is not None:
         return str(given)
-    swept, fixed = [], []
+    recipes: list[tuple[str, str]] = []
+    swept: list[str] = []
+    fixed: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = override.get_key_element(), override.value()
-        if key == "sweep":  # a committed sweep
-            swept.append(str(value))
+        key, value = override.key_or_group, override.value()
+        if key == "sweep" or (key == "experiment" and not override.is_sweep_override()):
+            recipes.append((str(value), key))
         elif not affects_identity(key, value):
             continue
         elif override.is_sweep_override():
-            swept.append(key)
+            swept.append(override.get_key_element())
         else:
             fixed.append(str(override.input_line))
-    return _folder_name([*sorted(swept), *sorted(fixed)]) or "all"
+    content = json.dumps([sorted(recipes), sorted(swept), sorted(fixed)])
+    names = [*(option for option, _ in sorted(recipes)), *_short_keys(swept)] or ["all"]
+    readable = re.sub(r"[^\w.-]", "_", "-".join(names), flags=re.ASCII)[:MAX_BYTES]
+    return f"{readable}-{sha256(content.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def _short_keys(keys: list[str]) -> list[str]:
+    """The last part of each key, `temperature` of `loss.temperature`; the whole of two alike."""
+    last = {key: re.split(r"[./@]", key)[-1] for key in (key.lstrip("+~") for key in sorted(keys))}
+    count = Counter(last.values())
+    return [name if count[name] == 1 else key for key, name in last.items()]
 
 
 def job_name(overrides: list[str], sweep_folder: Path, key: str) -> str:

@@ -84,7 +84,7 @@ KEYS = {
     "dashboard": Key("node", "stage=dashboard"),
     "dashboard.sweep": Key("any", "folder of a sweep, or its group in W&B"),
     "sweep": Key("node", "how the jobs of a sweep are run"),
-    "sweep.name": Key("any", "folder of the sweep; null for a name made of the overrides"),
+    "sweep.name": Key("any", "folder of the sweep; null for what varies and a hash"),
     "sweep.rerun": Key(
         "text", "which jobs that ran before run again", choices=("failed", "all", "none")
     ),
