@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 def evaluate_again(settings: Settings, job: Job) -> dict[str, Any] | None:
     """The student of the finished run `evaluate.run`, or those of all finished jobs of a sweep."""
     evaluate, trainer = settings["evaluate"], settings["trainer"]
-    if evaluate["run"] in (None, ""):
-        raise ConfigError("stage=evaluate needs evaluate.run=<the folder of a run or a sweep>.")
     folder = Path(str(evaluate["run"]))
     jobs = [] if (folder / RESULTS).exists() else job_folders(folder)
     finished = [job for job in jobs if results_in(job).get("status") == "finished"]

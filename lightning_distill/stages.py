@@ -22,6 +22,7 @@ class Stage:
     makes_jobs: whether its jobs train something and write results, which a sweep compares.
     inspects_only: whether it leaves the sweep of the same command as it is.
     config_node: the config node with the stage's own keys.
+    run: what `run` in that node has to name, for a stage on something finished.
     """
 
     entry: str
@@ -30,6 +31,7 @@ class Stage:
     makes_jobs: bool = False
     inspects_only: bool = False
     config_node: str | None = None
+    run: str | None = None
 
 
 STAGES = {
@@ -56,16 +58,19 @@ STAGES = {
         "evaluate a finished run, or all runs of a sweep, again",
         distributed=True,
         config_node="evaluate",
+        run="the folder of a run or a sweep",
     ),
     "export": Stage(
         "lightning_distill.export.export.export",
         "write a student for transformers, llama.cpp or ONNX",
         config_node="export",
+        run="the folder of a finished run",
     ),
     "chat": Stage(
         "lightning_distill.chat.chat.chat",
         "talk to a finished student in the terminal",
         config_node="chat",
+        run="the folder of a finished run",
     ),
     "report": Stage(
         "lightning_distill.cli.sweep_stages.report",

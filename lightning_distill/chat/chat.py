@@ -26,8 +26,6 @@ def chat(settings: Settings, job: Job) -> None:
     """
     node = settings["chat"]
     logging.getLogger().setLevel(logging.WARNING)  # what is printed is the conversation
-    if node["run"] is None:
-        raise ConfigError("stage=chat needs chat.run=<the folder of a finished run>.")
     run = read_run("chat.run", Path(node["run"]), settings)
     if not run.task.is_generative:
         raise ConfigError(

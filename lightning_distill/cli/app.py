@@ -24,7 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_distill import __version__
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.help import describe, help_topics, list_stages
-from lightning_distill.cli.hydra_callback import SweepCallback, end_broken_sweep
+from lightning_distill.cli.hydra_callback import (
+    SweepCallback,
+    end_broken_sweep,
+    problems_elsewhere,
+)
 from lightning_distill.config import allowlist, typed_arguments, untrusted
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.hydra_plugins import prefer_own_configs
@@ -46,13 +50,12 @@ from lightning_distill.distributed.gpus import (
     visible_gpus,
 )
 from lightning_distill.errors import ConfigError, Refused, Stopped
-from lightning_distill.experiment.settings import resume_policy
+from lightning_distill.experiment.settings import check_named_run, resume_policy
 from lightning_distill.metrics.declarations import directions
 from lightning_distill.report.summarize import summarize_run
 from lightning_distill.sweeps.job import (
     Job,
     objectives,
-    problems_of_objectives,
     results_in,
     write_results,
 )
@@ -183,8 +186,8 @@ def make_job(cfg: DictConfig, settings: Settings) -> Job:
 
 def run(cfg: DictConfig, settings: Settings, this: Job) -> Any:
     """Checks the config and runs the stage. Not called for a job that has finished before."""
-    task = str(settings["data"].get("_target_"))
-    check(cfg, problems_of_objectives(settings["sweep"]["objectives"], task))
+    check(cfg, problems_elsewhere(settings))
+    check_named_run(settings)
     if find_stage(cfg.stage).makes_jobs or find_stage(cfg.stage).inspects_only:
         for warning in warnings_of_rates(settings):
             log.warning("%s", warning)

@@ -11,15 +11,17 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, flag_override
 
 from lightning_distill.cli.sweep_progress import SweepProgress
 from lightning_distill.config.hydra_plugins import check_plugins
 from lightning_distill.config.messages import explain
+from lightning_distill.config.settings import Settings, plain_settings
 from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.config.validation import check, check_sweep
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import Refused
+from lightning_distill.losses.checks import problems_of_loss
 from lightning_distill.report.summarize import summarize
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.comparison import compare_jobs
@@ -110,12 +112,18 @@ class SweepCallback(Callback):
             sys.exit(2 if mistakes else 1)
 
 
+def problems_elsewhere(settings: Settings) -> list[str]:
+    """What packages above `config` know of wrong settings, without torch."""
+    task = str(settings["data"].get("_target_"))
+    problems = problems_of_objectives(settings["sweep"]["objectives"], task)
+    return [*problems, *problems_of_loss(settings["loss"])]
+
+
 def _refuse_mistakes(config: DictConfig, check: Callable[[DictConfig, list[str]], None]) -> None:
     """Raises Refused, since Hydra turns other exceptions of a callback into warnings."""
     try:
         find_stage(config.stage)
-        task = str(OmegaConf.select(config, "data._target_"))
-        check(config, problems_of_objectives(config.sweep.objectives, task))
+        check(config, problems_elsewhere(plain_settings(config)))
     except Exception as error:
         if reason := explain(error):
             raise Refused(reason) from error

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+FORMATS = (".txt", ".jsonl", ".jsonlines", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 PACKAGE = "package:"  # begins the name of a file in an installed package, `package:name/file`
 
 
@@ -53,3 +55,15 @@ def missing_input(given: Any) -> str | None:
     """The first name that nothing has."""
     names = (name for name in names_of(given) if not path_of(name).exists())
     return next((name for name in names if not input_files(name)), None)
+
+
+def format_of(file: Path) -> str:
+    """The suffix before that of a compression: `.jsonl` of `a.jsonl.gz`."""
+    suffixes = [suffix.lower() for suffix in file.suffixes] or [""]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else suffixes[-1]
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether it may be a data set or a model of the hub: `name` or `owner/name`."""
+    is_file = name.startswith((".", "/", "~", PACKAGE)) or format_of(Path(name)) in FORMATS
+    return not is_file and not set(name) & set("*?[") and name.count("/") < 2

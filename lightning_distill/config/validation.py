@@ -9,6 +9,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.catalog import is_always_there
+from lightning_distill.config.input_checks import problems_of_inputs
 from lightning_distill.config.model_settings import (
     problems_of_api_teacher,
     problems_of_gguf,
@@ -25,6 +26,7 @@ from lightning_distill.config.settings import (
     each_teacher,
     plain_settings,
 )
+from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.config.teacher_parts import problems_of_initialization
 from lightning_distill.config.training_length import problems_of_length, problems_of_validation
 from lightning_distill.config.unknown_keys import is_foreign
@@ -60,6 +62,8 @@ def check(cfg: DictConfig, more: Iterable[str] = ()) -> None:
     problems += [*_problems_of_callbacks(settings), *_problems_of_tasks(settings)]
     problems += [*problems_of_validation(settings), *_problems_of_wandb(settings)]
     problems += [*_problems_of_precision(settings["trainer"].get("precision"))]
+    if find_stage(settings["stage"]).makes_jobs or settings["stage"] == "plan":
+        problems += problems_of_inputs(settings)
     if "url" in settings["teacher"]:
         problems += [*problems_of_server(settings["teacher"]), *problems_of_api_teacher(settings)]
     _refuse([*problems, *more])

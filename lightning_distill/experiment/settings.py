@@ -7,12 +7,27 @@ from yaml import YAMLError
 
 from lightning_distill.config import untrusted
 from lightning_distill.config.settings import Settings, load_settings
+from lightning_distill.config.stage_lookup import find_stage
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.sweeps.job import RESULTS, check_results, read_results
 from lightning_distill.sweeps.job_key import HARDWARE
+from lightning_distill.sweeps.records import job_folders
 from lightning_distill.sweeps.resume import ResumePolicy
 
 SETTINGS = ".hydra/config.yaml"
+
+
+def check_named_run(settings: Settings) -> None:
+    """Raises ConfigError where the stage is on a finished run, and its settings name none."""
+    stage = find_stage(settings["stage"])
+    if stage.run is None or stage.config_node is None:
+        return
+    setting, given = f"{stage.config_node}.run", settings[stage.config_node]["run"]
+    if given in (None, ""):
+        raise ConfigError(f"stage={settings['stage']} needs {setting}=<{stage.run}>.")
+    folder = Path(str(given))
+    if (folder / RESULTS).exists() or not job_folders(folder):  # it is no sweep
+        finished_run(setting, folder, settings["paths"]["outputs"])
 
 
 def resume_policy(settings: Settings) -> ResumePolicy:

@@ -34,8 +34,6 @@ def export(settings: Settings, job: Job) -> None:
     Raises ConfigError before anything is written if the run, the folder or a format is unsuitable.
     """
     node = settings["export"]
-    if node["run"] is None:
-        raise ConfigError("stage=export needs export.run=<the folder of a finished run>.")
     names = node["formats"]
     if not isinstance(names, list) or not names:
         raise ConfigError(f"export.formats={names} must be a list, such as [huggingface].")

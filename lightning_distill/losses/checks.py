@@ -1,14 +1,20 @@
-"""Checks of the objective's settings. Messages name a parameter; the objective adds `loss.`."""
+"""Checks of the objective's settings, most of them without torch.
+
+Messages of a divergence name a parameter; the objective adds `loss.`.
+"""
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lightning_distill.errors import unknown_name
+from lightning_distill.losses.schedules import LossWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OBJECTIVE = "lightning_distill.losses.Objective"
 
 HARD_TARGETS = ("labels", "teacher")
 COMPARED = ("probabilities", "logits")
@@ -23,9 +29,11 @@ def check_range(name: str, value: Any, low: float, high: float, below: bool = Fa
 
 
 def problems_of_divergence(
-    divergence: Callable[..., Tensor], settings: dict[str, Any]
+    divergence: "Callable[..., Tensor]", settings: dict[str, Any]
 ) -> Iterator[str]:
     """What is wrong with a divergence's own settings, or with the shape that it returns."""
+    import torch
+
     known = list(inspect.signature(divergence).parameters)[2:]
     if unknown := [name for name in settings if name not in known]:
         yield from (f"loss.{name} is not a setting of this loss" for name in unknown)
@@ -40,6 +48,19 @@ def problems_of_divergence(
     else:
         if shape != (1,):
             yield f"the loss makes {list(shape)} of [N, V] = [1, 2]; it must make [1], [N]"
+
+
+def problems_of_loss(node: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the config node of an `Objective`; its divergence needs torch."""
+    if node.get("_target_") != OBJECTIVE:
+        return
+    yield from LossWeights(node["temperature"], node["alpha"], node["hard_weight"]).problems
+    yield from problems_of_settings(
+        node["hard_target"],
+        node["label_smoothing"],
+        node.get("compares", "probabilities"),
+        node.get("shared_vocabulary", True),
+    )
 
 
 def problems_of_settings(

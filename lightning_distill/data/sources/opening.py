@@ -22,7 +22,7 @@ def _open_zstd(file: Path) -> IO[bytes]:
     return io.BufferedReader(stream)
 
 
-COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
@@ -30,12 +30,6 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
 }
 DAMAGE = (EOFError, lzma.LZMAError, gzip.BadGzipFile)  # and OSError, of a damaged archive
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def format_of(file: Path) -> str:
-    """The suffix before that of a compression: `.jsonl` of `a.jsonl.gz`."""
-    suffixes = [suffix.lower() for suffix in file.suffixes] or [""]
-    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else suffixes[-1]
 
 
 def open_utf8(file: Path, offset: int = 0) -> IO[bytes]:
@@ -61,7 +55,7 @@ def _from_utf16(file: Path) -> IO[bytes]:
 
 
 def _decompressed(file: Path) -> IO[bytes]:
-    opener = COMPRESSIONS.get(file.suffix.lower())
+    opener = OPENERS.get(file.suffix.lower())
     return file.open("rb") if opener is None else opener(file)
 
 

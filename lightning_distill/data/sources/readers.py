@@ -13,7 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lightning_distill.data.sources.opening import format_of, open_utf8
+from lightning_distill.config.input_files import format_of
+from lightning_distill.data.sources.opening import open_utf8
 from lightning_distill.errors import ConfigError
 
 CHUNK = 2**18  # characters or bytes, about; a document is never cut by it

@@ -3,12 +3,17 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from lightning_distill.config.input_files import input_files, missing_input
+from lightning_distill.config.input_files import (
+    COMPRESSIONS,
+    format_of,
+    input_files,
+    may_be_on_hub,
+    missing_input,
+)
 from lightning_distill.data.sources.huggingface import is_saved_dataset, load_dataset_at
-from lightning_distill.data.sources.opening import COMPRESSIONS, DAMAGE, format_of, unreadable
+from lightning_distill.data.sources.opening import DAMAGE, unreadable
 from lightning_distill.data.sources.readers import (
     READERS,
     Located,
@@ -47,7 +52,8 @@ class RowFiles:
         self.dataset: Any = None
         files = input_files(path)
         self.files = [file for file in files if format_of(file) in formats]
-        if isinstance(path, str) and (is_saved_dataset(path) or (not files and _is_name(path))):
+        on_hub = isinstance(path, str) and not files and may_be_on_hub(path)
+        if isinstance(path, str) and (on_hub or is_saved_dataset(path)):
             self.dataset = load_dataset_at(path, None, "train", "data.path")
         elif missing := missing_input(path):
             raise ConfigError(f"data.path={missing} does not exist.")
@@ -121,9 +127,3 @@ class RowFiles:
                     yield (number, *here), rows
             except (UnicodeDecodeError, *DAMAGE, OSError) as error:
                 raise unreadable(file, error) from error
-
-
-def _is_name(path: str) -> bool:
-    """Whether it may be a data set on the hub: `name` or `owner/name`."""
-    is_file = path.startswith((".", "/", "~")) or format_of(Path(path)) in READERS
-    return not is_file and not set(path) & set("*?[") and path.count("/") < 2
