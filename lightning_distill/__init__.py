@@ -17,6 +17,7 @@ from typing import Any
 from lightning_distill.errors import ConfigError
 
 __all__ = [
+    "CachedPredictions",
     "ConfigError",
     "Objective",
     "Results",
@@ -32,6 +33,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
+    "CachedPredictions": "experiment.cached_predictions",
     "Objective": "losses.objective",
     "Results": "api",
     "StudentModule": "training.student",

@@ -143,12 +143,20 @@ class Sparse:
         return ()
 
     def at(self, positions: Tensor | slice) -> "Sparse":
-        return replace(
-            self,
-            ids=self.ids.flatten(0, -2)[positions],
-            log_p=self.log_p.flatten(0, -2)[positions],
-            log_z={T: z.flatten()[positions] for T, z in self.log_z.items()},
-            inverse=None if self.inverse is None else self.inverse.flatten(0, -2)[positions],
+        return self._each(lambda x: x.flatten(0, -2)[positions], lambda z: z.flatten()[positions])
+
+    def to(self, device: torch.device | str) -> "Sparse":
+        """On another device."""
+        return self._each(lambda x: x.to(device), lambda z: z.to(device))
+
+    def _each(
+        self, of_tokens: Callable[[Tensor], Tensor], of_positions: Callable[[Tensor], Tensor]
+    ) -> "Sparse":
+        return Sparse(
+            of_tokens(self.ids),
+            of_tokens(self.log_p),
+            {T: of_positions(z) for T, z in self.log_z.items()},
+            None if self.inverse is None else of_tokens(self.inverse),
         )
 
     def target(self, logits: Sequence[Tensor], positions: slice) -> "Sparse":

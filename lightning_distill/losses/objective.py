@@ -11,6 +11,7 @@ from the logits of a chunk of them; `sum_in_chunks` adds the chunks up.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -104,30 +105,40 @@ class Objective:
         return hard or self.weights.uses("soft")
 
     def __call__(
-        self, student: Tensor, teacher: Tensor | None, labels: Tensor
+        self,
+        student: Tensor,
+        teacher: Tensor | Sequence[Predictions] | Sparse | None,
+        labels: Tensor,
+        shifted_labels: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss per target token, to be differentiated, and the means of its terms.
 
-        student, teacher: logits [B, T, V], or [B, V] of a classifier; the teacher's may be None
-            where alpha is 0.
+        student: logits [B, T, V], or [B, V] of a classifier.
+        teacher: as well, or what `CachedPredictions` has of it; None where alpha is 0.
         labels: [B, T] as transformers has them, not shifted: labels[b, t] is the token at t, and is
             predicted from t − 1; -100 where nothing is predicted. A classifier's are [B].
+        shifted_labels: whether labels[b, t] is what is predicted at t, as in `CachedPredictions`.
         The terms are `hard` and `soft`, without their weights, in nats.
 
         Where temperature or alpha is a schedule, `weights.set_step(step, steps)` sets them.
-        Raises ConfigError where a loss on intermediate layers is set: it needs `StudentModule`.
+        Raises ConfigError where a loss on intermediate layers is set, which needs `StudentModule`,
+        and where cached predictions come with labels that are not shifted.
         """
         if self.intermediate:
             raise ConfigError(f"loss.{next(iter(self.intermediate))} needs a StudentModule.")
-        if labels.ndim > 1:
+        if labels.ndim > 1 and not shifted_labels:
+            if not (teacher is None or isinstance(teacher, Tensor)):
+                raise ConfigError("Cached predictions need their own labels, shifted_labels=True.")
             student, labels = student[:, :-1], labels[:, 1:]
             teacher = None if teacher is None else teacher[:, :-1]
-        logits = [student] if teacher is None else [student, teacher]
-        sizes = [one.shape[-1] for one in logits]
-        if self.shared_vocabulary:  # the embedding of either may be padded
-            sizes = [min(sizes)] * len(sizes)
-        sides = [Predictions(*one) for one in zip(logits, [None] * len(sizes), sizes, strict=True)]
-        terms = self.terms(sides[0], sides[1:], labels)
+        size = student.shape[-1]
+        if isinstance(teacher, Tensor):
+            teacher = [Predictions(teacher, None, teacher.shape[-1])]
+        if self.shared_vocabulary and not isinstance(teacher, Sparse):
+            # The embedding of either may be padded.
+            size = min([size, *(one.vocab_size for one in teacher or ())])
+            teacher = [replace(one, vocab_size=size) for one in teacher or ()]
+        terms = self.terms(Predictions(student, None, size), teacher or [], labels)
         parts = {name: value / terms.tokens.clamp(min=1) for name, value in terms.parts.items()}
         return terms.total / terms.tokens.clamp(min=1), parts
 

@@ -65,6 +65,12 @@ class Predictions:
             bias = None if bias is None else bias[: self.vocab_size]
         return weight, None if bias is None else without_infinities(bias)
 
+    def to(self, device: torch.device | str) -> "Predictions":
+        """On another device, to which the head's weights move too."""
+        if self.head is not None:
+            self.head.linear.to(device)
+        return Predictions(self.states.to(device), self.head, self.vocab_size)
+
     def at(self, positions: Tensor | slice) -> "Predictions":
         """At some of the flattened positions: indices [N] or a slice."""
         states = self.states.flatten(0, -2)[positions]

@@ -18,7 +18,7 @@ from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.predictions import Predictions
-from lightning_distill.storage.artifacts import read_manifest
+from lightning_distill.storage.artifacts import Store, read_manifest
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer.base import Transfer, Workspace
 from lightning_distill.transfer.cache.hidden_codec import (
@@ -166,14 +166,13 @@ class Cached(Transfer):
         """Finds the cache, or has the teacher label the transfer set."""
         _require_same_tokenizer(data, teacher.data)  # `check` does not know of stage=transfer
         seconds = 0.0
-        if self.given:
-            self.check_cache(data, teacher)
-            self.folder = self.given
-        else:
+        if not self.find(data, teacher, workspace.store):
             make = partial(self._write, data, teacher, workspace.make_trainer)
             made_from = self.made_from(data, teacher)
             artifact = workspace.store.get(self.prepares, made_from, make, on_all_ranks=True)
-            self.folder, seconds = artifact.folder, artifact.seconds
+            seconds = artifact.seconds
+            self._open(artifact.folder, data, teacher)
+        assert self.folder is not None
         content = read_manifest(self.folder)["content"]
         kl = content.get("kl")  # None of an API teacher, whose full distributions are unknown
         log.info(
@@ -183,8 +182,22 @@ class Cached(Transfer):
             content.get("bytes_per_token"),
             f", KL(stored ‖ true) {kl:.4f} on held-out blocks" if isinstance(kl, float) else "",
         )
-        self.codec = self._codec(teacher.weights, data.num_classes, self.folder)
         return seconds
+
+    def find(self, data: DistillationData, teacher: Teacher, store: Store) -> bool:
+        """Whether the cache exists, which `dataset` and `codec` then read."""
+        folder = self.given
+        if self.given:
+            self.check_cache(data, teacher)
+        elif artifact := store.find(self.prepares, self.made_from(data, teacher)):
+            folder = artifact.folder
+        if folder:
+            self._open(folder, data, teacher)
+        return folder is not None
+
+    def _open(self, folder: Path, data: DistillationData, teacher: Teacher) -> None:
+        self.folder = folder
+        self.codec = self._codec(teacher.weights, data.num_classes, folder)
 
     def _write(
         self,
