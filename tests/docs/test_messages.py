@@ -6,7 +6,8 @@ import pytest
 from pages import ROOT
 
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
-TABLE = re.compile(r"^\| message \|.*\n\| --- .*\n((?:\|.*\n?)+)", re.M)
+TABLE = re.compile(r"^\| message \| remedy \|\n\| --- .*\n((?:\|.*\n?)+)", re.M)
+TITLE = "## What goes wrong\n"
 WINDOW = 4  # consecutive words of a message
 
 
@@ -36,6 +37,7 @@ def is_printed(message, text):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_messages_are_those_of_the_program(page, printed):
+    assert page.read_text().count(TITLE) == len(TABLE.findall(page.read_text()))
     assert [one for one in explained(page) if not is_printed(one, printed)] == []
 
 
