@@ -29,6 +29,7 @@ from lightning_distill.cli.hydra_callback import (
     end_broken_sweep,
     problems_elsewhere,
 )
+from lightning_distill.cli.job_order import run_baselines_last
 from lightning_distill.config import allowlist, typed_arguments, untrusted
 from lightning_distill.config.catalog import CONF
 from lightning_distill.config.hydra_plugins import prefer_own_configs
@@ -124,6 +125,7 @@ OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
 OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
 OmegaConf.register_new_resolver("usual", usual, replace=True)
 prefer_own_configs()
+run_baselines_last()
 if allowlist.allowed_by_user():  # modules of the working directory, as `python -m` finds them
     sys.path.append(os.getcwd())
 untrusted.install(

@@ -26,8 +26,9 @@ class SweepProgress:
     def start(self, number: int, overrides: list[str]) -> None:
         command, jobs = read_sweep_command(self.folder)
         names = distinguishing_overrides(jobs)
-        if 0 <= number < len(jobs):
-            name, count = names[number], f"[{number + 1}/{len(jobs)}]"
+        index = next((i for i, job in enumerate(jobs) if set(job) == set(overrides)), None)
+        if index is not None:  # a launcher may have changed the order
+            name, count = names[index], f"[{number + 1}/{len(jobs)}]"
         else:
             name, count = ",".join(o for o in overrides if o not in command), f"[{number + 1}]"
         keys = [one.partition("=")[0] for one in name.split(",")]
