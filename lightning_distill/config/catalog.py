@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-# In a wheel the config files lie inside the package, in a checkout beside it.
+# In a wheel the config files lie inside the package. In a checkout a link there leads beside it,
+# which is a file where the system has no links.
 PACKAGE = Path(__file__).resolve().parents[1]
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+INSIDE = PACKAGE / "conf"
+CONF = INSIDE.resolve() if INSIDE.is_dir() else PACKAGE.parent / "conf"
 RECIPES = ("experiment", "sweep", "hydra")  # groups whose files set keys of other groups
 # Groups whose options are composed under other nodes than their own name.
 NODES = {

@@ -1,10 +1,12 @@
 """conf/ mirrors the code. Files are found by a glob, so a new one is held to the same."""
 
 import inspect
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_distill.config.catalog import CONF
@@ -120,3 +122,26 @@ def test_the_jobs_of_an_experiment_have_settings_of_their_own(file):
         for key in ("student", "loss"):
             for name, value in (given.get(key) or {}).items():
                 assert one[key][name] == value or OmegaConf.is_config(value), f"{job}: {key}.{name}"
+
+
+def test_hydra_finds_the_configs_as_a_module():
+    """As a user's own program does, which knows no folder; resolvers are registered with it."""
+    overrides = ["experiment=demo", "student=xs", "loss=reverse_kl"]
+    with initialize_config_module("lightning_distill.conf", version_base="1.3"):
+        cfg = compose("config", overrides)
+    left_out = {"sweep": {"started": ""}}  # the time
+    expected = OmegaConf.merge(composed(*overrides), left_out)
+    assert OmegaConf.to_container(OmegaConf.merge(cfg, left_out), resolve=True) == (
+        OmegaConf.to_container(expected, resolve=True)
+    )
+    assert cfg.optimizer.lr == 6e-3
+
+
+def test_hydra_finds_them_in_a_process_that_imported_nothing_of_the_package():
+    code = (
+        "from hydra import compose, initialize_config_module as module\n"
+        "with module('lightning_distill.conf', version_base='1.3'):\n"
+        "    print(compose('config', ['student=xs']).optimizer.lr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert (done.stdout, done.returncode) == ("0.006\n", 0), done.stderr
