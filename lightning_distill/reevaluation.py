@@ -13,6 +13,7 @@ from lightning_distill.experiment.preparation import prepare_data
 from lightning_distill.experiment.settings import finished_run
 from lightning_distill.models import pretrained
 from lightning_distill.report.summarize import summarize
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.sweeps.job import RESULTS, Job, results_in, write_results
 from lightning_distill.sweeps.records import job_folders
@@ -32,7 +33,7 @@ def evaluate_again(settings: Settings, job: Job) -> dict[str, Any] | None:
     if unfinished := len(jobs) - len(finished):
         log.info("evaluate.run: %s of %s jobs are unfinished and skipped", unfinished, len(jobs))
     for one in finished:
-        log.info("evaluating %s", one)
+        log.info("evaluating %s", shown(one))
         evaluate_run(one, settings["paths"]["outputs"], evaluate, trainer)
     if process_group.is_rank_zero():
         summarize(folder)

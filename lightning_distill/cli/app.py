@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill import __version__
+from lightning_distill.cli.completion import offer_values
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.help import describe, help_topics, list_stages
 from lightning_distill.cli.hydra_callback import (
@@ -126,6 +127,7 @@ OmegaConf.register_new_resolver("list_stages", list_stages, replace=True)
 OmegaConf.register_new_resolver("usual", usual, replace=True)
 prefer_own_configs()
 run_baselines_last()
+offer_values()
 if allowlist.allowed_by_user():  # modules of the working directory, as `python -m` finds them
     sys.path.append(os.getcwd())
 untrusted.install(

@@ -23,6 +23,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.errors import Refused
 from lightning_distill.losses.checks import problems_of_loss
 from lightning_distill.report.summarize import summarize
+from lightning_distill.screen import begin_command, shown
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.job import RESULTS, problems_of_objectives, results_in
@@ -39,6 +40,7 @@ class SweepCallback(Callback):
     last_folder: Path  # of the run or the sweep that ended last in this process
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        begin_command()
         if process_group.is_rank_zero():
             _refuse_mistakes(config, check)
 
@@ -46,6 +48,7 @@ class SweepCallback(Callback):
         SweepCallback.last_folder = Path(config.hydra.runtime.output_dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        begin_command()
         # A mistake that all jobs share is refused once, before each leaves a failed job's folder.
         _refuse_mistakes(config, check_sweep)
         check_plugins(config)
@@ -103,7 +106,7 @@ class SweepCallback(Callback):
         for folder, job in unfinished.items():
             reason = job.get("error", "killed before its end").splitlines()[0]
             name = names[folder] or folder.name
-            print(f"{job['status']}: {name}: {reason} ({folder / 'job.log'})")
+            print(f"{job['status']}: {name}: {reason} ({shown(folder / 'job.log')})")
         if unfinished:
             mistakes = len(unfinished) == len(jobs) and all(
                 job.get("user_error") for job in unfinished.values()

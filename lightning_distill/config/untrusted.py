@@ -57,6 +57,7 @@ LOGGING = (
     "logging.StreamHandler",
     "logging.handlers.RotatingFileHandler",
     "logging.handlers.TimedRotatingFileHandler",
+    "lightning_distill.screen.ScreenHandler",
     "rich.logging.RichHandler",
     "colorlog.ColoredFormatter",
     "ext://sys.stdout",

@@ -13,6 +13,7 @@ from lightning_distill.evaluation.generative import check_request
 from lightning_distill.experiment.builder import Run
 from lightning_distill.models.pruning import prune_teacher
 from lightning_distill.models.tokenizers import Tokenizers, load_tokenizers
+from lightning_distill.screen import ONCE
 from lightning_distill.storage.artifacts import Store
 from lightning_distill.training.optimizers import check_optimizer
 
@@ -64,7 +65,7 @@ def _prepared(run: Run, tokenizer: Any, sample: bool) -> DistillationData:
     if data.is_answered_by_teacher:
         data.answerer = _answerer(run, data, sample)
     data.prepare(Store(run.outputs), tokenizer)
-    log.info("%s", data.describe())
+    log.info("%s", data.describe(), extra=ONCE)
     return data
 
 

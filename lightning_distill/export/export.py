@@ -19,6 +19,7 @@ from lightning_distill.experiment.finished_run import FinishedRun, read_run
 from lightning_distill.export import gguf, hub, huggingface, onnx
 from lightning_distill.export.card import model_card
 from lightning_distill.export.format import ExportSettings, Format
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import MANIFEST, find_damage, read_manifest, write_manifest
 from lightning_distill.storage.locks import locked
 from lightning_distill.sweeps.job import Job
@@ -79,7 +80,7 @@ def export_run(
             check_lock()
             _replace(partial, folder)
     files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-    log.info("%s: %s", folder, ", ".join(file for file in files if file != MANIFEST))
+    log.info("%s: %s", shown(folder), ", ".join(file for file in files if file != MANIFEST))
     if settings.push is not None:
         log.info("pushed to %s", hub.upload(folder, settings.push, settings.private))
 

@@ -21,6 +21,7 @@ from lightning_distill.config.input_files import path_of
 from lightning_distill.errors import ConfigError, one_line
 from lightning_distill.models import pretrained
 from lightning_distill.models.inspection import count_parameters
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import Artifact, Store, hash_of
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def load(
 
 
 def _convert(file: Path, setting: str, dtype: str, folder: Path) -> dict[str, Any]:
-    log.info("converting %s", file)
+    log.info("converting %s", shown(file))
     tokenizer, (model, info) = _read(file, setting, dtype)
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(

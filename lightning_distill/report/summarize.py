@@ -1,11 +1,11 @@
 """`results.csv`, `report.html` and the terminal's table of a sweep; the last screen of a run."""
 
-import os
 import shlex
 from pathlib import Path
 from textwrap import indent
 
 from lightning_distill.errors import ConfigError
+from lightning_distill.screen import shown
 from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, job_folders
@@ -49,12 +49,6 @@ def _with_baseline(job: JobRecord) -> str:
     alphas = [one.partition("=")[2] for one in overrides if one.startswith("loss.alpha=")]
     kept = [one for one in overrides if not one.startswith("loss.alpha=")]
     return shlex.join(["lightning-distill", "-m", *kept, f"loss.alpha=0,{[*alphas, '1'][0]}"])
-
-
-def shown(path: Path) -> str:
-    """Relative to the working directory, where that is shorter."""
-    relative = os.path.relpath(path)
-    return min(relative, str(path), key=len)
 
 
 def summarize_named_sweep(sweep: str, outputs: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
+from lightning_distill.screen import shown
 from lightning_distill.storage.locks import locked
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def _matches(file: Path, digest: str) -> bool:
 def _set_aside(folder: Path, partial: Path) -> None:
     """Turn a damaged artifact into an unfinished one without its damaged files."""
     damaged = find_damage(folder)
-    log.warning("%s is damaged (%s) and will be created again", folder, ", ".join(damaged))
+    log.warning("%s is damaged (%s) and will be created again", shown(folder), ", ".join(damaged))
     if MANIFEST in damaged:  # no checksums to verify the other files with
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         return

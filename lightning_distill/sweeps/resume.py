@@ -18,6 +18,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 from lightning_distill.errors import Refused
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.storage.locks import is_held, locked
 from lightning_distill.sweeps.job import (
@@ -164,7 +165,7 @@ def _begin(job: Job, run: RunJob) -> dict[str, Any]:
 
 def _reuse(policy: ResumePolicy, job: Job, other: Path) -> dict[str, Any]:
     """Copies the results of another job with the same key, at a cost of 0 seconds."""
-    log.info("%s: reuses the results of %s, which has the same settings", job.name, other)
+    log.info("%s: reuses the results of %s, which has the same settings", job.name, shown(other))
     shutil.rmtree(job.folder / "student", ignore_errors=True)
     shutil.copytree(other / "student", job.folder / "student", copy_function=_link_or_copy)
     for name in REUSED_FILES:
@@ -214,5 +215,5 @@ def _log_missing_scores(policy: ResumePolicy, job: Job) -> None:
             "%s: lacks the scores of %s; add them by stage=evaluate evaluate.run='%s'",
             job.name,
             " and ".join(missing),
-            job.folder.parent,
+            shown(job.folder.parent),
         )

@@ -89,7 +89,8 @@ class Tracker:
             elif teacher is None or not agent_sweep_id():  # an agent's run is the student's
                 description = RunDescription(self.settings, self.job, factory.tags)
                 arguments = description.of_teacher(teacher) if teacher else description.of_student()
-                run = wandb_run.start(factory.make, arguments, checkpoints / "wandb_id")
+                id_file = checkpoints / "wandb_id"
+                run = wandb_run.start(factory.make, arguments, id_file, self.job.is_of_sweep)
                 loggers.append(StepLogger(experiment=run, save_dir=str(folder)))
         last = checkpoints / LAST
         if last.exists():

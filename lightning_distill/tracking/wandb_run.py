@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning_distill.errors import ConfigError
+from lightning_distill.screen import ONCE, shown
 from lightning_distill.tracking.wandb_environment import agent_sweep_id, has_key
 
 log = logging.getLogger(__name__)
@@ -19,13 +21,17 @@ FINISHED = "finished"  # file in the folder of an offline run that has ended
 
 
 def start(
-    make_init: Callable[[], Callable[..., Any]], arguments: dict[str, Any], id_file: Path
+    make_init: Callable[[], Callable[..., Any]],
+    arguments: dict[str, Any],
+    id_file: Path,
+    of_sweep: bool = False,
 ) -> Any:
     """Starts a W&B run, or resumes the one whose id is in `id_file`.
 
     It is online with an API key, and offline without one or if the server does not respond;
     WANDB_MODE overrides both. make_init: returns `wandb.init` with the arguments of
-    `logger.wandb`. arguments: further ones. Raises ConfigError if `wandb.init` rejects one.
+    `logger.wandb`. arguments: further ones. of_sweep: one line on the screen stands for all runs of
+    a sweep; each job's log file has its own. Raises ConfigError if `wandb.init` rejects one.
     """
     run_id = None if agent_sweep_id() else _read_or_create_id(id_file)  # an agent sets the id
     Path(arguments["dir"]).mkdir(parents=True, exist_ok=True)
@@ -39,11 +45,18 @@ def start(
         log.warning("W&B cannot be reached, so this run is logged offline: %s", error)
         run = _init_offline(init, run_id, id_file)
     run.define_metric("*", step_metric="trainer/global_step")
+    _log_place(run, of_sweep)
+    return run
+
+
+def _log_place(run: Any, of_sweep: bool) -> None:
     if run.offline:
-        log.info("W&B: offline; upload with `wandb sync %s`", Path(run.dir).parent)
+        runs = shown(Path(run.dir).parent.parent / "offline-run-*")
+        log.info("W&B: offline; upload with `wandb sync %s`", runs, extra=ONCE)
+    elif run.url and of_sweep and run.project_url:
+        log.info("W&B: %s/groups/%s", run.project_url, quote(run.group, safe=""), extra=ONCE)
     elif run.url:
         log.info("W&B: %s", run.url)
-    return run
 
 
 def _init(

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_distill.distributed import process_group
 from lightning_distill.errors import Stopped
+from lightning_distill.screen import shown
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class CheckpointCallback(Checkpoint):
 
     def _stop(self, received: list[int]) -> None:
         name = signal.Signals(received[0]).name
-        log.info("stopped by %s at step %s, saved in %s", name, self._saved_step, self.checkpoint)
+        where = shown(self.checkpoint)
+        log.info("stopped by %s at step %s, saved in %s", name, self._saved_step, where)
         if signal.SIGUSR1 in received and process_group.is_rank_zero():
             requeue_slurm_job()
         raise Stopped(received[0])

@@ -20,6 +20,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from lightning_distill.errors import ConfigError
+from lightning_distill.screen import shown
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +105,14 @@ def restore_newest(folder: Path) -> None:
     """
     last, best, intact = folder / LAST, folder / BEST, newest(folder)
     if best.exists() and not is_intact(best):
-        log.warning("%s is damaged", best)
+        log.warning("%s is damaged", shown(best))
         best.unlink()
     if intact and _has_best_weights(intact) and not best.exists():
-        log.warning("%s is not there any more: training starts anew", best)
+        log.warning("%s is not there any more: training starts anew", shown(best))
         intact = None
     elif last.exists() and intact != last:
         consequence = "resuming from the one before it" if intact else "training starts anew"
-        log.warning("%s is damaged: %s", last, consequence)
+        log.warning("%s is damaged: %s", shown(last), consequence)
     if intact is None:
         for name in (LAST, PREVIOUS, BEST):
             (folder / name).unlink(missing_ok=True)

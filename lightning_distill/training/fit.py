@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import full_model
+from lightning_distill.screen import shown
 from lightning_distill.training.checkpoint_callback import CheckpointCallback
 from lightning_distill.training.checkpoint_io import (
     BEST,
@@ -131,7 +132,7 @@ def _attempt(
     trainer = make_trainer([checkpoints, *selecting], **counts)
     start = process_group.broadcast(str(last) if last.exists() else None)
     if start:
-        log.info("%s: resuming from step %s, %s", role, step_of(last), last)
+        log.info("%s: resuming from step %s, %s", role, step_of(last), shown(last))
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start)
     except (RuntimeError, MemoryError) as error:

@@ -23,6 +23,7 @@ from lightning_distill.models.api_teacher import APITeacher
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.inspection import count_parameters, max_positions
 from lightning_distill.models.spec import ModelSpec, TeacherMember, TeacherSpec
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import Artifact, Store, key_of
 from lightning_distill.training.fit import fit, save_trained
 from lightning_distill.training.module import TrainedModule
@@ -124,7 +125,8 @@ def obtain_teacher(
             return _as_it_is(member.model, data)
         train = partial(_train, member, trainers, data, tracker, logs)
         artifact = store.get("teacher", made_from(member, trainers, data), train, on_all_ranks=True)
-        log.info("teacher: %s%s", artifact.folder, "" if artifact.seconds else " (reused)")
+        reused = "" if artifact.seconds else " (reused)"
+        log.info("teacher: %s%s", shown(artifact.folder), reused)
         return _trained(artifact, data)
 
     return _combine(spec, trainers, data, [obtain(member) for member in spec.members])

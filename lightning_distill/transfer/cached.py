@@ -18,6 +18,7 @@ from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.predictions import Predictions
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import Store, read_manifest
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer.base import Transfer, Workspace
@@ -177,7 +178,7 @@ class Cached(Transfer):
         kl = content.get("kl")  # None of an API teacher, whose full distributions are unknown
         log.info(
             "predictions: %s%s; %s bytes a token%s",
-            self.folder,
+            shown(self.folder),
             "" if seconds else " (reused)",
             content.get("bytes_per_token"),
             f", KL(stored ‖ true) {kl:.4f} on held-out blocks" if isinstance(kl, float) else "",

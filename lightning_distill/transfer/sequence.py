@@ -14,6 +14,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.errors import ConfigError
 from lightning_distill.losses.objective import Objective
 from lightning_distill.models.generation import Sampling
+from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import Artifact
 from lightning_distill.training.teacher import Teacher
 from lightning_distill.transfer import vllm
@@ -128,15 +129,15 @@ class Sequence(Transfer):
         sequences = list(read_sequences(artifact.folder))
         log.info(
             "text: %s%s; %s sequences, %s tokens",
-            artifact.folder,
+            shown(artifact.folder),
             "" if artifact.seconds else " (reused)",
             len(sequences),
             sum(len(one["ids"]) for one in sequences),
         )
         if process_group.is_rank_zero():
             (workspace.folder / GENERATED).unlink(missing_ok=True)
-            shown = [{k: one[k] for k in ("prompt", "text")} for one in sequences[:SHOWN]]
-            append_lines(workspace.folder / GENERATED, shown)
+            examples = [{k: one[k] for k in ("prompt", "text")} for one in sequences[:SHOWN]]
+            append_lines(workspace.folder / GENERATED, examples)
         self.generated: Any = data.from_generated(sequences, teacher.data)
         return artifact.seconds
 

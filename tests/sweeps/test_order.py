@@ -4,21 +4,28 @@ import json
 
 import pytest
 
-
-def read(folder):
-    return json.loads((folder / "results.json").read_text())
+from lightning_distill.metrics.declarations import AGREEMENT
 
 
 @pytest.mark.slow
-def test_a_baseline_is_compared_with_its_teacher_at_once(in_process, tmp_path):
-    overrides = ["-m", "loss.alpha=0,1", "sweep.name=s", f"paths.outputs={tmp_path}"]
-    printed = in_process(*overrides).stdout
+def test_a_baseline_is_compared_with_its_teacher_at_once(in_process, tmp_path_factory):
+    sweep = tmp_path_factory.mktemp("sweep")
+    done = in_process("-m", "loss.alpha=0,1", "logger=wandb", f"hydra.sweep.dir={sweep}")
+    printed = done.stdout
     assert printed.index("[1/2] alpha=1") < printed.index("[2/2] alpha=0")
     assert "before its teacher" not in printed
-    (baseline,) = (f.parent for f in tmp_path.glob("sweeps/s/*alpha=0*/results.json"))
-    assert "agreement" in read(baseline)["student"]
-    # What alone would have given, to the last digit.
-    alone = in_process("loss.alpha=0", f"hydra.run.dir={tmp_path / 'alone'}",
-                       f"paths.outputs={tmp_path / 'other'}")  # fmt: skip
-    assert alone.returncode == 0
-    assert read(tmp_path / "alone")["student"]["nll"] == read(baseline)["student"]["nll"]
+    jobs = [json.loads(file.read_text()) for file in sweep.glob("*/results.json")]
+    (baseline,) = (job for job in jobs if "loss.alpha=0" in job["overrides"])
+    assert AGREEMENT.key in baseline["student"]
+    # What it has alone, to the last digit.
+    run = tmp_path_factory.mktemp("alone")
+    in_process("loss.alpha=0", f"hydra.run.dir={run}")
+    alone = json.loads((run / "results.json").read_text())
+    assert alone["student"]["nll"] == baseline["student"]["nll"]
+
+    # On the screen, what holds for all jobs is one line. Each job's log has its own.
+    for line in ("tokens: ", "W&B: offline"):
+        assert printed.count(line) == 1
+        assert all(line in log.read_text() for log in sweep.glob("*/job.log"))
+    here = [line for line in printed.splitlines() if str(tmp_path_factory.getbasetemp()) in line]
+    assert not here  # no path is absolute that is shorter as a relative one
