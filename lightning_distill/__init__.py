@@ -11,10 +11,10 @@
 Names are imported when they are first used; `__init__.pyi` has their types.
 """
 
-from importlib import import_module
 from typing import Any
 
 from lightning_distill.errors import ConfigError
+from lightning_distill.imports import import_quietly
 
 __all__ = [
     "CachedPredictions",
@@ -47,9 +47,9 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name == "losses":
-        return import_module("lightning_distill.losses")
+        return import_quietly("lightning_distill.losses")
     if name in _MODULES:
-        return getattr(import_module(f"lightning_distill.{_MODULES[name]}"), name)
+        return getattr(import_quietly(f"lightning_distill.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lightning_distill' has no attribute {name!r}")
 
 

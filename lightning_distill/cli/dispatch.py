@@ -23,6 +23,7 @@ from lightning_distill.distributed import process_group
 from lightning_distill.distributed.launcher import launch
 from lightning_distill.distributed.topology import Hardware
 from lightning_distill.errors import ConfigError
+from lightning_distill.imports import import_quietly
 from lightning_distill.sweeps.job import Job
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ def stage_function(settings: Settings) -> Callable[[Settings, Job], Any]:
     if stage.distributed and "torch" not in sys.modules:
         log.info("importing torch, lightning and transformers")
     module, _, name = stage.entry.rpartition(".")
-    function: Callable[[Settings, Job], Any] = getattr(import_module(module), name)
+    is_own = module.startswith("lightning_distill.")
+    imported = import_quietly(module) if is_own else import_module(module)
+    function: Callable[[Settings, Job], Any] = getattr(imported, name)
     return function
 
 

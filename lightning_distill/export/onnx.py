@@ -4,6 +4,7 @@ The graph computes in float32, whatever precision the student was saved in.
 """
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,18 @@ def export_graph(model: Any, batch: dict[str, Tensor], file: Path) -> None:
     )
     num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     try:
-        program = torch.onnx.export(
-            LogitsOnly(model, list(batch)),
-            tuple(batch.values()),
-            input_names=list(batch),
-            output_names=[OUTPUT],
-            dynamic_shapes={"inputs": dynamic_shapes},
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # Inputs share an axis, of which torch keeps one name.
+            warnings.filterwarnings("ignore", ".*axis name.*will not be used")
+            program = torch.onnx.export(
+                LogitsOnly(model, list(batch)).eval(),
+                tuple(batch.values()),
+                input_names=list(batch),
+                output_names=[OUTPUT],
+                dynamic_shapes={"inputs": dynamic_shapes},
+                dynamo=True,
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         raise ConfigError(
             f"export.formats=onnx: torch.onnx cannot export {type(model).__name__}: "
