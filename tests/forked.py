@@ -82,7 +82,10 @@ def write_documents(path: Path) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def _run(argv: list[str], folder: str, said: list[str], env: dict[str, str], before: Any) -> None:
+def run_command(
+    argv: list[str], folder: str, said: list[str], env: dict[str, str], before: Any
+) -> None:
+    """Of a process that ends with it. said: files for what it prints, and for its errors."""
     for stream, name in enumerate(said, start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
@@ -150,7 +153,7 @@ class Command:
         self.err.touch()
         said = [str(self.out), str(self.err)]
         told = self.argv, str(self.folder), said, self.env, self.before
-        self.process = CONTEXT.Process(target=_run, args=told)
+        self.process = CONTEXT.Process(target=run_command, args=told)
         self.process.start()
 
     @property

@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the blocks of commands and Python on them.
+"""The pages of the documentation, and the commands and blocks of Python on them.
 
 A block that the tests cannot run has a line above it that its reader sees:
 
@@ -6,6 +6,7 @@ A block that the tests cannot run has a line above it that its reader sees:
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -17,14 +18,13 @@ PAGES = [
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$", re.M | re.S)
+FENCE = re.compile(r"^ *```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$", re.M | re.S)
 NOT_RUN = re.compile(r"^ *\*Not run by the tests: (.+)\.\*\n\s*\Z", re.M)
 INLINE = re.compile(r"`((?:lightning-distill|make) [^`]+)`")
+HEREDOC = re.compile(r"<<-? *'?(\w+)'?")
 SHELL = ("bash", "sh", "shell", "console")
 # Neither commands nor Python: configuration, diagrams, and what a command prints.
 OTHER = ("yaml", "json", "mermaid", "toml", "jsonl", "csv", "text", "bibtex", "markdown", "html")
-# Of what precedes a command in its block, this is in force when the command runs.
-SETUP = re.compile(r"(?:cd|export) ")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Block:
     line: int
     language: str
     code: str
-    not_run: str | None  # the reason
+    not_run: str | None = None  # the reason
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -41,47 +41,81 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    block: Block
+    page: str
     line: int
     text: str
-    setup: tuple[str, ...] = ()
+    shown: str = ""  # what the page shows of its output
+    not_run: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.block.page}:{self.line} {self.text}"
+        return f"{self.page}:{self.line}"
 
 
 def blocks_of(page: Path) -> list[Block]:
-    text = page.read_text()
+    text, name = page.read_text(), str(page.relative_to(ROOT))
     blocks = []
     for fence in FENCE.finditer(text):
         before = text[: fence.start()]
         reason = NOT_RUN.search(before)
-        name, line = str(page.relative_to(ROOT)), before.count("\n") + 2
+        line = before.count("\n") + 2
         code = dedent(fence["code"])
-        blocks.append(Block(name, line, fence["language"], code, reason and reason[1]))
+        blocks.append(Block(name, line, fence["language"], code, reason[1] if reason else None))
     return blocks
 
 
 def commands_of(block: Block) -> list[Command]:
-    """The commands of a block of shell, or after the prompts `$` of a block that shows output."""
+    """The commands of a block of shell, or those behind a prompt where a block shows output."""
     if block.language not in (*SHELL, "", "text"):
         return []
-    shows_output = block.language in ("", "text", "console")
-    commands: list[Command] = []
-    setup: list[str] = []
-    lines = enumerate(block.code.splitlines(), block.line)
-    for number, line in lines:
-        while line.endswith("\\"):
-            line = line[:-1].rstrip() + " " + next(lines)[1].strip()
-        if shows_output and not line.startswith("$ "):
-            continue
-        line = line.removeprefix("$ ").strip()
-        if not line or line.startswith("#"):
-            continue
-        commands.append(Command(block, number, line, tuple(setup)))
-        if SETUP.match(line):
-            setup.append(line)
+    prompts = block.language not in ("bash", "sh", "shell")
+    commands = []
+    for line, text, shown in _split(block.code, prompts):
+        commands.append(Command(block.page, block.line + line, text, shown, block.not_run))
     return commands
+
+
+def _split(code: str, prompts: bool) -> Iterator[tuple[int, str, str]]:
+    """(number of its line, command, what is shown below it)."""
+    lines = code.splitlines()
+    number = 0
+    while number < len(lines):
+        first, text = number, lines[number]
+        number += 1
+        if prompts and not text.startswith("$ "):
+            continue
+        text = text.removeprefix("$ ")
+        while text.endswith("\\"):
+            text = text[:-1].rstrip() + " " + lines[number].strip()
+            number += 1
+        if end := HEREDOC.search(text):
+            last = lines.index(end[1], number)
+            text = "\n".join([text, *lines[number : last + 1]])
+            number = last + 1
+        shown = []
+        while prompts and number < len(lines) and not lines[number].startswith("$ "):
+            shown.append(lines[number])
+            number += 1
+        if text.strip() and not text.startswith("#"):
+            yield first, text, "\n".join(shown)
+
+
+def inline_commands(page: Path) -> list[Command]:
+    """Those of the program in sentences and tables."""
+    text, name = page.read_text(), str(page.relative_to(ROOT))
+    without = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
+    return [
+        Command(name, without[: hit.start()].count("\n") + 1, hit[1])
+        for hit in INLINE.finditer(without)
+    ]
+
+
+def in_order(page: Path) -> list[Block | Command]:
+    """What of a page is run, or marked: commands, and blocks of Python."""
+    steps: list[Block | Command] = []
+    for block in blocks_of(page):
+        steps += [block] if block.language == "python" else commands_of(block)
+    steps += [one for one in inline_commands(page) if one.text.startswith("lightning-distill")]
+    return sorted(steps, key=lambda step: step.line)
 
 
 def without_blocks(page: Path) -> str:
