@@ -3,15 +3,18 @@
 import logging
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
-from typing import Any
+from time import monotonic
+from typing import Any, TextIO
 
 INDENT = "  "  # of a line's continuation
 ONCE = {"once": True}  # `extra` of a record whose line is shown once a command, and logged always
 
 _shown: set[str] = set()
+_last: list[tuple[str, float]] = []  # the line that was logged last, and when
 
 
 class ScreenHandler(logging.StreamHandler[Any]):
@@ -30,17 +33,26 @@ class ScreenHandler(logging.StreamHandler[Any]):
         return fit_lines(text, get_terminal_size().columns) if self.stream.isatty() else text
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm.std")  # none is shown before it is imported
-        if bars is None:
+        _last[:] = [((record.getMessage().splitlines() or [""])[0][:60], monotonic())]
+        with above_bars(self.stream):
             super().emit(record)
-            return
-        with bars.tqdm.external_write_mode(self.stream):
-            super().emit(record)
+
+
+def above_bars(stream: TextIO) -> AbstractContextManager[None]:
+    """What is written to the stream within it does not run into a progress bar."""
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # if none, no bar is shown either
+    return nullcontext() if bars is None else bars.external_write_mode(stream)
 
 
 def begin_command() -> None:
     """What earlier commands of this process have shown is shown again."""
     _shown.clear()
+
+
+def last_line(since: float, default: str) -> tuple[str, float]:
+    """The line that was logged last, shortened, and when, as `time.monotonic`; what is given if
+    there was none since."""
+    return _last[0] if _last and _last[0][1] >= since else (default, since)
 
 
 def fit_lines(text: str, width: int) -> str:

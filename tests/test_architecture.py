@@ -13,7 +13,7 @@ ROOMS = [
     "experiment",
     *("tracking", "report", "sweeps", "evaluation", "transfer", "training", "data", "metrics"),
     *("losses", "models", "storage", "distributed", "config"),
-    *("", "errors", "constants", "imports", "progress", "screen", "stages"),
+    *("", "activity", "errors", "constants", "imports", "progress", "screen", "stages"),
 ]
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.contenders import CONTENDERS, Workload, liger_is_missing, liger_loss
+from benchmarks.startup import CASES
 from lightning_distill.constants import IGNORED
 from lightning_distill.losses.divergences.forward_kl import forward_kl
 from lightning_distill.losses.objective import Objective
@@ -59,3 +60,12 @@ def test_ligers_loss_is_ours_without_the_square_of_the_temperature(temperature):
     both = [torch.autograd.grad(loss, weights) for loss in (ours, theirs)]
     for mine, other in zip(*both, strict=True):
         torch.testing.assert_close(other, mine, rtol=1e-11, atol=1e-16)
+
+
+def test_start_up_times_are_measured():
+    command = [sys.executable, "-m", "benchmarks.startup", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert "1 rounds" in head
+    assert [line.partition("  ")[0] for line in lines] == list(CASES)

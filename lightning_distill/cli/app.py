@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_distill import __version__
+from lightning_distill.activity import activity
 from lightning_distill.cli.completion import offer_values
 from lightning_distill.cli.dispatch import follow_rank_zero, overrides_of_followers, run_stage
 from lightning_distill.cli.help import describe, help_topics, list_stages
@@ -261,7 +262,10 @@ def main() -> None:
         elif topics := help_topics(sys.argv[1:]):
             print("\n\n".join(describe(topic) for topic in topics))
         else:
-            job()
+            with SweepCallback.startup:  # a sweep's or a run's begin ends it, or else an error
+                if not any(one.startswith("--") or one == "-sc" for one in sys.argv[1:]):
+                    SweepCallback.startup.enter_context(activity("reading the settings"))
+                job()
     except KeyboardInterrupt:
         sys.exit(130)
     except Stopped as stop:

@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from lightning_distill.activity import activity
 from lightning_distill.config.messages import explain
 from lightning_distill.config.settings import Settings
 from lightning_distill.config.stage_lookup import find_stage
@@ -44,7 +45,7 @@ def run_stage(settings: Settings, job: Job) -> Any:
         process_group.destroy_process_group()
         return results
     if wanted.num_devices == 1:
-        return stage_function(settings)(settings, job)
+        return _with_activity(settings, job)
     if wanted.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={wanted.num_nodes} needs this command started on every machine, "
@@ -76,13 +77,18 @@ def overrides_of_followers() -> list[str]:
 
 def stage_function(settings: Settings) -> Callable[[Settings, Job], Any]:
     stage = find_stage(settings["stage"])
-    if stage.distributed and "torch" not in sys.modules:
-        log.info("importing torch, lightning and transformers")
     module, _, name = stage.entry.rpartition(".")
     is_own = module.startswith("lightning_distill.")
-    imported = import_quietly(module) if is_own else import_module(module)
+    with activity("importing torch, lightning and transformers"):
+        imported = import_quietly(module) if is_own else import_module(module)
     function: Callable[[Settings, Job], Any] = getattr(imported, name)
     return function
+
+
+def _with_activity(settings: Settings, job: Job) -> Any:
+    function = stage_function(settings)
+    with activity("working"):
+        return function(settings, job)
 
 
 def _check_world_size(wanted: Hardware) -> None:
@@ -97,6 +103,8 @@ def _check_world_size(wanted: Hardware) -> None:
 def _run_in_rank(settings: Settings, job: Job) -> Any:
     """Raises ConfigError for every mistake that the user can correct."""
     try:
+        if process_group.is_rank_zero():
+            return _with_activity(settings, job)
         return stage_function(settings)(settings, job)
     except Exception as error:
         if reason := explain(error):

@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -37,9 +38,11 @@ class SweepCallback(Callback):
 
     running: "tuple[SweepCallback, DictConfig] | None" = None
     progress: SweepProgress | None = None  # in the process that runs the sweep
+    startup = ExitStack()  # what is shown until the settings are composed
     last_folder: Path  # of the run or the sweep that ended last in this process
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.startup.close()
         begin_command()
         if process_group.is_rank_zero():
             _refuse_mistakes(config, check)
@@ -48,6 +51,7 @@ class SweepCallback(Callback):
         SweepCallback.last_folder = Path(config.hydra.runtime.output_dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.startup.close()
         begin_command()
         # A mistake that all jobs share is refused once, before each leaves a failed job's folder.
         _refuse_mistakes(config, check_sweep)

@@ -1,11 +1,13 @@
 """`results.csv`, `report.html` and the terminal's table of a sweep; the last screen of a run."""
 
 import shlex
+import sys
 from pathlib import Path
 from textwrap import indent
 
+from lightning_distill.activity import activity
 from lightning_distill.errors import ConfigError
-from lightning_distill.screen import shown
+from lightning_distill.screen import above_bars, shown
 from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, job_folders
@@ -13,14 +15,16 @@ from lightning_distill.sweeps.records import JobRecord, job_folders
 
 def summarize(folder: Path) -> list[JobRecord]:
     """Write results.csv and report.html of a sweep's folder, and print the table."""
-    from lightning_distill.report.page import write_report  # plotly is slow to import
-    from lightning_distill.report.tables import print_results, write_csv
+    with activity("writing the report"):
+        from lightning_distill.report.page import write_report  # plotly is slow to import
+        from lightning_distill.report.tables import print_results, write_csv
 
-    jobs = compare_jobs(folder)
-    write_csv(jobs, folder / "results.csv")
-    write_report(jobs, folder / "report.html")
-    print_results(jobs)
-    print(f"results: {shown(folder / 'results.csv')}\nreport:  {shown(folder / 'report.html')}")
+        jobs = compare_jobs(folder)
+        write_csv(jobs, folder / "results.csv")
+        write_report(jobs, folder / "report.html")
+    with above_bars(sys.stdout):
+        print_results(jobs)
+        print(f"results: {shown(folder / 'results.csv')}\nreport:  {shown(folder / 'report.html')}")
     return jobs
 
 

@@ -1,10 +1,13 @@
 """The progress bar of training and evaluation."""
 
+from time import monotonic
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from lightning_distill.progress import FORMAT, is_shown
+
+PERIOD = 0.2  # seconds between two updates of a bar
 
 
 class RoleProgressBar(TQDMProgressBar):
@@ -13,8 +16,16 @@ class RoleProgressBar(TQDMProgressBar):
     BAR_FORMAT = FORMAT
 
     def __init__(self, role: str) -> None:
-        super().__init__(refresh_rate=10)
+        super().__init__(refresh_rate=1)
         self.role = role
+        self.last_update = 0.0
+
+    def _should_update(self, current: int, total: int) -> bool:
+        """By time, as ten steps may take a minute, or a hundredth of a second."""
+        due = current == total or monotonic() - self.last_update >= PERIOD
+        if self.is_enabled and due:
+            self.last_update = monotonic()
+        return bool(self.is_enabled and due)
 
     @property
     def train_description(self) -> str:
