@@ -49,7 +49,8 @@ def _watch(description: str, end: Event) -> None:
             own.refresh()
         elif monotonic() - when > PAUSE:
             text = line
-            own = tqdm(desc=line, leave=False, bar_format="{desc} · {elapsed}", file=sys.stderr)
+            form = "{desc} · {elapsed}"  # below the cursor, where it is in no other bar's place
+            own = tqdm(desc=line, leave=False, bar_format=form, file=sys.stderr, position=1)
             own.start_t -= monotonic() - when
             own.refresh()
     if own is not None:

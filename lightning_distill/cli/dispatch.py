@@ -6,7 +6,6 @@ machines torchrun or srun starts them, each with the whole command.
 
 import logging
 import logging.config
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial

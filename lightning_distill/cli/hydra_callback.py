@@ -51,7 +51,6 @@ class SweepCallback(Callback):
         SweepCallback.last_folder = Path(config.hydra.runtime.output_dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.startup.close()
         begin_command()
         # A mistake that all jobs share is refused once, before each leaves a failed job's folder.
         _refuse_mistakes(config, check_sweep)
@@ -67,9 +66,12 @@ class SweepCallback(Callback):
         self.started, self.folder = config.sweep.started, Path(config.hydra.sweep.dir)
         self.command = config.sweep.command
         SweepCallback.running = self, config
+        if config.hydra.runtime.choices["hydra/launcher"] != "basic":  # jobs of other processes
+            self.startup.close()
         self.progress = SweepProgress(self.folder, self.started)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.startup.close()
         if self.progress and config.hydra.mode == RunMode.MULTIRUN:
             self.progress.start(config.hydra.job.num, list(config.hydra.overrides.task))
 
@@ -78,6 +80,7 @@ class SweepCallback(Callback):
             self.progress.end(Path(config.hydra.runtime.output_dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self.startup.close()
         SweepCallback.running = None
         SweepCallback.last_folder = self.folder
         if config.stage == "plan":
