@@ -6,6 +6,7 @@ machines torchrun or srun starts them, each with the whole command.
 
 import logging
 import logging.config
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -76,6 +77,8 @@ def overrides_of_followers() -> list[str]:
 
 def stage_function(settings: Settings) -> Callable[[Settings, Job], Any]:
     stage = find_stage(settings["stage"])
+    if stage.distributed and "torch" not in sys.modules:
+        log.info("importing torch, lightning and transformers")
     module, _, name = stage.entry.rpartition(".")
     is_own = module.startswith("lightning_distill.")
     with activity("importing torch, lightning and transformers"):
