@@ -20,6 +20,7 @@ from lightning_distill.config import allowlist
 from lightning_distill.config.settings import Settings
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
+from lightning_distill.distributed.machine import environment
 from lightning_distill.evaluation.evaluate import evaluate_all
 from lightning_distill.evaluation.teacher_check import check_teacher_quality
 from lightning_distill.experiment.builder import Run, build_run
@@ -104,7 +105,8 @@ def run_pipeline(
     scores = _evaluate(run, job.folder, data, module.model, teacher, partial(log_samples, loggers))
     if run.student.lora:
         scores["student"]["trainable_parameters"] = trainable
-    results = job.final_results(cost, scores, training=asdict(training))
+    made_with = {"examples": data.describe(), "environment": environment()}
+    results = job.final_results(cost, scores, training=asdict(training), **made_with)
     write_results(job.folder, results)
     tracker.finish(loggers, results)
     return results

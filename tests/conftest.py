@@ -235,6 +235,13 @@ def write_job(
     (folder / "results.json").write_text(json.dumps(known | results))
     samples = [{"prompt": "Once", "student": sample, "teacher": "upon"}]
     (folder / "samples.json").write_text(json.dumps(samples))
+    bins = [{"count": 10, "confidence": c, "accuracy": c - 0.1} for c in (0.2, 0.5, 0.9)]
+    tokens = {"tokens": ["Once", " upon"], "kl": [0.1, 3.0]}
+    favorites = {"student": [[" the", 0.5], [" a", 0.2]], "teacher": [[" upon", 0.9]]}
+    largest = [{"before": "Once", "token": " upon", "kl": 3.0, **favorites}]
+    differences = {"passages": [tokens], "largest": largest}
+    predictions = {"reliability": {"student": bins, "teacher": bins}, "differences": differences}
+    (folder / "predictions.json").write_text(json.dumps(predictions))
     points = ((9 + 10 * n, nll + math.exp(-n)) for n in range(12))
     lines = (f"0,{step},{value + 0.5},\n0,{step},,{value}\n" for step, value in points)
     (folder / "metrics.csv").write_text("epoch,step,train/loss,validation/nll\n" + "".join(lines))

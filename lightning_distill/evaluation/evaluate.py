@@ -14,7 +14,12 @@ from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import uses_fsdp
 from lightning_distill.evaluation.answer_time import answer_seconds
-from lightning_distill.evaluation.generative import score_generation, score_teacher_answers
+from lightning_distill.evaluation.differences import token_differences
+from lightning_distill.evaluation.generative import (
+    moved_to,
+    score_generation,
+    score_teacher_answers,
+)
 from lightning_distill.evaluation.request import EvaluationRequest
 from lightning_distill.evaluation.test_split import evaluate
 from lightning_distill.models import pretrained
@@ -23,6 +28,8 @@ from lightning_distill.training.teacher import Teacher
 from lightning_distill.training.trainer import TrainerFactory
 
 log = logging.getLogger(__name__)
+
+SAMPLES, PREDICTIONS = "samples.json", "predictions.json"  # in the folder of a run
 
 
 def evaluate_all(
@@ -36,14 +43,17 @@ def evaluate_all(
     store: Store,
     log_samples: Callable[[list[dict[str, str]]], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of `student` and `teacher` for `results.json`; writes samples to `samples.json`.
+    """Scores of `student` and `teacher` for `results.json`.
 
+    Writes `samples.json`, and for the report `predictions.json`: the reliability of both models'
+    confidences, and the test tokens on which they differ most.
     student: the one that is saved in `folder`. A teacher behind a server is not scored.
     """
     teacher = None if teacher and teacher.api else teacher
     trainer = trainers.trainer(folder, "on the test split")
     student = _unsharded(trainer, data, folder, student, teacher)  # sharded by the training
-    scores = evaluate(trainer, data, student, teacher)
+    measured = evaluate(trainer, data, student, teacher)
+    scores = measured.scores
     student = _unsharded(trainer, data, folder, student, teacher)  # sharded by the evaluation
     device = trainer.strategy.root_device
     if request.times_answers:
@@ -59,13 +69,21 @@ def evaluate_all(
         for role, more in generated.items():
             scores[role] = {**(scores[role] or {}), **more}
         if student is not None:
+            predictions = {"reliability": measured.reliability}
+            if teacher is not None:
+                with moved_to(device, [student, teacher.models[0]]):
+                    predictions["differences"] = token_differences(data, student, teacher)
+            _write_json(folder / PREDICTIONS, predictions)
             samples = generate_samples(data, student, teacher, seed)
-            text = json.dumps(samples, indent=2, ensure_ascii=False)
-            write_atomic(folder / "samples.json", text.encode())
+            _write_json(folder / SAMPLES, samples)
             if log_samples:
                 log_samples(samples)
     process_group.barrier()
     return scores
+
+
+def _write_json(file: Path, content: Any) -> None:
+    write_atomic(file, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
 def _unsharded(

@@ -52,7 +52,7 @@ def score_generation(
     tasks = lm_eval_tasks.load_tasks(request)
     if tasks or request.speed:
         _log_scored_models(teacher)
-    with _moved_to(device, list(models.values())):
+    with moved_to(device, list(models.values())):
         scores: dict[str, dict[str, Any]] = {role: {} for role in models}
         if teacher is not None:
             scores["teacher"] |= teacher_scores
@@ -82,7 +82,7 @@ def score_teacher_answers(teacher: Teacher, store: Store, device: torch.device) 
 
     def make(folder: Path) -> dict[str, Any]:
         model = teacher.models[0]
-        with _moved_to(device, [model]):
+        with moved_to(device, [model]):
             return data.score_generation(model)
 
     made_from = {
@@ -103,7 +103,7 @@ def _log_scored_models(teacher: Teacher | None) -> None:
 
 
 @contextmanager
-def _moved_to(device: torch.device, models: list[PreTrainedModel]) -> Iterator[None]:
+def moved_to(device: torch.device, models: list[PreTrainedModel]) -> Iterator[None]:
     """Lightning leaves models on the CPU after a test."""
     moved = [(model, model.device) for model in models if model.device != device]
     for model, _ in moved:

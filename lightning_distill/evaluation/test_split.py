@@ -1,6 +1,7 @@
 """Scores of models on held-out examples, from one pass over them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ from lightning_distill.constants import IGNORED
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed.fsdp import uses_fsdp
 from lightning_distill.losses.ensemble import mean_of
-from lightning_distill.metrics.quality import Likeness
+from lightning_distill.metrics.quality import CalibrationError, Likeness
 from lightning_distill.models.frozen import Frozen
 from lightning_distill.models.inspection import count_parameters
 from lightning_distill.models.sharding import shard
@@ -48,6 +49,7 @@ class Evaluation(L.LightningModule):
         self.likeness = Likeness() if len(models) == 2 else None
         self.weights = weights
         self.scores: dict[str, dict[str, Any]] = {}
+        self.reliability: dict[str, list[dict[str, float]]] = {}  # the bins of each role's ECE
 
     def configure_model(self) -> None:
         if uses_fsdp(self.trainer):
@@ -87,6 +89,10 @@ class Evaluation(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Computes over all devices, while the metrics are still on them."""
         self.scores = {role: quality.compute() for role, quality in self.quality.items()}
+        for role, quality in self.quality.items():
+            for metric in quality.modules():
+                if isinstance(metric, CalibrationError) and metric.reliability:
+                    self.reliability[role] = metric.reliability
         present = [] if self.part_of is None else self.part_of.unique().tolist()
         for role in self.models if present else ():
             scores = {self.names[n]: self.by_source[role][n].compute() for n in present}
@@ -97,18 +103,28 @@ class Evaluation(L.LightningModule):
             self.scores["student"] |= self.likeness.compute()
 
 
+@dataclass
+class TestScores:
+    """What the test split says of student and teacher.
+
+    scores: of each role; None for a model that there is not. nll is in nats per prediction, each
+    model in its own tokens. Agreement and KL are there where the two share their tokens.
+    reliability: of each role the bins of its calibration error.
+    """
+
+    scores: dict[str, dict[str, Any] | None]
+    reliability: dict[str, list[dict[str, float]]]
+
+
 def evaluate(
     trainer: L.Trainer,
     data: DistillationData,
     student: PreTrainedModel | None,
     teacher: Teacher | None,
-) -> dict[str, dict[str, Any] | None]:
-    """The scores of `teacher` and `student` on the test split; None for one that is None.
-
-    nll is in nats a prediction, each model in its own tokens. Agreement and KL between the two are
-    computed where they share their tokens.
-    """
+) -> TestScores:
+    """Runs `teacher` and `student` over the test split once."""
     scores: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
+    reliability: dict[str, list[dict[str, float]]] = {}
     passes: list[tuple[DistillationData, dict[str, list[Frozen]]]] = []
     if student is not None:
         passes.append((data, {"student": [Frozen(student, data.num_classes)]}))
@@ -125,4 +141,5 @@ def evaluate(
         for role, role_scores in evaluation.scores.items():
             size = sum(count_parameters(one.model) for one in models[role])
             scores[role] = {"parameters": size, **role_scores}
-    return scores
+        reliability |= evaluation.reliability
+    return TestScores(scores, reliability)

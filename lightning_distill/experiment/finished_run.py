@@ -16,7 +16,8 @@ from lightning_distill.experiment.preparation import prepare_data
 from lightning_distill.experiment.settings import finished_run
 from lightning_distill.models import pretrained
 from lightning_distill.sweeps.comparison import compare_jobs
-from lightning_distill.sweeps.records import JobRecord, read_yaml
+from lightning_distill.sweeps.job_files import read_yaml
+from lightning_distill.sweeps.records import JobRecord
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class CalibrationError(Metric):
     """
 
     full_state_update = False
+    reliability: list[dict[str, float]] | None = None  # set by `compute`, see there
     correct: Tensor  # of each bin, the number of correct predictions; of confidence 1, a bin more
     confidence: Tensor  # of each bin, the sum of confidences
     rounding: Tensor  # what float32 loses of that sum (Neumaier 1974); not every GPU has float64
@@ -61,9 +62,17 @@ class CalibrationError(Metric):
         self.confidence = total
 
     def compute(self) -> Tensor:
+        """The error. `reliability` is then, for each bin with predictions, their number, mean
+        confidence and accuracy: a reliability diagram."""
         confidence = self.confidence.cpu().double() + self.rounding.cpu().double()
-        gaps = self.correct.cpu().double() - confidence
-        return gaps.abs().sum() / self.count.sum().cpu()
+        correct, count = self.correct.cpu().double(), self.count.cpu()
+        bins = zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
+        self.reliability = [
+            {"count": n, "confidence": total / n, "accuracy": hits / n}
+            for total, hits, n in bins
+            if n
+        ]
+        return (correct - confidence).abs().sum() / count.sum()
 
 
 class Quality(nn.Module):

@@ -125,7 +125,7 @@ def check_teacher(context: Context) -> str:
     teacher = context.teacher
     student, trainer = context.student, context.run.trainers.trainer(context.job.folder, "")
     with context.prepared.limited(2 * context.dry_run_size.held_out):
-        scores = evaluate(trainer, context.data, student, teacher)
+        scores = evaluate(trainer, context.data, student, teacher).scores
     teacher_scores, student_scores = scores["teacher"] or {}, scores["student"] or {}
     uniform = math.log(teacher.data.num_classes)
     numbers = (

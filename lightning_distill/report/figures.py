@@ -4,12 +4,10 @@ Colors are variables of the page's style, `var(--accent)`; its script resolves t
 dark mode. Job names are escaped because plotly renders text as HTML.
 """
 
-import math
 from html import escape
 from statistics import mean
 from typing import Any
 
-from lightning_distill.report.formatting import short_name
 from lightning_distill.report.headline import group_name
 from lightning_distill.report.tables import teachers
 from lightning_distill.sweeps.comparison import SeedGroup, group_by_setting, pareto_front
@@ -25,8 +23,6 @@ COLORS = {
     "teacher": "var(--ink)",
 }
 LINE_COLORS = [f"var(--line-{n})" for n in range(1, 9)]  # style.css defines as many
-DASHES = ("solid", "dot", "dash", "dashdot")
-MAX_CURVE_MARKERS = 40  # points of a curve up to which each is marked
 
 
 def make_figure(
@@ -187,54 +183,6 @@ def _with_named_lines(traces: list[Figure], lines: int, x: str, **axis: Any) -> 
     """A figure with one horizontal line per setting, and its name on the left."""
     names = {"automargin": True, "ticksuffix": "  ", "type": "category"}
     return make_figure(traces, x, "", 130 + 26 * lines, xaxis=axis, yaxis=names)
-
-
-def curves(jobs: list[JobRecord], column: str, title: str) -> Figure | None:
-    """A line for each job, a color for each setting."""
-    settings = list(dict.fromkeys(job.name_without_seed for job in jobs))
-    traces: list[Figure] = []
-    in_legend: set[str] = set()
-    for job in jobs:
-        if points := _curve(job, column):
-            setting = job.name_without_seed
-            trace = _curve_trace(job, points, settings.index(setting))
-            traces.append(trace | {"showlegend": setting not in in_legend})
-            in_legend.add(setting)
-    legend = {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "font": {"size": 11}}
-    return make_figure(traces, "step", title, 460 + 12 * len(in_legend), legend=legend)
-
-
-def _curve_trace(job: JobRecord, points: list[tuple[int, float]], index: int) -> Figure:
-    x, y = zip(*points, strict=True)
-    return {
-        "type": "scatter",
-        "x": x,
-        "y": y,
-        "name": escape(short_name(job.name_without_seed, job.swept)),
-        "text": escape(short_name(job.name, job.swept)),
-        "legendgroup": str(index),
-        "mode": "lines+markers" if len(points) < MAX_CURVE_MARKERS else "lines",
-        "line": {
-            "color": LINE_COLORS[index % len(LINE_COLORS)],
-            "dash": DASHES[index // len(LINE_COLORS) % len(DASHES)],
-            "width": 1.5,
-        },
-        "marker": {"size": 4},
-        "hovertemplate": "%{text}<br>step %{x}: %{y:.4f}<extra></extra>",
-    }
-
-
-def _curve(job: JobRecord, column: str) -> list[tuple[int, float]]:
-    """(step, value) of each line that is readable: a running job may be writing its last one."""
-    points = []
-    for line in job.curves:
-        try:
-            step, value = int(line["step"]) + 1, float(line.get(column) or "nan")
-        except ValueError:
-            continue
-        if math.isfinite(value):
-            points.append((step, value))
-    return points
 
 
 def _label(group: SeedGroup) -> str:

@@ -11,9 +11,22 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lightning_distill.report import figures, heatmaps
+from lightning_distill.report.about import about
+from lightning_distill.report.calibration import reliability
+from lightning_distill.report.curves import AXES, TITLES, curves
 from lightning_distill.report.formatting import jobs_text, millions, short_name
 from lightning_distill.report.headline import headline, seeds_table, unfinished
-from lightning_distill.report.sections import commands, cost, jobs_table, samples, variance_bars
+from lightning_distill.report.pairs import pairs
+from lightning_distill.report.parallel import parallel_coordinates
+from lightning_distill.report.sections import (
+    commands,
+    cost,
+    differences,
+    glossary,
+    jobs_table,
+    samples,
+    variance_bars,
+)
 from lightning_distill.report.tables import cut_short_note
 from lightning_distill.storage.artifacts import write_atomic
 from lightning_distill.sweeps.multirun import jobs_not_started, read_sweep_command
@@ -26,41 +39,53 @@ SECTIONS = {
     "gaps": "Gap closed",
     "against": "Against training without a teacher",
     "influence": "Which setting matters most",
+    "parallel": "Settings and scores",
     "maps": "Temperature × alpha",
     "sizes": "Quality against size",
     "curves": "Loss curves",
+    "calibration": "Calibration",
     "cost": "Cost",
+    "pairs": "Two jobs side by side",
     "samples": "Samples",
+    "differences": "Where student and teacher differ",
     "commands": "Commands and settings",
-}
-CURVES = {
-    "validation/nll": "validation nll (nats)",
-    "train/loss": "training objective (differs by loss)",
+    "glossary": "Glossary",
 }
 
 
-def write_report(jobs: list[JobRecord], file: Path) -> None:
+FULL_KL = 2  # nats at which a token has the full color
+
+
+def write_report(jobs: list[JobRecord], file: Path, title: str = "") -> None:
+    """title: the name of the file's folder, by default."""
     command, requested = read_sweep_command(file.parent)
     not_started = jobs_not_started(jobs, requested)
+    table = jobs_table(jobs)
     contents = {
-        "jobs": jobs_table(jobs),
+        "jobs": table,
         "seeds": seeds_table(jobs),
         "gaps": _gaps(jobs),
         "against": _against(jobs),
         "influence": variance_bars(jobs),
+        "parallel": parallel_coordinates(jobs),
         "maps": _maps(jobs),
         "sizes": figures.sizes(jobs),
         "curves": _curves(jobs),
+        "calibration": reliability(jobs),
         "cost": cost(jobs),
+        "pairs": pairs(jobs, table),
         "samples": samples(jobs),
+        "differences": differences(jobs),
         "commands": commands(jobs, command),
+        "glossary": glossary(table),
     }
     package = files("lightning_distill.report")
     text = (
         _environment()
         .get_template("report.html.jinja")
         .render(
-            title=file.resolve().parent.name,
+            title=title or file.resolve().parent.name,
+            about=about(jobs),
             finished=sum(not job.failure_reason for job in jobs),
             total=len(jobs) + len(not_started),
             headline=headline(jobs),
@@ -86,6 +111,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"figure_json": as_json, "jobs": jobs_text, "millions": millions}
+    environment.filters |= {"token_text": token_text, "zip": zip}
+    environment.globals["full_kl"] = FULL_KL
     environment.filters["short"] = lambda job: short_name(job.name, job.swept)
     return environment
 
@@ -116,11 +143,28 @@ def _maps(jobs: list[JobRecord]) -> dict[str, Any] | None:
 def _curves(jobs: list[JobRecord]) -> dict[str, Any] | None:
     drawn = [
         (title.capitalize(), figure)
-        for column, title in CURVES.items()
-        if (figure := figures.curves(jobs, column, title))
+        for column, title in TITLES.items()
+        if (figure := curves(jobs, column))
     ]
     without = [job.name for job in jobs if not job.curves and job.results["status"] != "not run"]
-    return {"figures": drawn, "without_curves": without} if drawn or without else None
+    if not drawn and not without:
+        return None
+    axes = [axis for axis in AXES if all(axis in one["layout"]["meta"]["axes"] for _, one in drawn)]
+    return {
+        "figures": drawn,
+        "without_curves": without,
+        "axes": axes,
+        "color_keys": list(jobs[0].swept),
+    }
+
+
+def token_text(text: str) -> str:
+    """White space made visible, at the ends and where a line breaks."""
+    body = text.strip(" ")
+    left, right = (len(text) - len(one(" ")) for one in (text.lstrip, text.rstrip))
+    if not body:
+        left, right = len(text), 0
+    return "␣" * left + body.replace("\n", "↵").replace("\t", "⇥") + "␣" * right
 
 
 def as_json(node: Any) -> Markup:

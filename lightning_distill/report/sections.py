@@ -7,7 +7,17 @@ from typing import Any
 
 import yaml
 
-from lightning_distill.metrics.declarations import AGREEMENT, NLL, is_metric
+from lightning_distill.metrics.declarations import (
+    AGREEMENT,
+    COST,
+    ECE,
+    KL,
+    NLL,
+    PARAMETERS,
+    SPEED,
+    Metric,
+    is_metric,
+)
 from lightning_distill.report.formatting import duration, short_name, steps_text
 from lightning_distill.report.tables import csv_rows, task_scores, teachers
 from lightning_distill.sweeps.comparison import (
@@ -16,7 +26,7 @@ from lightning_distill.sweeps.comparison import (
     rank_settings,
     variance_explained,
 )
-from lightning_distill.sweeps.records import JobRecord
+from lightning_distill.sweeps.records import JobRecord, flatten
 
 
 @dataclass(frozen=True)
@@ -34,24 +44,52 @@ class Column:
         return f"{self.factor * value:,.{self.digits}f}{self.unit}"
 
 
+def _score(group: str, metric: Metric, **shown: Any) -> Column:
+    """A column of a declared metric. shown: fields of the column that differ from the metric's."""
+    fields: dict[str, Any] = {
+        "heading": metric.label,
+        "digits": metric.digits,
+        "meaning": metric.meaning,
+    }
+    return Column(f"{group}.{metric.key}", **(fields | shown))
+
+
+SECONDS, RATE, MEMORY = (
+    next(metric for metric in COST if metric.key == key)
+    for key in ("student_seconds", "student_tokens_per_second", "peak_memory_mb")
+)
+WRITING_RATE, FIRST_TOKEN, WEIGHTS = SPEED
 COLUMNS = (
     Column("gap_closed", "gap closed", 1, "(baseline − student) / (baseline − teacher)", 100, " %"),
     Column("gap_closed_best_baseline", "… of best", 1, "from the best baseline", 100, " %"),
     Column("gain_over_baseline", "over baseline", 3, "nll gained over plain training"),
     Column("gain_over_label_smoothing", "over smoothing", 3, "nll gained over label smoothing"),
-    Column("student.teacher_agreement", AGREEMENT.label, 3, AGREEMENT.meaning),
-    Column("student.teacher_kl", "KL(p ‖ q)", 3, "from the teacher's distribution"),
-    Column("student.calibration_error", "ECE", 3, "expected calibration error"),
-    Column("student.parameters", "size, M", 3, "millions of parameters of the student", 1e-6),
-    Column("teacher.nll", "teacher's nll", 3, "of the teacher"),
+    _score("student", AGREEMENT, digits=3),
+    _score("student", KL),
+    _score("student", ECE),
+    _score("student", PARAMETERS, heading="size, M", digits=3, factor=1e-6),
+    _score("teacher", NLL, heading="teacher's nll", meaning="the teacher's own"),
     Column("training.steps", "steps", 0, "optimizer steps of the student, and those asked for"),
-    Column("cost.student_seconds", "seconds", 0, "of training the student"),
-    Column("cost.student_tokens_per_second", "tokens/s", 0, "target tokens of the student"),
-    Column("cost.peak_memory_mb", "memory, MB", 0, "peak, while the student trains"),
-    Column("student.speed.tokens_per_second", "generates, tokens/s", 0, "of the student"),
-    Column("student.speed.first_token_seconds", "first token", 1, "of the student", 1e3, " ms"),
-    Column("student.speed.bytes", "weights", 1, "of the student", 1e-6, " MB"),
+    *(_score("cost", metric) for metric in (SECONDS, RATE, MEMORY)),
+    _score("student", WRITING_RATE, heading="generates, tokens/s"),
+    _score("student", FIRST_TOKEN, digits=1, factor=1e3, unit=" ms"),
+    _score("student", WEIGHTS, digits=1, factor=1e-6, unit=" MB"),
 )
+
+
+METHODS = (
+    "distilled: the student learns from its teacher; baseline: from the text alone; "
+    "label smoothing: a baseline with smoothed labels"
+)
+TERMS = {
+    "baseline of a job": "the job without a teacher with the same student, data, seed and steps",
+    "± after a mean": "half the 95 % confidence interval over seeds (Student's t), unless it says "
+    "otherwise",
+    "T, temperature": "divides both models' logits; the gradient of its term is rescaled by T²",
+    "alpha": "weight of the teacher's term of the loss; 0 is training without a teacher",
+    "confidence": "the probability that a model gives to the class it holds most probable",
+    "η²": "share of the variance between jobs that a setting explains",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +117,7 @@ def jobs_table(jobs: list[JobRecord]) -> dict[str, Any]:
     keys = list(jobs[0].swept)
     labels = [(key, short_name(f"{key}=", keys).rstrip("="), key) for key in keys]
     labels = labels or [("job", "job", "the folder")]
+    labels.append(("method", "method", METHODS))
     if any(job.failure_reason for job in jobs):
         labels.append(("status", "status", "of the job"))
     ranking = rank_settings(jobs)
@@ -86,16 +125,47 @@ def jobs_table(jobs: list[JobRecord]) -> dict[str, Any]:
     return {
         "labels": labels,
         "columns": columns,
+        "teachers": [
+            [_teacher_cell(teacher, seconds, column) for column in columns]
+            for teacher, seconds in teachers(jobs)
+        ],
         "rows": [
             {
                 "name": job.name,
                 "is_best": any(job is one for one in best),
+                "method": job.method,
                 "labels": [(key, str(record.get(key, ""))) for key, *_ in labels],
                 "cells": [_cell(job, record, column) for column in columns],
             }
             for job, record in rows
         ],
     }
+
+
+def _teacher_cell(teacher: dict[str, Any], seconds: float, column: Column) -> Cell:
+    """The teacher's own score in a column of the student's."""
+    scores = flatten(teacher)
+    value = scores.get(column.key.removeprefix("student."))
+    if column.key == "cost.student_seconds":
+        value = seconds or None
+    if value is None or not _is_finite(value):
+        return Cell(column.key)
+    return Cell(column.key, column.format(value), value)
+
+
+def glossary(table: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the columns of `jobs_table` mean, then the other terms of the page."""
+    columns = [(column.heading, column.meaning) for column in table["columns"]]
+    return [*columns, ("method", METHODS), *TERMS.items()]
+
+
+def differences(jobs: list[JobRecord]) -> dict[str, Any] | None:
+    """Where the best student and its teacher differ most; None where no job has recorded it."""
+    ranked = [job for group in group_by_setting(jobs) for job in group.jobs]
+    for job in sorted(ranked, key=lambda job: job.is_baseline):
+        if job.predictions.get("differences"):
+            return {"job": job, **job.predictions["differences"]}
+    return None
 
 
 def _lm_eval_columns(rows: list[dict[str, Any]]) -> list[Column]:

@@ -48,7 +48,7 @@ def csv_rows(jobs: list[JobRecord]) -> list[dict[str, Any]]:
             "gain_over_baseline": job.gain_over_baseline,
             "gain_over_label_smoothing": job.gain_over_label_smoothing,
         }
-        rows.append({"job": job.name} | settings | results | comparisons)
+        rows.append({"job": job.name, "method": job.method} | settings | results | comparisons)
     return rows
 
 

@@ -6,8 +6,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from lightning_distill.sweeps.job_files import read_yaml
 from lightning_distill.sweeps.naming import affects_identity
-from lightning_distill.sweeps.records import JobRecord, read_yaml
+from lightning_distill.sweeps.records import JobRecord
 
 
 def read_sweep_command(folder: Path) -> tuple[list[str], list[list[str]]]:

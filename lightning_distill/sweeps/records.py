@@ -1,7 +1,6 @@
 """The jobs of a sweep, read from their folders. Any file of a folder may be absent or damaged."""
 
 import csv
-import json
 import math
 import os
 import re
@@ -10,14 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_distill.stages import STAGES
-from lightning_distill.sweeps.job import RESULTS, check_results, read_results
+from lightning_distill.sweeps.job import RESULTS
+from lightning_distill.sweeps.job_files import (
+    CONFIG,
+    read_config,
+    read_curves,
+    read_predictions,
+    read_samples,
+    results_or_reason,
+)
 from lightning_distill.sweeps.job_key import WITHOUT_EFFECT, is_baseline
-
-CONFIG = Path(".hydra") / "config.yaml"
-GROUPS = ("data", "student", "loss", "transfer", "optimizer", "schedule", "trainer")
 
 
 @dataclass
@@ -31,6 +33,7 @@ class JobRecord:
     swept: dict[str, str] = field(default_factory=dict)  # values of the keys that the sweep varies
     curves: list[dict[str, str]] = field(default_factory=list)  # the lines of metrics.csv
     samples: list[dict[str, str]] = field(default_factory=list)
+    predictions: dict[str, Any] = field(default_factory=dict)  # of predictions.json, may be empty
     missing_files: list[str] = field(default_factory=list)  # absent or damaged
     # Set by `compare_jobs`.
     is_part_baseline: bool = False  # a part of the teacher that learns from labels
@@ -164,63 +167,24 @@ def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_job(folder: Path) -> JobRecord:
-    job = JobRecord(folder, folder.name, _read_config(folder), _read_results(folder))
+    job = JobRecord(folder, folder.name, read_config(folder), results_or_reason(folder))
     if not job.config:
         job.missing_files.append(str(CONFIG))
     if job.results["status"] == "unreadable":
         job.missing_files.append(RESULTS)
 
-    def read(name: str, reader: Callable[[Path], list[dict[str, str]]]) -> list[dict[str, str]]:
+    def read(name: str, reader: Callable[[Path], Any], empty: Any) -> Any:
         try:
             return reader(folder / name)
-        except (OSError, ValueError, TypeError, csv.Error):
+        except (OSError, ValueError, TypeError, KeyError, csv.Error):
             job.missing_files.append(name)
-            return []
+            return empty
 
-    job.curves = read("metrics.csv", _read_curves)
-    job.samples = read("samples.json", _read_samples)
+    job.curves = read("metrics.csv", read_curves, [])
+    job.samples = read("samples.json", read_samples, [])
+    if (folder / "predictions.json").exists():  # runs of older versions have none
+        job.predictions = read("predictions.json", read_predictions, {})
     return job
-
-
-def _read_curves(file: Path) -> list[dict[str, str]]:
-    """Without a last line that is cut off."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        return [p for p in csv.DictReader(lines) if p.get("step") and None not in p.values()]
-
-
-def _read_samples(file: Path) -> list[dict[str, str]]:
-    samples = json.loads(file.read_text(encoding="utf-8"))
-    return [one for one in samples if {"prompt", "student"} <= set(one)]
-
-
-def _read_results(folder: Path) -> dict[str, Any]:
-    """The results; a status and an error instead where results.json is absent or damaged."""
-    try:
-        results = read_results(folder)
-        check_results(results)
-    except FileNotFoundError:
-        results = {"status": "no results", "error": f"no {RESULTS}: killed before it began"}
-    except (OSError, ValueError) as error:
-        results = {"status": "unreadable", "error": f"{RESULTS} cannot be read: {error}"}
-    overrides = results.get("overrides")
-    if not isinstance(overrides, list):
-        overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
-    results["overrides"] = [str(one) for one in overrides] if isinstance(overrides, list) else []
-    return results
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_yaml(folder / CONFIG)
-    complete = isinstance(config, dict) and all(isinstance(config.get(g), dict) for g in GROUPS)
-    return config if complete else {}
-
-
-def read_yaml(file: Path) -> Any:
-    """None if the file is absent or damaged."""
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
 
 
 def _swept_keys(jobs: list[JobRecord]) -> list[str]:

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"  # in the folder of a single run
 HYDRA_FILES = {"job.log", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))}
-REUSED_FILES = ("samples.json", "metrics.csv", "generated.jsonl")  # besides the student
+# Besides the student.
+REUSED_FILES = ("samples.json", "predictions.json", "metrics.csv", "generated.jsonl")
 
 # finished: in its own folder. reused: another folder holds a finished job with its key.
 # failed: and not to be repeated. new: has to run, from its last checkpoint where it has one.

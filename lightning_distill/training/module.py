@@ -153,8 +153,8 @@ class TrainedModule(L.LightningModule):
         for name in self._frozen:
             checkpoint["state_dict"].pop(name, None)
         self.guard.flush()
-        seconds = self.seconds_before + time.perf_counter() - self._start
-        checkpoint["spent"] = {"tokens": self.global_tokens_seen, "seconds": seconds}
+        spent = {"tokens": self.global_tokens_seen, "seconds": self.seconds_trained}
+        checkpoint["spent"] = spent
         checkpoint["skipped"] = [self.guard.count, self.guard.in_a_row]
         if (nll := self.trainer.callback_metrics.get(VALIDATION_NLL)) is not None:
             checkpoint["validation_nll"] = float(nll)
@@ -175,6 +175,11 @@ class TrainedModule(L.LightningModule):
     def global_tokens_seen(self) -> int:
         """Target tokens that all devices have trained on."""
         return sum(process_group.all_gather(int(self.tokens_seen)))
+
+    @property
+    def seconds_trained(self) -> float:
+        """Without the time between an interruption and its resumption."""
+        return self.seconds_before + time.perf_counter() - self._start
 
     @property
     def num_steps(self) -> int:

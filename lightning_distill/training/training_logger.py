@@ -56,6 +56,8 @@ class TrainingLogger(Callback):
         if guard.count:
             values["skipped_steps"] = float(guard.count)
         values["learning_rate"] = optimizer.param_groups[0]["lr"]
+        values["tokens"] = float(module.global_tokens_seen)
+        values["seconds"] = module.seconds_trained
         values |= self._speed(trainer, module.global_step + 1, tokens)
         module.log_dict({f"train/{name}": value for name, value in values.items()})
         if "loss" in values:

@@ -14,7 +14,8 @@ from lightning_distill.metrics.declarations import Metric, objective_metrics, ta
 from lightning_distill.report.sections import jobs_table
 from lightning_distill.report.tables import csv_rows, table_cells
 from lightning_distill.sweeps.job import objectives, problems_of_objectives
-from lightning_distill.sweeps.records import GROUPS, read_jobs
+from lightning_distill.sweeps.job_files import GROUPS
+from lightning_distill.sweeps.records import read_jobs
 
 TASK = "my_metrics.Spelling"
 

@@ -169,7 +169,7 @@ def tested_nll(data, model):
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    return evaluate(trainer, data, model, None)["student"]["nll"]
+    return evaluate(trainer, data, model, None).scores["student"]["nll"]
 
 
 def longhand_nll(data, expected):

@@ -15,9 +15,12 @@ import pytest
 from browser import CHROMIUM, Browser
 
 from lightning_distill.report import figures
+from lightning_distill.report.calibration import reliability
+from lightning_distill.report.curves import VALIDATION, curves
 from lightning_distill.report.formatting import short_name
 from lightning_distill.report.heatmaps import heat_maps
 from lightning_distill.report.page import as_json
+from lightning_distill.report.parallel import parallel_coordinates
 from lightning_distill.report.summarize import summarize
 from lightning_distill.report.tables import table_cells
 from lightning_distill.sweeps.comparison import compare_jobs
@@ -65,7 +68,9 @@ def test_jobs_that_were_cut_short_are_marked_with_their_steps(job, tmp_path, cap
     assert note in page
     row = page.partition('<section id="seeds">')[2].partition("</tr>")[2].partition("</tr>")[0]
     assert "<td>5–6 of 4,000</td>" in row
-    cells = re.findall(r'data-column="training.steps"[^>]*>(.*?)</td>', page)
+    cells = re.findall(
+        r'data-column="training.steps"[^>]*>(.*?)</td>', page.partition('class="jobs"')[2]
+    )
     shown = [re.sub("<[^>]*>", "", cell).strip() for cell in cells]
     assert shown == ["5 of 4,000", "6 of 4,000", "4,000", ""]
 
@@ -157,10 +162,12 @@ def test_plotly_accepts_every_figure(sweep_of_24):
         figures.sizes(rows),
         figures.gaps(rows),
         figures.against(rows),
-        figures.curves(rows, "validation/nll", "nll"),
+        curves(rows, VALIDATION),
+        parallel_coordinates(rows),
+        reliability(rows),
         *(one for _, one in heat_maps(rows)),
     ]
-    assert len(drawn) == 6
+    assert len(drawn) == 8
     for figure in drawn:
         plain = re.sub(r"var\(--[\w-]+\)", "red", json.dumps(figure))
         assert go.Figure(json.loads(plain)).data  # raises for what plotly does not know
@@ -281,11 +288,11 @@ def page(browser, sweep_of_24):
 
 
 COLUMN = """
-[...document.querySelectorAll('#table-jobs tbody tr')].filter((row) => !row.hidden)
+[...document.querySelectorAll('#table-jobs .jobs tr')].filter((row) => !row.hidden)
   .map((row) => row.querySelector('[data-column="NAME"]').dataset.value)
 """
 CELLS = """
-Object.fromEntries([...document.querySelectorAll('#table-jobs tbody tr')].map((row) =>
+Object.fromEntries([...document.querySelectorAll('#table-jobs .jobs tr')].map((row) =>
   [row.dataset.name, Object.fromEntries([...row.cells].map((cell) =>
     [cell.dataset.column, [cell.dataset.value ?? cell.textContent, cell.textContent]]))]))
 """
@@ -343,7 +350,7 @@ class TestInABrowser:
         assert len(page.run(COLUMN.replace("NAME", "student.nll"))) == 4
 
     def test_every_figure_is_drawn(self, page):
-        assert page.run(DRAWN) == page.run("document.querySelectorAll('[data-figure]').length") == 7
+        assert page.run(DRAWN) == page.run("document.querySelectorAll('[data-figure]').length") == 9
 
     @pytest.mark.parametrize("dark", [False, True])
     @pytest.mark.parametrize("width", [390, 1440])
