@@ -243,8 +243,12 @@ def write_job(
     predictions = {"reliability": {"student": bins, "teacher": bins}, "differences": differences}
     (folder / "predictions.json").write_text(json.dumps(predictions))
     points = ((9 + 10 * n, nll + math.exp(-n)) for n in range(12))
-    lines = (f"0,{step},{value + 0.5},\n0,{step},,{value}\n" for step, value in points)
-    (folder / "metrics.csv").write_text("epoch,step,train/loss,validation/nll\n" + "".join(lines))
+    lines = (
+        f"0,{step},{value + 0.5},,{512 * (step + 1)},{step / 10}\n0,{step},,{value},,\n"
+        for step, value in points
+    )
+    names = "epoch,step,train/loss,validation/nll,train/tokens,train/seconds\n"
+    (folder / "metrics.csv").write_text(names + "".join(lines))
     (folder / "job.log").write_text("began\n")
 
 

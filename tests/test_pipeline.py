@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from conftest import without_its_end
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_distill.tracking import wandb_run
 
@@ -44,6 +46,8 @@ def test_a_run_leaves_what_the_design_promises(run):
     samples = json.loads((folder / "samples.json").read_text())
     assert all(sample.keys() == {"prompt", "student", "teacher"} for sample in samples)
     assert (folder / ".hydra" / "config.yaml").exists()
+    assert found["environment"].keys() >= {"machine", "python", "torch", "lightning_distill"}
+    assert "tokens: " in found["examples"]
 
 
 def test_other_tools_load_the_student_and_find_the_reported_nll(run, tmp_path):
@@ -74,6 +78,37 @@ print(json.dumps(total / (len(ids) - 1)))
     )
     (found,) = results(folder).values()
     assert json.loads(done.stdout) == pytest.approx(found["student"]["nll"], abs=1e-5)
+
+
+def test_predictions_are_those_of_transformers(run):
+    """The bins give the calibration error, and the tokens' KL is that of the saved models."""
+    folder, outputs = run
+    (results_of_run,) = results(folder).values()
+    found = json.loads((folder / "predictions.json").read_text())
+    for role in ("student", "teacher"):
+        bins = found["reliability"][role]
+        gaps = [one["count"] * abs(one["accuracy"] - one["confidence"]) for one in bins]
+        error = sum(gaps) / sum(one["count"] for one in bins)
+        assert error == pytest.approx(results_of_run[role]["calibration_error"], abs=1e-6)
+
+    (tokens,) = (outputs / "artifacts" / "tokens").glob("*/tokens.safetensors")
+    (teacher,) = (outputs / "artifacts" / "teacher").iterdir()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    window = load_file(tokens)["test"][:33].long()  # of data.sequence_length=32
+    log_probs = []
+    for place in (folder / "student", teacher):
+        model = AutoModelForCausalLM.from_pretrained(place).double().eval()
+        with torch.no_grad():
+            log_probs.append(model(window[None, :-1]).logits[0].log_softmax(-1))
+    student, teacher_log_probs = log_probs
+    kl = (teacher_log_probs.exp() * (teacher_log_probs - student)).sum(-1)
+    passage = found["differences"]["passages"][0]
+    assert passage["kl"] == pytest.approx(kl.tolist(), abs=1e-4)
+    assert passage["tokens"] == [tokenizer.decode([token]) for token in window[1:].tolist()]
+    largest = found["differences"]["largest"]
+    assert [one["kl"] for one in largest] == sorted((one["kl"] for one in largest), reverse=True)
+    assert largest[0]["kl"] >= kl.max() - 1e-4
+    assert all(len(one["student"]) == len(one["teacher"]) == 3 for one in largest)
 
 
 def test_the_checkpoint_holds_the_student_alone(in_process, tmp_path):

@@ -7,14 +7,16 @@ from hydra.utils import instantiate
 
 from lightning_distill.config.settings import Settings
 from lightning_distill.errors import ConfigError
-from lightning_distill.report.summarize import summarize_named_sweep
+from lightning_distill.report.summarize import summarize_named_sweeps
 from lightning_distill.sweeps.job import Job
 from lightning_distill.tracking.wandb_dashboard import save_dashboard
 from lightning_distill.tracking.wandb_sync import upload_offline_runs
 
 
 def report(settings: Settings, job: Job) -> None:
-    summarize_named_sweep(str(settings["report"]["sweep"] or ""), _outputs(settings))
+    sweep = settings["report"]["sweep"]
+    sweeps = sweep if isinstance(sweep, list) else [sweep]
+    summarize_named_sweeps([str(one) for one in sweeps if one], _outputs(settings))
 
 
 def dashboard(settings: Settings, job: Job) -> None:

@@ -96,4 +96,4 @@ def _losses(settings: list[dict[str, Any]]) -> str:
 def _divergence(loss: dict[str, Any]) -> str:
     divergence = loss.get("divergence")
     path = divergence.get("path") if isinstance(divergence, dict) else None
-    return str(path or "").rsplit(".", 1)[-1].replace("_", " ")
+    return str(path or "").rsplit(".", 1)[-1].replace("_", " ").replace("kl", "KL")

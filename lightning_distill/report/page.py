@@ -53,7 +53,7 @@ SECTIONS = {
 }
 
 
-FULL_KL = 2  # nats at which a token has the full color
+FULL_KL = 1  # nats at which a token has the full color
 
 
 def write_report(jobs: list[JobRecord], file: Path, title: str = "") -> None:

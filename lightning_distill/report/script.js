@@ -53,7 +53,7 @@ function columnNamed(table, name) {
   const names = headings.map((heading) => {
     const key = (heading.dataset.column ?? "").toLowerCase();
     const text = heading.textContent.trim().toLowerCase();
-    return [key, key.split(".").pop(), text, text.replace(/\s+/g, "_")];
+    return [key, key.split(".").pop(), text, text.replace(/\s+/g, "_"), text.split(",")[0]];
   });
   return names.findIndex((one) => one.includes(name));
 }
@@ -71,10 +71,11 @@ function conditionOf(table, word) {
   return (row) => {
     const cell = valueOf(row, column).toLowerCase();
     if (cell === "") return false;
-    // A number is compared as it is shown, too: nll=4.487.
+    // Numbers count as they are shown: in percent or millions, and nll=4.487 to its digits.
     const shown = row.cells[column].textContent.trim().toLowerCase();
     if (sign === "=" && shown === value) return true;
-    const [a, b] = [Number(cell), Number(value)];
+    const { factor = 1 } = table.tHead.rows[0].cells[column].dataset;
+    const [a, b] = [factor * Number(cell), Number(value)];
     return Number.isNaN(a) || Number.isNaN(b) ? COMPARE[sign](cell, value) : COMPARE[sign](a, b);
   };
 }

@@ -61,7 +61,14 @@ SECONDS, RATE, MEMORY = (
 WRITING_RATE, FIRST_TOKEN, WEIGHTS = SPEED
 COLUMNS = (
     Column("gap_closed", "gap closed", 1, "(baseline − student) / (baseline − teacher)", 100, " %"),
-    Column("gap_closed_best_baseline", "… of best", 1, "from the best baseline", 100, " %"),
+    Column(
+        "gap_closed_best_baseline",
+        "… of best",
+        1,
+        "the same, from the best baseline",
+        100,
+        " %",
+    ),
     Column("gain_over_baseline", "over baseline", 3, "nll gained over plain training"),
     Column("gain_over_label_smoothing", "over smoothing", 3, "nll gained over label smoothing"),
     _score("student", AGREEMENT, digits=3),

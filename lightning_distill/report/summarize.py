@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
 
@@ -9,17 +10,24 @@ from lightning_distill.activity import activity
 from lightning_distill.errors import ConfigError
 from lightning_distill.screen import above_bars, shown
 from lightning_distill.stages import STAGES
+from lightning_distill.storage.artifacts import key_of
 from lightning_distill.sweeps.comparison import compare_jobs
 from lightning_distill.sweeps.records import JobRecord, job_folders
 
+MAX_NAME = 200  # of a folder, in characters; file systems have a limit of 255 bytes
 
-def summarize(folder: Path) -> list[JobRecord]:
-    """Write results.csv and report.html of a sweep's folder, and print the table."""
+
+def summarize(folder: Path, sweeps: Sequence[Path] = ()) -> list[JobRecord]:
+    """Write results.csv and report.html into a folder, and print the table.
+
+    sweeps: whose jobs they show; by default those below the folder itself.
+    """
     with activity("writing the report"):
         from lightning_distill.report.page import write_report  # plotly is slow to import
         from lightning_distill.report.tables import print_results, write_csv
 
-        jobs = compare_jobs(folder)
+        jobs = compare_jobs(*(sweeps or [folder]))
+        folder.mkdir(parents=True, exist_ok=True)
         write_csv(jobs, folder / "results.csv")
         write_report(jobs, folder / "report.html")
     with above_bars(sys.stdout):
@@ -55,14 +63,27 @@ def _with_baseline(job: JobRecord) -> str:
     return shlex.join(["lightning-distill", "-m", *kept, f"loss.alpha=0,{[*alphas, '1'][0]}"])
 
 
-def summarize_named_sweep(sweep: str, outputs: Path) -> None:
-    """The summary of the sweep's folder that `report.sweep` names.
+def summarize_named_sweeps(sweeps: Sequence[str], outputs: Path) -> None:
+    """The summary of the sweeps' folders that `report.sweep` names.
 
-    Raises ConfigError, with the sweeps below `outputs`, if the folder has no jobs.
+    That of one sweep is in its folder; that of several in `<outputs>/reports`.
+    Raises ConfigError, with the sweeps below `outputs`, if a folder has no jobs.
     """
-    if not sweep:
+    if not sweeps:
         raise ConfigError("stage=report needs report.sweep=<the folder of a sweep>.")
-    folder = Path(sweep)
+    folders = list(dict.fromkeys(map(Path, sweeps)))
+    for folder in folders:
+        _check_has_jobs(folder, outputs)
+    if len(folders) == 1:
+        summarize(folders[0])
+    else:
+        paths = [folder.resolve() for folder in folders]
+        name = "+".join(path.name for path in paths)[:MAX_NAME]
+        key = key_of({"sweeps": [str(path) for path in paths]})[:6]
+        summarize(outputs / "reports" / f"{name}-{key}", folders)
+
+
+def _check_has_jobs(folder: Path, outputs: Path) -> None:
     if not job_folders(folder):
         problem = "has no jobs" if folder.is_dir() else "is not a folder"
         others = (file.parent for file in outputs.rglob("multirun.yaml"))
@@ -70,4 +91,3 @@ def summarize_named_sweep(sweep: str, outputs: Path) -> None:
         sweeps = ", ".join(str(f) for f in sorted(others)[:10] if f.parent.name not in inspections)
         hint = f" Choose one of {sweeps}." if sweeps else ""
         raise ConfigError(f"report.sweep={folder} {problem}.{hint}")
-    summarize(folder)

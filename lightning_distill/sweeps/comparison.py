@@ -14,9 +14,9 @@ from lightning_distill.sweeps.statistics import mean_difference
 LENGTH = ("max_steps", "epochs", "keep", "stop_after")
 
 
-def compare_jobs(folder: Path) -> list[JobRecord]:
-    """All jobs below a folder, each compared with the sweep's baselines."""
-    jobs = read_jobs(folder)
+def compare_jobs(*sweeps: Path) -> list[JobRecord]:
+    """All jobs below these folders, each compared with the baselines among them."""
+    jobs = read_jobs(*sweeps)
     scored = [job for job in jobs if job.bits_per_byte_or_nll is not None and job.config]
     if not any(job.is_baseline for job in scored):  # all students start as parts of their teacher
         for job in scored:

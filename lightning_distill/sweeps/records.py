@@ -4,7 +4,8 @@ import csv
 import math
 import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,15 +138,31 @@ def distinguishing_overrides(jobs: list[list[str]]) -> list[str]:
     return [",".join(overrides).replace("experiment/", "") for overrides in names]
 
 
-def read_jobs(folder: Path) -> list[JobRecord]:
-    """All jobs below a folder, named by their distinguishing overrides."""
-    jobs = [_read_job(one) for one in job_folders(folder)]
+def read_jobs(*sweeps: Path) -> list[JobRecord]:
+    """All jobs below these folders, named by their distinguishing overrides.
+
+    Of several sweeps, each job is also named by its sweep, which counts as a swept key.
+    """
+    folders = [(one, name) for sweep, name in _sweep_names(sweeps) for one in job_folders(sweep)]
+    jobs = [_read_job(folder) for folder, _ in folders]
     names = distinguishing_overrides([job.results["overrides"] for job in jobs])
     keys = _swept_keys(jobs)
-    for job, name in zip(jobs, names, strict=True):
+    for job, name, (_, sweep) in zip(jobs, names, folders, strict=True):
         job.name = name or job.name
         job.swept = {key: _value_of(job, key) for key in keys}
+        if sweep:
+            job.name, job.swept = f"sweep={sweep},{job.name}", {"sweep": sweep, **job.swept}
     return jobs
+
+
+def _sweep_names(sweeps: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each folder with its name, or its path where two have one name; "" for a single folder."""
+    names = Counter(sweep.resolve().name for sweep in sweeps)
+    if len(sweeps) < 2:
+        return [(sweep, "") for sweep in sweeps]
+    return [
+        (sweep, name if names[name := sweep.resolve().name] < 2 else str(sweep)) for sweep in sweeps
+    ]
 
 
 def varying_settings(jobs: list[JobRecord]) -> dict[str, list[Any]]:

@@ -80,7 +80,7 @@ KEYS = {
     "chat.temperature": Key("number", "of sampling; 0 for greedy decoding", minimum=0),
     "chat.max_new_tokens": Key("integer", "tokens of an answer at most", minimum=1),
     "report": Key("node", "stage=report"),
-    "report.sweep": Key("any", "folder of a sweep"),
+    "report.sweep": Key("any", "folder of a sweep, or a list of several"),
     "dashboard": Key("node", "stage=dashboard"),
     "dashboard.sweep": Key("any", "folder of a sweep, or its group in W&B"),
     "sweep": Key("node", "how the jobs of a sweep are run"),
