@@ -47,6 +47,7 @@ def _trace(name: str, method: str, bins: list[dict[str, float]]) -> dict[str, An
         "line": {"color": COLORS[method], "width": 1.5},
         "marker": {
             "color": COLORS[method],
+            "opacity": 1,
             "size": [LEAST + (MOST - LEAST) * share**0.5 for share in shares],
         },
         "hovertemplate": "%{fullData.name}<br>confidence %{x:.3f}, accuracy %{y:.3f}<br>"

@@ -99,7 +99,6 @@ def _model_points(
                 "color": COLORS[name],
                 "size": 11,
                 "symbol": symbol,
-                "opacity": 0.85,
                 "line": {"width": 1, "color": "var(--page)"},
             },
             "hovertemplate": f"%{{text}}<br>%{{x:,}} parameters<br>{metric} %{{y:{digits}}}"

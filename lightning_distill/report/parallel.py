@@ -11,6 +11,8 @@ from lightning_distill.sweeps.records import JobRecord
 
 MIN_KEYS = 3  # for fewer, the other figures show more
 BEST = 0.25  # share of the jobs that are drawn in color
+BEST_LINE = {"color": "var(--accent)", "width": 1.8}
+OTHER_LINE = {"color": "var(--muted)", "width": 0.6}
 
 
 def parallel_coordinates(jobs: list[JobRecord]) -> Figure | None:
@@ -30,9 +32,8 @@ def parallel_coordinates(jobs: list[JobRecord]) -> Figure | None:
             "mode": "lines+markers",
             "x": list(range(len(axes))),
             "y": [heights[number] for heights, _ in axes],
-            "line": {"color": "var(--accent)" if number >= cut else "var(--muted)", "width": 1.5},
+            "line": BEST_LINE if number >= cut else OTHER_LINE,
             "marker": {"size": 4},
-            "opacity": 0.9 if number >= cut else 0.35,
             "name": escape(short_name(job.name, job.swept)),
             "hovertemplate": "%{fullData.name}"
             f"<br>{names[-1]} {job.score(metric):.4f}<extra></extra>",

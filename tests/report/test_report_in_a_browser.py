@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import ctypes
 import io
 import json
 import re
@@ -9,9 +10,10 @@ import shutil
 import time
 from contextlib import redirect_stdout
 
-import pdfplumber
+import pypdfium2
 import pytest
 from browser import CHROMIUM, Browser
+from pypdfium2 import raw
 
 from lightning_distill.report.summarize import summarize
 
@@ -31,10 +33,18 @@ def nll(row):
     return float(row["student.nll"])
 
 
-def is_accent(color):
-    """Whether a color of a PDF is that of distilled students, #0f6e6b."""
-    parts = (0x0F / 255, 0x6E / 255, 0x6B / 255)
-    return color and color == pytest.approx(parts, abs=0.01)
+def circles_of(sheet):
+    """The bounds of each circle filled with #0f6e6b, of distilled students, and the page's size."""
+    for path in sheet.get_objects(filter=[raw.FPDF_PAGEOBJ_PATH]):
+        red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
+        raw.FPDFPageObj_GetFillColor(path, red, green, blue, alpha)
+        fill, stroke = ctypes.c_int(), ctypes.c_int()
+        raw.FPDFPath_GetDrawMode(path, fill, stroke)
+        x0, y0, x1, y1 = path.get_bounds()
+        is_round = 4 < x1 - x0 < 14 and x1 - x0 == pytest.approx(y1 - y0, abs=0.5)
+        color = (red.value, green.value, blue.value)
+        if fill.value and color == (0x0F, 0x6E, 0x6B) and is_round:
+            yield x0, y0, x1, y1, sheet.get_size()
 
 
 @pytest.fixture(scope="module")
@@ -259,21 +269,13 @@ class TestInABrowser:
         assert points == [8, 8, 8, 3]
         legends = 3  # of all but the gaps
         pdf = page.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"]
-        with pdfplumber.open(io.BytesIO(base64.b64decode(pdf))) as document:
-            circles = [
-                (curve, sheet.bbox)
-                for sheet in document.pages
-                for curve in sheet.curves
-                if curve["fill"]
-                and is_accent(curve["non_stroking_color"])
-                and 4 < curve["width"] < 14
-                and curve["width"] == pytest.approx(curve["height"], abs=0.5)
-            ]
-            texts = "".join(sheet.extract_text() for sheet in document.pages)
+        document = pypdfium2.PdfDocument(base64.b64decode(pdf))
+        texts = "".join(sheet.get_textpage().get_text_range() for sheet in document)
+        circles = [box for sheet in document for box in circles_of(sheet)]
         assert len(circles) == sum(points) + legends
-        for circle, (left, top, right, bottom) in circles:
-            assert left <= circle["x0"] < circle["x1"] <= right
-            assert top <= circle["top"] < circle["bottom"] <= bottom
+        for x0, y0, x1, y1, (width, height) in circles:
+            assert 0 <= x0 < x1 <= width
+            assert 0 <= y0 < y1 <= height
         for label in ("gap closed (%)", "perplexity", "confidence", "Glossary"):
             assert label in texts
 
