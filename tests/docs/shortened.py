@@ -56,8 +56,9 @@ def _smollm2(settings: dict[str, str], gguf: Path | None) -> list[str]:
         more.append("data.answer_tokens=16")
     if experiment:
         more.append("data.held_out=4")
-    if experiment or settings.get("data") == "everyday_chat":
-        more.append("data.count=40")
+    recipe = ROOT / "conf" / "experiment" / f"{settings.get('experiment')}.yaml"
+    if (recipe.exists() and experiment) or settings.get("data") == "everyday_chat":
+        more.append("data.count=40")  # of the built-in questions
     return more
 
 
