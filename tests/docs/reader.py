@@ -44,8 +44,9 @@ def write_files(folder: Path) -> None:
     texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").open()]
     (folder / "my_folder").mkdir()
     shutil.copy(folder / "my.jsonl", folder / "my_folder")
-    rows = Dataset.from_dict({"text": texts})
-    splits = dict.fromkeys(("train", "validation", "test"), rows)
+    files = {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"}
+    rows = {s: [json.loads(line) for line in (folder / f).open()] for s, f in files.items()}
+    splits = {split: Dataset.from_list(rows[split]) for split in rows}
     DatasetDict(splits).save_to_disk(folder / "my" / "dataset")
     pairs = [{"en": text, "de": text[::-1]} for text in texts]
     Dataset.from_dict({"translation": pairs}).save_to_disk(folder / "hub" / "name")
