@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -384,3 +385,26 @@ def _wandb_records(data):
         if kind in (1, 4):  # whole, or the last of several
             yield part
             part = b""
+
+
+NOT_RUN = "Skipped: documentation: "
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How much of the documentation was run, and why not the rest."""
+    stats = terminalreporter.stats
+    ran = Counter(
+        kind
+        for report in stats.get("passed", [])
+        if report.when == "call"
+        for name, kind in report.user_properties
+        if name == "documentation"
+    )
+    skipped = [r.longrepr[2] for r in stats.get("skipped", []) if isinstance(r.longrepr, tuple)]
+    reasons = Counter(why.removeprefix(NOT_RUN) for why in skipped if why.startswith(NOT_RUN))
+    if ran or reasons:
+        why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(
+            f"documentation: {ran['command']} commands and {ran['python']} Python blocks run, "
+            f"{reasons.total()} not run ({why})"
+        )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OBJECTIVE = "lightning_distill.losses.Objective"
 
+REQUIRED = {"temperature", "alpha", "hard_weight", "hard_target", "label_smoothing"}
 HARD_TARGETS = ("labels", "teacher")
 COMPARED = ("probabilities", "logits")
 
@@ -51,8 +52,11 @@ def problems_of_divergence(
 
 
 def problems_of_loss(node: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the config node of an `Objective`; its divergence needs torch."""
-    if node.get("_target_") != OBJECTIVE:
+    """What is wrong with the config node of an `Objective`; its divergence needs torch.
+
+    Nothing of a node that lacks a setting: that is refused by its name.
+    """
+    if node.get("_target_") != OBJECTIVE or not node.keys() >= REQUIRED:
         return
     yield from LossWeights(node["temperature"], node["alpha"], node["hard_weight"]).problems
     yield from problems_of_settings(

@@ -169,7 +169,7 @@ def test_the_command_distils_a_classifier_and_another_tool_loads_it(in_process, 
 
 REFUSED = [
     (["data.omit=green"], "data.omit=green does not exist."),
-    (["data.path=/no/folder"], "data.path=/no/folder is no folder."),
+    (["data.path=/no/folder"], "data.path=/no/folder does not exist"),
     (["data.channels=2"], "data.channels=2 must be 1 or 3."),
     (["transfer=sequence"], "transfer=sequence needs models that generate text"),
     (["student=convnet", "student.depths=[1]"], "must have one entry per stage"),

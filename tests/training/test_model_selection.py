@@ -122,7 +122,7 @@ def test_training_ends_after_so_many_validations_without_a_lower_nll(train, pati
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"rank": 2, "lr": 5.0}, {"accumulate": 2}])
+@pytest.mark.parametrize("settings", [{}, {"rank": 2, "lr": 5.0}, {"accumulate": 2, "lr": 3.0}])
 def test_a_training_killed_anywhere_ends_at_the_same_best_weights(train, settings, tmp_path):
     selection = ModelSelection(keep_best=True, stop_after=4)
     whole = train("whole", selection, **settings)
