@@ -152,7 +152,7 @@ def test_only_new_and_failed_jobs_are_run(run, tmp_path):
     found = results(tmp_path / "outputs" / "sweeps" / "all")
     assert {name: found[name] for name in first} == first
     assert sorted(job["status"] for job in found.values()) == ["failed"] * 2 + ["finished"] * 2
-    said = run("loss.alpha=-1", "loss.temperature=1", "sweep.rerun=none", expect=0)
+    said = run("loss.alpha=1,-1", "loss.temperature=1", "sweep.rerun=none", expect=0)
     assert "failed before, skipped" in said
     said = run("loss.alpha=-1", "loss.temperature=1", expect=2)
     assert "must be a number from 0" in said
