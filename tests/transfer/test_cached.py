@@ -97,12 +97,20 @@ def test_a_stage_labels_ahead_of_the_students(run):
 
 @pytest.fixture
 def in_memory(monkeypatch):
-    """The widths of all models in memory when a training starts, and the teachers of its module."""
+    """The widths of all models in memory when a training starts, and the teachers of its module.
+
+    Without those of other tests in this process.
+    """
     found = []
 
-    def watched(cfg, module, *rest):
+    def models_of_process():
         gc.collect()
-        models = [x for x in gc.get_objects() if isinstance(x, PreTrainedModel)]
+        return [x for x in gc.get_objects() if isinstance(x, PreTrainedModel)]
+
+    others = models_of_process()  # held here, so that no other model gets the id of one
+
+    def watched(cfg, module, *rest):
+        models = [x for x in models_of_process() if not any(x is one for one in others)]
         found.append((sorted({m.config.hidden_size for m in models}), len(module.teachers)))
         return fit(cfg, module, *rest)
 
