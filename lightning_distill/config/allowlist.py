@@ -19,6 +19,18 @@ from lightning_distill.errors import ConfigError
 
 ALLOW = "LIGHTNING_DISTILL_ALLOW"
 
+# Keys that run code outside of the package: what they name, or what comes with a model. The command
+# line can set them, a file alone cannot.
+RUN_CODE = (
+    "trust_remote_code",
+    "export.converter",
+    "evaluate.task_path",
+    "hydra.launcher.setup",
+    "hydra.launcher.additional_parameters",
+    "hydra.launcher.ray.init.runtime_env",
+    "hydra.launcher.ray.remote.runtime_env",
+)
+
 # Classes and functions defined in these; not their methods, and not what they import.
 PACKAGES = (
     "lightning_distill.losses.",
@@ -100,6 +112,15 @@ def user_allows(name: str) -> bool:
 def allowed_by_user() -> list[str]:
     given = os.environ.get(ALLOW, "").split(",")
     return [one.strip().rstrip(".") for one in given if one.strip()]
+
+
+def modules_of_user() -> list[str]:
+    """The modules and names among them, without the keys of RUN_CODE.
+
+    A key may be the name of a package: `evaluate` of `evaluate.task_path` is one, which imports
+    torch.
+    """
+    return [one for one in allowed_by_user() if one not in RUN_CODE]
 
 
 def _is_allowed(name: str) -> bool:

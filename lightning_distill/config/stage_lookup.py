@@ -4,7 +4,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from lightning_distill.config.allowlist import ALLOW, allowed_by_user, user_allows
+from lightning_distill.config.allowlist import ALLOW, modules_of_user, user_allows
 from lightning_distill.errors import ConfigError, unknown_name
 from lightning_distill.stages import STAGES, Stage
 
@@ -42,8 +42,8 @@ def find_stage(name: Any) -> Stage:
 def stages_of_user() -> dict[str, Stage]:
     """The stages in the modules that LIGHTNING_DISTILL_ALLOW names, by their dotted names."""
     stages: dict[str, Stage] = {}
-    for name in allowed_by_user():
-        with suppress(ImportError):  # it names a class, or a key
+    for name in modules_of_user():
+        with suppress(ImportError):  # it names a class
             module = import_module(name)
             there = vars(module).items()
             stages |= {f"{name}.{key}": one for key, one in there if isinstance(one, Stage)}

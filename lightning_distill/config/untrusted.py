@@ -17,6 +17,7 @@ from omegaconf.resolvers import oc
 
 from lightning_distill.config.allowlist import (
     ALLOW,
+    RUN_CODE,
     allowed_by_user,
     check_targets,
     locate,
@@ -24,17 +25,6 @@ from lightning_distill.config.allowlist import (
 )
 from lightning_distill.errors import ConfigError
 
-# Keys that run code outside of the package: what they name, or what comes with a model. The command
-# line can set them, a file alone cannot.
-RUN_CODE = (
-    "trust_remote_code",
-    "export.converter",
-    "evaluate.task_path",
-    "hydra.launcher.setup",
-    "hydra.launcher.additional_parameters",
-    "hydra.launcher.ray.init.runtime_env",
-    "hydra.launcher.ray.remote.runtime_env",
-)
 # The value in our own conf/hydra/launcher/submitit_local.yaml.
 OUR_SETUP = ["export CUDA_VISIBLE_DEVICES=${visible_gpus:}"]
 
