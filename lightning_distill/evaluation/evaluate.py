@@ -10,6 +10,7 @@ import lightning as L
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from lightning_distill.constants import PREDICTIONS, SAMPLES
 from lightning_distill.data.tasks.base import DistillationData
 from lightning_distill.distributed import process_group
 from lightning_distill.distributed.fsdp import uses_fsdp
@@ -28,8 +29,6 @@ from lightning_distill.training.teacher import Teacher
 from lightning_distill.training.trainer import TrainerFactory
 
 log = logging.getLogger(__name__)
-
-SAMPLES, PREDICTIONS = "samples.json", "predictions.json"  # in the folder of a run
 
 
 def evaluate_all(

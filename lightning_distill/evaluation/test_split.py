@@ -104,7 +104,7 @@ class Evaluation(L.LightningModule):
 
 
 @dataclass
-class TestScores:
+class SplitScores:
     """What the test split says of student and teacher.
 
     scores: of each role; None for a model that there is not. nll is in nats per prediction, each
@@ -121,7 +121,7 @@ def evaluate(
     data: DistillationData,
     student: PreTrainedModel | None,
     teacher: Teacher | None,
-) -> TestScores:
+) -> SplitScores:
     """Runs `teacher` and `student` over the test split once."""
     scores: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
     reliability: dict[str, list[dict[str, float]]] = {}
@@ -142,4 +142,4 @@ def evaluate(
             size = sum(count_parameters(one.model) for one in models[role])
             scores[role] = {"parameters": size, **role_scores}
         reliability |= evaluation.reliability
-    return TestScores(scores, reliability)
+    return SplitScores(scores, reliability)

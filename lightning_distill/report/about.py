@@ -3,19 +3,18 @@
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_distill.distributed.machine import PACKAGES
 from lightning_distill.report.formatting import millions, with_unit_prefix
-from lightning_distill.report.resolved import resolved
 from lightning_distill.report.tables import teachers
 from lightning_distill.sweeps.records import JobRecord
 
 MOST = 4  # different texts that a line lists
 WEIGHTS = ("temperature", "alpha", "hard_weight", "hard_target")  # settings of every loss
-PACKAGES = ("lightning_distill", "torch", "lightning", "transformers")
 
 
-def about(jobs: list[JobRecord]) -> list[tuple[str, str]]:
-    """Names and texts; what no job says is left out."""
-    settings = [resolved(job) for job in jobs if job.config]
+def about(jobs: list[JobRecord], settings: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Names and texts; what no job says is left out. settings: of each job, resolved."""
+    settings = [one for one in settings if one]  # of a job without a readable config, empty
     environments = [job.results.get("environment") or {} for job in jobs]
     started = sorted(str(job.results["started"])[:16] for job in jobs if "started" in job.results)
     facts = {

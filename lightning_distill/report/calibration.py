@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_distill.report.figures import COLORS, Figure, make_figure
 from lightning_distill.report.formatting import short_name
-from lightning_distill.sweeps.comparison import group_by_setting
+from lightning_distill.sweeps.comparison import ranked_jobs
 from lightning_distill.sweeps.records import JobRecord
 
 LEAST, MOST = 5, 18  # diameter of a point, in pixels
@@ -14,7 +14,7 @@ RULER = {"type": "line", "x0": 0, "x1": 1, "y0": 0, "y1": 1}
 
 def reliability(jobs: list[JobRecord]) -> Figure | None:
     """The teacher, the best student and the best baseline; a point's area is its bin's share."""
-    ranked = [job for group in group_by_setting(jobs) for job in group.jobs]
+    ranked = ranked_jobs(jobs)
     measured = [job for job in ranked if job.predictions.get("reliability")]
     distilled = [job for job in measured if not job.is_baseline][:1]
     baselines = [job for job in measured if job.is_baseline][:1]

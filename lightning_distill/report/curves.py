@@ -39,7 +39,7 @@ def curves(jobs: list[JobRecord], column: str) -> Figure | None:
     shared = [axis for axis in AXES if all(trace["meta"]["x"].get(axis) for trace in traces)]
     legend = {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "font": {"size": 11}}
     lines = _reference_lines(jobs) if column == VALIDATION else {}
-    layout = {"legend": legend, "meta": {"axes": shared, "keys": list(jobs[0].swept)}} | lines
+    layout = {"legend": legend, "meta": {"axes": shared}} | lines
     return make_figure(traces, "step", TITLES[column], 460 + 12 * len(in_legend), **layout)
 
 
@@ -83,8 +83,7 @@ def _points(job: JobRecord, column: str) -> tuple[dict[str, list[float]], list[f
             y.append(value)
             for axis, values in axes.items():
                 values.append(last[axis] + (axis == "step"))  # those are counted from 0
-    known = {axis: x for axis, x in axes.items() if not any(map(math.isnan, x))}
-    return known, y
+    return {axis: x for axis, x in axes.items() if not any(map(math.isnan, x))}, y
 
 
 def _reference_lines(jobs: list[JobRecord]) -> dict[str, Any]:

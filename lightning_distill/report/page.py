@@ -18,6 +18,7 @@ from lightning_distill.report.formatting import jobs_text, millions, short_name
 from lightning_distill.report.headline import headline, seeds_table, unfinished
 from lightning_distill.report.pairs import pairs
 from lightning_distill.report.parallel import parallel_coordinates
+from lightning_distill.report.resolved import resolved
 from lightning_distill.report.sections import (
     commands,
     cost,
@@ -51,15 +52,13 @@ SECTIONS = {
     "commands": "Commands and settings",
     "glossary": "Glossary",
 }
-
-
 FULL_KL = 1  # nats at which a token has the full color
 
 
-def write_report(jobs: list[JobRecord], file: Path, title: str = "") -> None:
-    """title: the name of the file's folder, by default."""
+def write_report(jobs: list[JobRecord], file: Path) -> None:
     command, requested = read_sweep_command(file.parent)
     not_started = jobs_not_started(jobs, requested)
+    settings = [resolved(job) for job in jobs]
     table = jobs_table(jobs)
     contents = {
         "jobs": table,
@@ -73,7 +72,7 @@ def write_report(jobs: list[JobRecord], file: Path, title: str = "") -> None:
         "curves": _curves(jobs),
         "calibration": reliability(jobs),
         "cost": cost(jobs),
-        "pairs": pairs(jobs, table),
+        "pairs": pairs(jobs, settings, table),
         "samples": samples(jobs),
         "differences": differences(jobs),
         "commands": commands(jobs, command),
@@ -84,8 +83,8 @@ def write_report(jobs: list[JobRecord], file: Path, title: str = "") -> None:
         _environment()
         .get_template("report.html.jinja")
         .render(
-            title=title or file.resolve().parent.name,
-            about=about(jobs),
+            title=file.resolve().parent.name,
+            about=about(jobs, settings),
             finished=sum(not job.failure_reason for job in jobs),
             total=len(jobs) + len(not_started),
             headline=headline(jobs),

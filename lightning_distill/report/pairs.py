@@ -3,33 +3,34 @@
 from typing import Any
 
 from lightning_distill.report.formatting import short_name
-from lightning_distill.report.resolved import flat_settings, resolved
-from lightning_distill.sweeps.records import JobRecord
+from lightning_distill.sweeps.records import JobRecord, varying_settings
+
+UNSET = "—"  # in place of null, and of a setting that a job lacks
 
 
-def pairs(jobs: list[JobRecord], table: dict[str, Any]) -> dict[str, Any] | None:
-    """table: of `jobs_table`, whose scores are shown. None with fewer than two jobs."""
+def pairs(
+    jobs: list[JobRecord], settings: list[dict[str, Any]], table: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A name, scores and settings for each job, in the order of `table`; empty for a single job.
+
+    settings: of each job, resolved. table: of `jobs_table`, whose scores are shown.
+    """
     if len(jobs) < 2:
-        return None
-    settings = [flat_settings(resolved(job)) for job in jobs]
-    keys = dict.fromkeys(key for one in settings for key in one)
-    varying = [key for key in keys if len({one.get(key) for one in settings}) > 1]
-    scores = {
-        row["name"]: {
-            column.heading: cell.text
-            for column, cell in zip(table["columns"], row["cells"], strict=True)
+        return []
+    varying = varying_settings(settings)
+    index = {id(job): number for number, job in enumerate(jobs)}
+    return [
+        {
+            "name": short_name(row["name"], row["job"].swept),
+            "scores": {
+                column.heading: cell.text
+                for column, cell in zip(table["columns"], row["cells"], strict=True)
+            },
+            "settings": {k: _text(v[index[id(row["job"])]]) for k, v in varying.items()},
         }
         for row in table["rows"]
-    }
-    return {
-        "jobs": [
-            {
-                "name": short_name(job.name, job.swept),
-                "scores": scores[job.name],
-                "settings": {key: one.get(key, "—") for key in varying},
-            }
-            for job, one in sorted(
-                zip(jobs, settings, strict=True), key=lambda pair: list(scores).index(pair[0].name)
-            )
-        ]
-    }
+    ]
+
+
+def _text(value: Any) -> str:
+    return UNSET if value is None else str(value)

@@ -6,8 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_distill.sweeps.job_key import WITHOUT_EFFECT
-from lightning_distill.sweeps.records import JobRecord, flatten
+from lightning_distill.sweeps.records import JobRecord
 
 
 def resolved(job: JobRecord) -> dict[str, Any]:
@@ -20,9 +19,3 @@ def resolved(job: JobRecord) -> dict[str, Any]:
             with suppress(OmegaConfBaseException, ValueError):
                 settings[key] = OmegaConf.to_container(node, resolve=True)
     return settings
-
-
-def flat_settings(settings: dict[str, Any]) -> dict[str, str]:
-    """By dotted keys, as text, without those that have no effect on the results."""
-    flat = flatten({k: v for k, v in settings.items() if k not in WITHOUT_EFFECT})
-    return {key: "null" if value is None else str(value) for key, value in flat.items()}

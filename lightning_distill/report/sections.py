@@ -21,9 +21,9 @@ from lightning_distill.metrics.declarations import (
 from lightning_distill.report.formatting import duration, short_name, steps_text
 from lightning_distill.report.tables import csv_rows, task_scores, teachers
 from lightning_distill.sweeps.comparison import (
-    group_by_setting,
     measure_of,
     rank_settings,
+    ranked_jobs,
     variance_explained,
 )
 from lightning_distill.sweeps.records import JobRecord, flatten
@@ -138,6 +138,7 @@ def jobs_table(jobs: list[JobRecord]) -> dict[str, Any]:
         ],
         "rows": [
             {
+                "job": job,
                 "name": job.name,
                 "is_best": any(job is one for one in best),
                 "method": job.method,
@@ -168,7 +169,7 @@ def glossary(table: dict[str, Any]) -> list[tuple[str, str]]:
 
 def differences(jobs: list[JobRecord]) -> dict[str, Any] | None:
     """Where the best student and its teacher differ most; None where no job has recorded it."""
-    ranked = [job for group in group_by_setting(jobs) for job in group.jobs]
+    ranked = ranked_jobs(jobs)
     for job in sorted(ranked, key=lambda job: job.is_baseline):
         if job.predictions.get("differences"):
             return {"job": job, **job.predictions["differences"]}
@@ -245,7 +246,7 @@ def cost(jobs: list[JobRecord]) -> dict[str, Any] | None:
 
 def samples(jobs: list[JobRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
     """For each prompt the texts of the teacher, the best student, the best baseline, the others."""
-    ranked = [job for group in group_by_setting(jobs) for job in group.jobs]
+    ranked = ranked_jobs(jobs)
     baselines = [job for job in ranked if job.is_baseline]
     texts: dict[str, dict[str, str]] = {}
     for job in [*ranked[:1], *baselines[:1], *ranked, *jobs]:

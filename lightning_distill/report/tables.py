@@ -36,7 +36,7 @@ def task_scores(jobs: list[JobRecord]) -> tuple[Metric, ...]:
 
 def csv_rows(jobs: list[JobRecord]) -> list[dict[str, Any]]:
     """For each job its varying settings, results.json with dotted keys, and comparisons."""
-    varying = varying_settings(jobs)
+    varying = varying_settings([job.config for job in jobs])
     rows = []
     for index, job in enumerate(jobs):
         results = flatten({k: v for k, v in job.results.items() if v is not None})

@@ -130,6 +130,11 @@ def group_by_setting(jobs: list[JobRecord]) -> list[SeedGroup]:
     return sorted(seed_groups, key=lambda group: group.mean(metric))
 
 
+def ranked_jobs(jobs: list[JobRecord]) -> list[JobRecord]:
+    """The jobs with results, those of the best setting first."""
+    return [job for group in group_by_setting(jobs) for job in group.jobs]
+
+
 @dataclass
 class Ranking:
     """The best setting, and its lead over the runner-up."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_distill.constants import PREDICTIONS, SAMPLES
 from lightning_distill.stages import STAGES
 from lightning_distill.sweeps.job import RESULTS
 from lightning_distill.sweeps.job_files import (
@@ -165,9 +166,9 @@ def _sweep_names(sweeps: Sequence[Path]) -> list[tuple[Path, str]]:
     ]
 
 
-def varying_settings(jobs: list[JobRecord]) -> dict[str, list[Any]]:
-    """Every config key whose value differs between jobs, with its value in each job."""
-    flat = [flatten({k: v for k, v in j.config.items() if k not in WITHOUT_EFFECT}) for j in jobs]
+def varying_settings(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Every key whose value differs between the configs of jobs, with its value in each."""
+    flat = [flatten({k: v for k, v in one.items() if k not in WITHOUT_EFFECT}) for one in configs]
     known = [one for one in flat if one]
     keys = dict.fromkeys(key for one in known for key in one)
     differ = [k for k in keys if any(one.get(k) != known[0].get(k) for one in known)]
@@ -198,9 +199,9 @@ def _read_job(folder: Path) -> JobRecord:
             return empty
 
     job.curves = read("metrics.csv", read_curves, [])
-    job.samples = read("samples.json", read_samples, [])
-    if (folder / "predictions.json").exists():  # runs of older versions have none
-        job.predictions = read("predictions.json", read_predictions, {})
+    job.samples = read(SAMPLES, read_samples, [])
+    if (folder / PREDICTIONS).exists():  # runs of older versions have none
+        job.predictions = read(PREDICTIONS, read_predictions, {})
     return job
 
 

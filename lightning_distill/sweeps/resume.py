@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
+from lightning_distill.constants import PREDICTIONS, SAMPLES
 from lightning_distill.errors import Refused
 from lightning_distill.screen import shown
 from lightning_distill.storage.artifacts import write_atomic
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"  # in the folder of a single run
 HYDRA_FILES = {"job.log", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))}
 # Besides the student.
-REUSED_FILES = ("samples.json", "predictions.json", "metrics.csv", "generated.jsonl")
+REUSED_FILES = (SAMPLES, PREDICTIONS, "metrics.csv", "generated.jsonl")
 
 # finished: in its own folder. reused: another folder holds a finished job with its key.
 # failed: and not to be repeated. new: has to run, from its last checkpoint where it has one.

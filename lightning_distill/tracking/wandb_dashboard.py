@@ -223,7 +223,7 @@ def _swept_keys(jobs: list[JobRecord]) -> list[str]:
     """The settings that differ between jobs; those of the loss if there are no jobs."""
     if not jobs:
         return ["loss.temperature", "loss.alpha"]
-    varying = varying_settings(jobs)
+    varying = varying_settings([job.config for job in jobs])
     kept = [k for k in varying if k.split(".")[0] != "seed" and not k.endswith("_")]
     return kept[:MAX_SETTINGS]
 

@@ -10,9 +10,15 @@ from lightning_distill.report.curves import OBJECTIVE, VALIDATION, curves
 from lightning_distill.report.page import token_text
 from lightning_distill.report.pairs import pairs
 from lightning_distill.report.parallel import parallel_coordinates
+from lightning_distill.report.resolved import resolved
 from lightning_distill.report.sections import differences, glossary, jobs_table
 from lightning_distill.report.summarize import summarize
 from lightning_distill.sweeps.comparison import compare_jobs
+
+
+def head_of(folder):
+    jobs = compare_jobs(folder)
+    return dict(about(jobs, [resolved(job) for job in jobs]))
 
 
 def test_the_head_says_when_where_and_of_what_the_jobs_were_made(job, tmp_path):
@@ -27,7 +33,7 @@ def test_the_head_says_when_where_and_of_what_the_jobs_were_made(job, tmp_path):
         "training": {"steps": 10, "max_steps": 10},
     }
     file.write_text(json.dumps(json.loads(file.read_text()) | more))
-    facts = dict(about(compare_jobs(tmp_path)))
+    facts = head_of(tmp_path)
     assert facts["date"] == "2026-11-29 10:30"
     assert facts["machine"] == "2 cores of X"
     assert facts["software"] == "torch 2.13.0, Python 3.11.7"
@@ -38,7 +44,7 @@ def test_the_head_says_when_where_and_of_what_the_jobs_were_made(job, tmp_path):
 
 def test_a_head_without_facts_is_left_out(job, tmp_path):
     job("failed", 0, status="failed")
-    assert dict(about(compare_jobs(tmp_path))).keys() <= {"loss"}
+    assert head_of(tmp_path).keys() <= {"loss"}
 
 
 def test_teachers_are_rows_with_their_own_scores(sweep_of_24):
@@ -98,7 +104,8 @@ def test_two_jobs_differ_in_resolved_settings(job, tmp_path):
         text = file.read_text().replace("lr: 0.1", f"lr: ${{.base}}\n  base: {base}")
         file.write_text(text)
     jobs = compare_jobs(tmp_path)
-    shown = {one["name"]: one["settings"] for one in pairs(jobs, jobs_table(jobs))["jobs"]}
+    settings = [resolved(job) for job in jobs]
+    shown = {one["name"]: one["settings"] for one in pairs(jobs, settings, jobs_table(jobs))}
     assert shown["name=a"] == {"optimizer.base": "0.1", "optimizer.lr": "0.1"}
     assert shown["name=b"]["optimizer.lr"] == "0.2"
 
