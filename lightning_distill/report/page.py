@@ -16,6 +16,7 @@ from lightning_distill.report.calibration import reliability
 from lightning_distill.report.curves import AXES, TITLES, curves
 from lightning_distill.report.formatting import jobs_text, millions, short_name
 from lightning_distill.report.headline import headline, seeds_table, unfinished
+from lightning_distill.report.jobs_table import glossary, jobs_table
 from lightning_distill.report.pairs import pairs
 from lightning_distill.report.parallel import parallel_coordinates
 from lightning_distill.report.resolved import resolved
@@ -23,8 +24,6 @@ from lightning_distill.report.sections import (
     commands,
     cost,
     differences,
-    glossary,
-    jobs_table,
     samples,
     variance_bars,
 )

@@ -8,6 +8,7 @@ from typing import Any
 from lightning_distill.config.input_files import input_files
 from lightning_distill.config.settings import intermediate_losses
 from lightning_distill.distributed.topology import Hardware
+from lightning_distill.losses.checks import OBJECTIVE
 from lightning_distill.stages import STAGES
 from lightning_distill.storage.artifacts import key_of
 
@@ -44,7 +45,6 @@ INPUTS = (
 NEEDS_SOFT_TARGETS = tuple(
     f"lightning_distill.transfer.{name}" for name in ("Online", "Cached", "OnPolicy")
 )
-OBJECTIVE = "lightning_distill.losses.Objective"
 # Settings of teacher and student, and the value with which they have no effect.
 WITHOUT_EFFECT_AT = {"epochs": None, "keep": "last", "stop_after": None}
 # Settings of `data` that have an effect only with data.streaming=true.

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import lightning_distill.cli.app  # noqa: F401 (registers the resolver)
 from lightning_distill.config.catalog import CONF
 from lightning_distill.metrics.declarations import Metric, objective_metrics, task_metrics
-from lightning_distill.report.sections import jobs_table
+from lightning_distill.report.jobs_table import jobs_table
 from lightning_distill.report.tables import csv_rows, table_cells
 from lightning_distill.sweeps.job import objectives, problems_of_objectives
 from lightning_distill.sweeps.job_files import GROUPS

@@ -7,11 +7,12 @@ import pytest
 
 from lightning_distill.report.about import about
 from lightning_distill.report.curves import OBJECTIVE, VALIDATION, curves
+from lightning_distill.report.jobs_table import glossary, jobs_table
 from lightning_distill.report.page import token_text
 from lightning_distill.report.pairs import pairs
 from lightning_distill.report.parallel import parallel_coordinates
 from lightning_distill.report.resolved import resolved
-from lightning_distill.report.sections import differences, glossary, jobs_table
+from lightning_distill.report.sections import differences
 from lightning_distill.report.summarize import summarize
 from lightning_distill.sweeps.comparison import compare_jobs
 
