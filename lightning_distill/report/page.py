@@ -58,8 +58,34 @@ def write_report(jobs: list[JobRecord], file: Path) -> None:
     command, requested = read_sweep_command(file.parent)
     not_started = jobs_not_started(jobs, requested)
     settings = [resolved(job) for job in jobs]
+    contents = _contents(jobs, settings, command)
+    package = files("lightning_distill.report")
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=file.resolve().parent.name,
+            about=about(jobs, settings),
+            finished=sum(not job.failure_reason for job in jobs),
+            total=len(jobs) + len(not_started),
+            headline=headline(jobs),
+            cut_short=cut_short_note(jobs),
+            unfinished=unfinished(jobs, not_started),
+            sections=[(key, SECTIONS[key], shown) for key, shown in contents.items() if shown],
+            style=Markup((package / "style.css").read_text(encoding="utf-8")),
+            script=Markup((package / "script.js").read_text(encoding="utf-8")),
+            plotly=Markup(get_plotlyjs()),
+        )
+    )
+    write_atomic(file, page.encode())
+
+
+def _contents(
+    jobs: list[JobRecord], settings: list[dict[str, Any]], command: list[str]
+) -> dict[str, Any]:
+    """What each section shows; empty where it has nothing to show."""
     table = jobs_table(jobs)
-    contents = {
+    return {
         "jobs": table,
         "seeds": seeds_table(jobs),
         "gaps": _gaps(jobs),
@@ -77,27 +103,6 @@ def write_report(jobs: list[JobRecord], file: Path) -> None:
         "commands": commands(jobs, command),
         "glossary": glossary(table),
     }
-    package = files("lightning_distill.report")
-    text = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            title=file.resolve().parent.name,
-            about=about(jobs, settings),
-            finished=sum(not job.failure_reason for job in jobs),
-            total=len(jobs) + len(not_started),
-            headline=headline(jobs),
-            cut_short=cut_short_note(jobs),
-            unfinished=unfinished(jobs, not_started),
-            sections=[
-                (key, SECTIONS[key], content) for key, content in contents.items() if content
-            ],
-            style=Markup((package / "style.css").read_text(encoding="utf-8")),
-            script=Markup((package / "script.js").read_text(encoding="utf-8")),
-            plotly=Markup(get_plotlyjs()),
-        )
-    )
-    write_atomic(file, text.encode())
 
 
 def _environment() -> Environment:

@@ -25,20 +25,9 @@ def parallel_coordinates(jobs: list[JobRecord]) -> Figure | None:
     scored.sort(key=lambda job: -(job.score(metric) or math.inf))  # the best are drawn last, on top
     axes = [_axis_of_key(scored, key) for key in keys] + [_axis_of_scores(scored, metric)]
     names = [short_name(f"{key}=", keys).rstrip("=") for key in keys] + [metric.replace("_", " ")]
-    cut = len(scored) - max(1, round(BEST * len(scored)))
+    best = len(scored) - max(1, round(BEST * len(scored)))  # index of the first of them
     traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": list(range(len(axes))),
-            "y": [heights[number] for heights, _ in axes],
-            "line": BEST_LINE if number >= cut else OTHER_LINE,
-            "marker": {"size": 4},
-            "name": escape(short_name(job.name, job.swept)),
-            "hovertemplate": "%{fullData.name}"
-            f"<br>{names[-1]} {job.score(metric):.4f}<extra></extra>",
-            "showlegend": False,
-        }
+        _trace(job, [heights[number] for heights, _ in axes], metric, number >= best)
         for number, job in enumerate(scored)
     ]
     labels = [
@@ -57,6 +46,21 @@ def parallel_coordinates(jobs: list[JobRecord]) -> Figure | None:
     return make_figure(
         traces, "", "", 420, xaxis=xaxis, yaxis=yaxis, annotations=labels, margin=margin
     )
+
+
+def _trace(job: JobRecord, heights: list[float], metric: str, is_best: bool) -> Figure:
+    label = metric.replace("_", " ")
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": list(range(len(heights))),
+        "y": heights,
+        "line": BEST_LINE if is_best else OTHER_LINE,
+        "marker": {"size": 4},
+        "name": escape(short_name(job.name, job.swept)),
+        "hovertemplate": f"%{{fullData.name}}<br>{label} {job.score(metric):.4f}<extra></extra>",
+        "showlegend": False,
+    }
 
 
 def _axis_of_key(jobs: list[JobRecord], key: str) -> tuple[list[float], list[tuple[float, str]]]:
